@@ -1,0 +1,302 @@
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trm_ray.data import schema
+from trm_ray.data.schema import DatasetError, DatasetInfo, Rows
+
+
+def some_rows(count=10, length=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return Rows(
+        inputs=rng.integers(0, 6, (count, length), dtype=np.int32),
+        labels=np.where(rng.random((count, length)) < 0.2, -100, 5).astype(np.int32),
+        puzzle_identifiers=(np.arange(count, dtype=np.int32) // 2) % 3,
+        groups=np.arange(count, dtype=np.int32) // 4,
+    )
+
+
+def write(folder, splits=None, **changes):
+    values = {
+        "vocab_size": 6,
+        "generator": "made",
+        "arguments": {"size": 2},
+        "seed": 0,
+        "symmetry": None,
+        "num_puzzle_identifiers": 3,
+        **changes,
+    }
+    splits = {"train": some_rows(), "test": some_rows(4)} if splits is None else splits
+    return schema.write_dataset(folder, splits, **values)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    write(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def edit_info(folder, change):
+    path = folder / "dataset.json"
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+
+
+def replace_part(folder, columns, file="train/part-00000.parquet"):
+    """Put other columns into a file and its new checksum into dataset.json, as a faulty generator would."""
+    pq.write_table(pa.table(columns), folder / file)
+    digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    edit_info(folder, lambda raw: raw["splits"]["train"]["files"].update({file: digest}))
+
+
+def columns(rows=None, **changes):
+    rows = some_rows() if rows is None else rows
+    made = {
+        "inputs": board_column(rows.inputs),
+        "labels": board_column(rows.labels),
+        "puzzle_identifier": pa.array(rows.puzzle_identifiers),
+        "group": pa.array(rows.groups),
+    }
+    return {name: column for name, column in {**made, **changes}.items() if column is not None}
+
+
+def board_column(tokens, kind=np.int32):
+    return pa.FixedSizeListArray.from_arrays(pa.array(tokens.astype(kind).ravel()), tokens.shape[1])
+
+
+def test_rows_come_back_as_they_were_written(dataset):
+    rows, expected = schema.read_split(dataset, "train"), some_rows()
+    for name in ("inputs", "labels", "puzzle_identifiers", "groups"):
+        found = getattr(rows, name)
+        np.testing.assert_array_equal(found, getattr(expected, name))
+        assert found.dtype == np.int32
+        assert found.flags["C_CONTIGUOUS"]
+
+
+def test_any_parquet_reader_sees_lists_of_int32(dataset):
+    table = pq.read_table(dataset / "train")
+    assert table.schema.field("inputs").type == pa.list_(pa.int32(), 4)
+    assert table.column("labels").to_pylist() == some_rows().labels.tolist()
+
+
+def test_groups_and_mean_puzzle_examples_are_counted_as_worked_by_hand(dataset):
+    # groups 0000 1111 22, identifiers 0011 2200 11: pairs 00 01 12 10 21, so 10 rows / 5 pairs.
+    split = DatasetInfo.load(dataset).splits["train"]
+    assert (split.rows, split.groups, split.mean_puzzle_examples) == (10, 3, 2.0)
+
+
+def test_a_larger_split_is_spread_over_files_in_row_order(tmp_path):
+    rows = some_rows(3000)
+    info = write(tmp_path / "set", {"train": rows})
+    assert list(info.splits["train"].files) == [f"train/part-{n:05d}.parquet" for n in range(8)]
+    np.testing.assert_array_equal(schema.read_split(tmp_path / "set", "train").inputs, rows.inputs)
+    assert schema.open_dataset(tmp_path / "set") == info
+
+
+def test_row_groups_are_put_together_and_rows_named_across_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "ROWS_PER_ROW_GROUP", 3)
+    rows = some_rows(700)
+    write(tmp_path / "set", {"train": rows})
+    np.testing.assert_array_equal(schema.read_split(tmp_path / "set", "train").groups, rows.groups)
+    edit_info(tmp_path / "set", lambda raw: raw.update(vocab_size=5))
+    first = np.argwhere(rows.inputs == 5)[0]
+    with pytest.raises(DatasetError, match=rf"train inputs, row {first[0]}, token {first[1]}: 5 must"):
+        schema.open_dataset(tmp_path / "set")
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) == 3
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schema, "sha256", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_is_replaced_only_on_request(dataset):
+    with pytest.raises(DatasetError, match=r"set already holds a dataset; pass --overwrite"):
+        write(dataset)
+    write(dataset, {"train": some_rows(7)}, overwrite=True)
+    assert DatasetInfo.load(dataset).splits["train"].rows == 7
+    assert [path.name for path in dataset.parent.iterdir()] == ["set"]
+
+
+def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DatasetError, match="is no dataset; choose another --output"):
+        write(tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set")
+    schema.open_dataset(tmp_path / "set")
+
+
+def test_a_bad_row_is_not_even_written(tmp_path):
+    with pytest.raises(
+        DatasetError, match=r"train inputs, row \d+, token \d: 5 must be at least 0 and below vocab_size=5"
+    ):
+        write(tmp_path / "set", vocab_size=5)
+    with pytest.raises(DatasetError, match="the test split is empty"):
+        write(tmp_path / "set", {"train": some_rows(), "test": some_rows(0)})
+    with pytest.raises(DatasetError, match="one sequence length"):
+        write(tmp_path / "set", {"train": some_rows(), "test": some_rows(length=5)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_answered_with_the_command_that_makes_it(tmp_path):
+    with pytest.raises(DatasetError, match=r"nowhere does not exist; make it with `trm-ray prepare sudoku --size 6`"):
+        schema.open_dataset(tmp_path / "nowhere", command_hint="trm-ray prepare sudoku --size 6")
+    with pytest.raises(DatasetError, match=r"`trm-ray prepare sudoku --output .*nowhere`"):
+        schema.open_dataset(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.update(format_version=99), "format_version=99 is unknown, this release reads 1"),
+        (lambda raw: raw.pop("vocab_size"), "it lacks vocab_size"),
+        (lambda raw: raw.update(vocab=3), "it has vocab"),
+        (lambda raw: raw.update(seq_len="4"), "seq_len='4' has the wrong type"),
+        (lambda raw: raw.update(vocab_size=0), "vocab_size=0 must be at least 1"),
+        (lambda raw: raw.update(pad_id=1), "pad_id=1 must be 0"),
+        (lambda raw: raw["splits"].update(train=3), "split train must be an object"),
+        (lambda raw: raw["splits"]["train"].pop("rows"), "split train: .* lacks rows"),
+        (lambda raw: raw["splits"]["train"].update(rows=11), "train split has rows=10; dataset.json says 11"),
+        (lambda raw: raw["splits"]["train"].update(groups=4), "groups=3; dataset.json says 4"),
+        (lambda raw: raw["splits"]["train"].update(mean_puzzle_examples=1.0), "examples=2.0; .* says 1.0"),
+        (lambda raw: raw.update(seq_len=5), "inputs have 4 tokens; dataset.json says seq_len=5"),
+        (
+            lambda raw: raw.update(num_puzzle_identifiers=2),
+            r"puzzle_identifier, row 4: 2 .* below num_puzzle_identifiers=2",
+        ),
+        (lambda raw: raw["splits"]["train"].update(files={}, rows=0), "the train split is empty"),
+    ],
+)
+def test_a_wrong_dataset_json_is_named(dataset, change, message):
+    edit_info(dataset, change)
+    with pytest.raises(DatasetError, match=message):
+        schema.open_dataset(dataset)
+
+
+def test_a_dataset_json_that_is_missing_or_no_json_is_named(dataset):
+    for text, message in (("{", "not valid JSON"), ("[]", "must hold a JSON object, not list")):
+        (dataset / "dataset.json").write_text(text)
+        with pytest.raises(DatasetError, match=message):
+            schema.open_dataset(dataset)
+    (dataset / "dataset.json").unlink()
+    with pytest.raises(DatasetError, match=r"dataset.json cannot be read: No such file"):
+        schema.open_dataset(dataset, command_hint="trm-ray prepare sudoku --size 6")
+
+
+def test_a_changed_file_does_not_match_its_checksum(dataset):
+    file = dataset / "train/part-00000.parquet"
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    file.write_bytes(file.read_bytes() + b"!")
+    found = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    with pytest.raises(DatasetError, match=f"part-00000.parquet: the checksum .*{found}.*{expected}"):
+        schema.open_dataset(dataset)
+
+
+def test_a_missing_file_is_named(dataset):
+    (dataset / "test/part-00000.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"test/part-00000.parquet is missing"):
+        schema.open_dataset(dataset)
+    with pytest.raises(DatasetError, match=r"test/part-00000.parquet is missing"):
+        schema.read_split(dataset, "test")
+
+
+def test_corrupt_parquet_is_named(dataset):
+    file = dataset / "train/part-00000.parquet"
+    file.write_bytes(b"PAR1 and then nothing")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    edit_info(dataset, lambda raw: raw["splits"]["train"]["files"].update({"train/part-00000.parquet": digest}))
+    for read in (schema.open_dataset, lambda folder: schema.read_split(folder, "train")):
+        with pytest.raises(DatasetError, match=r"part-00000.parquet is not readable Parquet: "):
+            read(dataset)
+
+
+def with_token(name, row, cell, value):
+    rows = some_rows()
+    getattr(rows, name)[row, cell] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (columns(group=None), "its columns are inputs, labels, puzzle_identifier; they must be"),
+        (columns(labels=board_column(np.zeros((10, 3)))), "labels have 3 tokens and inputs 4; they must be equal"),
+        (
+            columns(inputs=board_column(np.zeros((10, 4)), np.int64)),
+            "column inputs is .*int64.*; it must be a fixed-size list of int32",
+        ),
+        (columns(inputs=pa.array([[1, 2, 3, 4]] * 10)), "column inputs is list"),
+        (columns(group=pa.array([0.5] * 10)), "column group is double; it must be int32"),
+        (columns(group=pa.array([None] * 10, pa.int32())), "column group has empty values"),
+        (columns(with_token("inputs", 7, 2, 6)), "train inputs, row 7, token 2: 6 must be .* below vocab_size=6"),
+        (columns(with_token("inputs", 9, 0, -1)), "train inputs, row 9, token 0: -1 must be at least 0"),
+        (columns(with_token("labels", 3, 1, -1)), "train labels, row 3, token 1: -1 .* or -100 where"),
+        (columns(with_token("labels", 3, 1, 6)), "train labels, row 3, token 1: 6 must"),
+        (columns(group=pa.array([-1] * 10, pa.int32())), "train group, row 0: -1"),
+        (columns(some_rows(9)), "train split has rows=9; dataset.json says 10"),
+        (columns(some_rows(0)), "the train split is empty"),
+    ],
+)
+def test_bad_rows_are_named_before_training(dataset, table, message):
+    replace_part(dataset, table)
+    with pytest.raises(DatasetError, match=message):
+        schema.open_dataset(dataset)
+
+
+def test_a_required_split_must_be_there(tmp_path):
+    info = write(tmp_path / "set", {"train": some_rows()})
+    assert schema.open_dataset(tmp_path / "set", require=["train"]) == info
+    with pytest.raises(DatasetError, match="has no test split; it holds train"):
+        schema.open_dataset(tmp_path / "set", require=["train", "test"])
+
+
+def test_several_datasets_are_described_as_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    write(one)
+    write(two, {"train": some_rows(20, seed=1)}, num_puzzle_identifiers=5)
+    merged = schema.open_datasets([one, two], require=["train"])
+    train = merged.splits["train"]
+    # 10 rows in 5 pairs and 20 rows in 10 pairs; 3 and 5 groups.
+    assert (train.rows, train.groups, train.mean_puzzle_examples) == (30, 8, 2.0)
+    assert (list(merged.splits), merged.num_puzzle_identifiers) == (["train"], 5)
+    assert str(two / "train/part-00000.parquet") in train.files
+    rows = schema.read_splits([one, two], "train")
+    assert (len(rows), len(np.unique(rows.groups))) == (30, 8)
+
+
+def test_datasets_that_cannot_be_used_together_are_refused(tmp_path):
+    write(tmp_path / "one")
+    others = {
+        "vocab_size=7": {"vocab_size": 7},
+        "symmetry=.*sudoku": {"symmetry": {"name": "sudoku", "box": [2, 2]}},
+        "seq_len=5": {"splits": {"train": some_rows(length=5)}},
+    }
+    for number, (message, changes) in enumerate(others.items()):
+        write(tmp_path / str(number), **changes)
+        with pytest.raises(DatasetError, match=f"must agree: {message}"):
+            schema.open_datasets([tmp_path / "one", tmp_path / str(number)])
+    with pytest.raises(DatasetError, match="data_paths is empty"):
+        schema.open_datasets([])

@@ -1,0 +1,114 @@
+"""Run folders written by hand, line by line, without the writer under test."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trm_ray.reporting.run_log import Run, read_run
+
+CONFIG = {
+    "config_name": "deep_supervision_linear",
+    "task": "sudoku6",
+    "max_steps": 400,
+    "eval_interval": 100,
+    "lr": 2e-3,
+    "lr_warmup_steps": 50,
+    "grad_clip_norm": 1.0,
+    "seed": 0,
+    "deep_supervision_enabled": True,
+    "deep_supervision_weight": 0.5,
+    "deep_supervision_schedule": "linear_decay",
+    "curriculum_enabled": False,
+    "curriculum_start_step": 40,
+    "curriculum_end_step": 240,
+    "log_per_step_losses": True,
+    "compute_gradient_stats": True,
+    "gradient_stats_interval": 50,
+    "log_interval": 10,
+    "log_dir": "runs/deep_supervision_linear",
+    "arch": {"H_cycles": 3, "L_cycles": 3, "halt_max_steps": 8},
+    "ray": {"num_workers": 1},
+}
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Write a run's folder and read it: `make_run(rows, name=…, seed=1, lr=1e-3, finished=False)`."""
+
+    def make(
+        rows: Iterable[Mapping[str, Any]],
+        name: str = "run",
+        finished: bool = True,
+        environment: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> Run:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in rows))
+        if environment is not None:
+            (folder / "environment.json").write_text(json.dumps(dict(environment)))
+        if finished:
+            (folder / "final_model").mkdir()
+        return read_run(folder)
+
+    return make
+
+
+def falling_rows(
+    last_step: int = 400,
+    supervised: bool = True,
+    scale: float = 1.0,
+    num_cycles: int = 3,
+    with_eval: bool = True,
+) -> list[dict[str, float]]:
+    """A healthy run: every loss falls geometrically, the later cycles are better, puzzles get solved."""
+    rows = []
+    for step in range(10, last_step + 1, 10):
+        loss = scale * 1.8 * 0.993**step
+        row: dict[str, float] = {"step": step, "wall_s": 0.1 * step}
+        for i in range(num_cycles):
+            row[f"train/deep_supervision/step_{i}_loss"] = loss * (1 + 0.2 * (num_cycles - 1 - i))
+        share = 0.6 * loss if supervised else 0.0
+        row.update(
+            {
+                "train/total_loss": loss + share,
+                "train/act_loss": loss,
+                "train/supervised_loss": share,
+                "train/lm_loss": loss,
+                "train/curriculum_weight": 0.5 if supervised else 0.0,
+                "train/grad_norm": 2.0 * 0.995**step,
+                "train/learning_rate": 2e-3 * min(1, step / 50),
+                "train/act/steps": 8 - step / 100,
+                "throughput/steps_per_s": 10.0,
+                "throughput/data_wait_fraction": 0.01,
+            }
+        )
+        if step % 50 == 0:
+            for i in range(num_cycles):
+                row.update(
+                    {
+                        f"train/gradients/step_{i}_grad_norm_{k}": (i + 1) * f
+                        for k, f in (("mean", 1), ("min", 0.5), ("max", 2))
+                    }
+                )
+        if with_eval and step % 100 == 0:
+            for i in range(num_cycles):
+                row[f"eval/step_{i}_loss"] = 1.1 * loss * (1 + 0.2 * (num_cycles - 1 - i))
+            solved = step / 400
+            row.update({"eval/loss": 1.1 * loss, "eval/accuracy": 0.9, "eval/exact_accuracy": solved})
+            row.update({"eval/exact_accuracy_first": solved, "eval/exact_accuracy_halting": solved})
+            row["eval/act_steps"] = 8 - step / 100
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def healthy_rows() -> Callable[..., list[dict[str, float]]]:
+    return falling_rows

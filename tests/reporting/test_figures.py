@@ -1,0 +1,259 @@
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from trm_ray.reporting.comparison import draw_comparison, save_comparison, write_report
+from trm_ray.reporting.dashboard import draw_dashboard, save_dashboard
+from trm_ray.reporting.run_log import Run
+from trm_ray.reporting.style import SCENARIO_COLOURS, group_looks
+
+MakeRun = Callable[..., Run]
+Rows = Callable[..., list[dict[str, float]]]
+
+TITLES = [
+    "Training loss",
+    "Loss of each H-cycle",
+    "Refinement: first − last H-cycle",
+    "Supervision weight",
+    "Gradient norm",
+    "Gradient norm of each H-cycle",
+    "Learning rate",
+    "Mean ACT steps",
+    "Recent loss map",
+    "Spread across H-cycles",
+    "Latest loss of each H-cycle",
+    "Summary",
+]
+
+
+def boxes(figure: Figure) -> list[tuple[str, Any]]:
+    """Every text that is drawn, with the box that it covers, one pixel smaller on each side."""
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    found = []
+    for text in drawn_texts(figure):
+        box = text.get_window_extent(renderer)
+        if box.width > 2 and box.height > 2:
+            found.append((text.get_text(), box.padded(-1)))
+    return found
+
+
+def drawn_texts(figure: Figure) -> Iterator[Text]:
+    hidden = set()
+    for axes in figure.findobj(Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not low <= tick.get_loc() <= high or not axes.axison:
+                    hidden.update({tick.label1, tick.label2})
+            if not axes.axison:
+                hidden.update({axis.label, axis.offsetText})
+    yield from (
+        text for text in figure.findobj(Text) if text not in hidden and text.get_visible() and text.get_text().strip()
+    )
+
+
+def check_text(figure: Figure) -> None:
+    """No text meets another, none leaves the figure, none is smaller than 9 points."""
+    found = boxes(figure)
+    assert len(found) > 12
+    for (one, box), (other, other_box) in combinations(found, 2):
+        assert not box.overlaps(other_box), f"{one!r} overlaps {other!r}"
+    width, height = figure.bbox.width, figure.bbox.height
+    for one, box in found:
+        is_inside = min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height
+        assert is_inside, f"{one!r} leaves the figure"
+    assert min(text.get_fontsize() for text in drawn_texts(figure)) >= 9
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    return next(axes for axes in figure.axes if axes.get_title(loc="left").startswith(title))
+
+
+def words(axes: Axes) -> str:
+    return " ".join(text.get_text().replace("\n", " ") for text in axes.texts)
+
+
+# ---- dashboard
+
+
+def test_the_dashboard_has_its_twelve_panels_in_order(make_run: MakeRun, healthy_rows: Rows) -> None:
+    figure = draw_dashboard(make_run(healthy_rows()))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == TITLES
+    check_text(figure)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "one row", "no rows", "six cycles", "diverged", "ill"])
+def test_no_text_overlaps_in_unusual_dashboards(make_run: MakeRun, healthy_rows: Rows, kind: str) -> None:
+    rows = healthy_rows(supervised=kind != "baseline", num_cycles=6 if kind == "six cycles" else 3)
+    options: dict[str, Any] = {}
+    if kind == "baseline":
+        options = {"config_name": "deep_supervision_baseline", "deep_supervision_enabled": False}
+    if kind == "one row":
+        rows = rows[:1]
+    if kind == "no rows":
+        rows = []
+    if kind == "diverged":
+        rows = [*rows[:20], {**rows[20], "train/total_loss": None, "train/grad_norm": None}]  # type: ignore[dict-item]
+    if kind == "ill":  # every health check has something to say
+        for row in rows:
+            row.update({"train/grad_norm": 50.0, "train/lm_loss": row["step"], "throughput/data_wait_fraction": 0.3})
+            if "eval/loss" in row:
+                row.update({"eval/loss": row["step"], "eval/exact_accuracy": 1 - row["step"] / 900})
+                row.update(
+                    {
+                        "eval/step_2_loss": 9.0,
+                        "eval/exact_accuracy_halting": 0.1,
+                        "eval/exact_accuracy_first": 1.0,
+                    }
+                )
+    check_text(draw_dashboard(make_run(rows, **options)))
+
+
+def test_panels_without_data_say_why(make_run: MakeRun, healthy_rows: Rows) -> None:
+    rows = [{tag: value for tag, value in row.items() if "step_" not in tag} for row in healthy_rows(with_eval=False)]
+    off = {"log_per_step_losses": False, "compute_gradient_stats": False}
+    figure = draw_dashboard(make_run(rows, **off))
+    for title in ("Loss of each", "Refinement", "Recent loss map", "Spread", "Latest loss"):
+        assert "log_per_step_losses is off" in words(panel(figure, title))
+    assert "compute_gradient_stats is off" in words(panel(figure, "Gradient norm of each"))
+    assert "no evaluation yet: eval_interval=100" in words(panel(figure, "Summary"))
+
+
+def test_a_single_cycle_has_nothing_to_refine(make_run: MakeRun, healthy_rows: Rows) -> None:
+    figure = draw_dashboard(make_run(healthy_rows(num_cycles=1), arch={"H_cycles": 1}))
+    assert "One H-cycle" in words(panel(figure, "Refinement"))
+    assert "One H-cycle" in words(panel(figure, "Spread"))
+
+
+def test_gradient_statistics_that_are_not_due_yet_say_when(make_run: MakeRun, healthy_rows: Rows) -> None:
+    figure = draw_dashboard(make_run(healthy_rows(last_step=40, with_eval=False)))
+    assert "due at step 50, the run is at step 40" in words(panel(figure, "Gradient norm of each"))
+
+
+def test_the_refinement_panel_draws_first_minus_last_cycle(make_run: MakeRun) -> None:
+    losses = {"train/deep_supervision/step_0_loss": 0.9, "train/deep_supervision/step_1_loss": 0.5}
+    held_out = {"eval/step_0_loss": 0.8, "eval/step_1_loss": 0.7}
+    figure = draw_dashboard(make_run([{"step": 10, "wall_s": 1.0, **losses, **held_out}]))
+    training, evaluation, _ = panel(figure, "Refinement").lines
+    assert training.get_ydata() == pytest.approx([0.4])
+    assert evaluation.get_ydata() == pytest.approx([0.1])
+
+
+def test_the_clip_line_stands_at_the_configured_norm(make_run: MakeRun, healthy_rows: Rows) -> None:
+    figure = draw_dashboard(make_run(healthy_rows(), grad_clip_norm=0.7))
+    lines = {line.get_label(): line.get_ydata() for line in panel(figure, "Gradient norm").lines}
+    assert list(lines["clip at 0.7"]) == [0.7, 0.7]
+
+
+def test_a_dashboard_is_saved_in_the_format_of_its_name(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run([])
+    assert save_dashboard(run, tmp_path / "new" / "d.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match=r"d.xyz: its name must end with one of .*\.png"):
+        save_dashboard(run, tmp_path / "d.xyz")
+
+
+# ---- comparison
+
+
+@pytest.fixture
+def five(make_run: MakeRun, healthy_rows: Rows) -> list[Run]:
+    """Five scenarios of two seeds; one of the constant's stops early, the baseline never reaches 50 %."""
+    runs = []
+    for index, name in enumerate(SCENARIO_COLOURS):
+        for seed in (0, 1):
+            is_stopped = (name, seed) == ("constant", 1)
+            rows = healthy_rows(last_step=100 if is_stopped else 400, scale=1 + 0.1 * index + 0.05 * seed)
+            if name == "baseline":
+                rows = [{k: v for k, v in row.items() if k != "eval/exact_accuracy"} | _low(row) for row in rows]
+            options = {"config_name": f"deep_supervision_{name}", "seed": seed, "finished": not is_stopped}
+            runs.append(make_run(rows, f"{name}{seed}", **options))
+    return runs
+
+
+def _low(row: dict[str, float]) -> dict[str, float]:
+    return {"eval/exact_accuracy": 0.1} if "eval/loss" in row else {}
+
+
+def test_the_comparison_has_its_six_panels_and_no_text_overlaps(five: list[Run]) -> None:
+    figure = draw_comparison(five, 0.5)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Held-out loss over steps",
+        "Exact accuracy over steps",
+        "Refinement: first − last H-cycle",
+        "Held-out loss over time",
+        "Exact accuracy over time",
+        "Steps to 50 % exact accuracy",
+    ]
+    assert figure.bbox.size.tolist() == [1600, 1000]
+    check_text(figure)
+
+
+def test_a_scenario_has_one_colour_in_all_panels_and_in_the_legend(five: list[Run]) -> None:
+    figure = draw_comparison(five, 0.5)
+    expected = {colour.lower() for colour in SCENARIO_COLOURS.values()}
+    for axes in figure.axes[:5]:
+        drawn = {to_hex(line.get_color()) for line in axes.lines if line.get_marker() not in ("None", "")}
+        assert drawn == expected
+    legend = figure.legends[0]
+    named = {
+        text.get_text(): to_hex(line.get_color())
+        for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert named == {f"{name} (2 seeds)": colour.lower() for name, colour in SCENARIO_COLOURS.items()}
+
+
+def test_a_line_is_the_mean_of_the_seeds(five: list[Run]) -> None:
+    figure = draw_comparison([run for run in five if run.config_name.endswith("linear")], 0.5)
+    (line,) = (line for line in panel(figure, "Held-out loss over steps").lines if len(line.get_xdata()) == 4)
+    first = [1.1 * 1.8 * 0.993**100 * scale for scale in (1.2, 1.25)]
+    assert line.get_ydata()[0] == pytest.approx(sum(first) / 2)
+    assert list(line.get_xdata()) == [100, 200, 300, 400]
+
+
+def test_a_threshold_never_reached_is_told_in_words(five: list[Run]) -> None:
+    told = words(panel(draw_comparison(five, 0.5), "Steps to"))
+    assert "not in 400 steps (best 10.0 %)" in told
+    assert "200 steps · 20 s (1/2 seeds)" in told
+    assert len(panel(draw_comparison(five, 0.5), "Steps to").patches) == 4
+
+
+def test_runs_without_an_evaluation_say_why(make_run: MakeRun, healthy_rows: Rows) -> None:
+    figure = draw_comparison([make_run(healthy_rows(last_step=90, with_eval=False))], 0.5)
+    for title in ("Held-out loss", "Exact accuracy", "Steps to"):
+        assert "first is due at step 100; the furthest run is at step 90" in words(panel(figure, title))
+    assert "(training)" in panel(figure, "Refinement").get_title(loc="left")
+    check_text(figure)
+
+
+def test_many_variants_stay_readable(make_run: MakeRun, healthy_rows: Rows) -> None:
+    runs = [
+        make_run(healthy_rows(scale=1 + 0.1 * i), f"{i}", lr=1e-3 * (i + 1), deep_supervision_weight=0.05 * i)
+        for i in range(12)
+    ]
+    figure = draw_comparison(runs, 0.5)
+    assert figure.legends[0].get_texts()[-1].get_text() == "2 others"
+    check_text(figure)
+
+
+def test_variants_of_several_scenarios_share_its_colour_and_differ_in_dashes() -> None:
+    looks = group_looks(["baseline", "linear", "linear"])
+    assert [look.colour for look in looks] == ["#4D4D4D", "#0072B2", "#0072B2"]
+    assert len({(look.line_style, look.marker) for look in looks[1:]}) == 2
+
+
+def test_a_report_holds_picture_json_and_markdown(five: list[Run], tmp_path: Path) -> None:
+    paths = write_report(five, tmp_path / "report")
+    assert [path.name for path in paths] == ["comparison.png", "summary.json", "summary.md"]
+    assert all(path.stat().st_size > 0 for path in paths)
+
+
+def test_a_comparison_is_saved_as_svg_too(five: list[Run], tmp_path: Path) -> None:
+    assert "<svg" in save_comparison(five, tmp_path / "c.svg").read_text()

@@ -1,0 +1,71 @@
+"""Say in one line what is wrong with a key, and what to write instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+
+class ConfigError(ValueError):
+    """Tell a user in one line what is wrong with a configuration and what to write instead."""
+
+
+_OTHER_NAMES = {  # what other trainers call it, where no likeness would lead to our key
+    "batch_size": "global_batch_size",
+    "learning_rate": "lr",
+    "steps": "max_steps",
+    "warmup_steps": "lr_warmup_steps",
+}
+
+
+def show(value: Any) -> str:
+    """Write a value as YAML would, on one line; cut what is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).replace('"', "")
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def nearest(word: str, options: Sequence[str]) -> str:
+    """Return the option that was probably meant; a missing or wrong section counts little."""
+    plain = word.lower().lstrip("+-").replace("-", "_")
+    plain = _OTHER_NAMES.get(plain, plain)
+
+    def likeness(option: str) -> tuple[float, float]:
+        leaves = plain.rpartition(".")[2], option.lower().rpartition(".")[2]
+        return SequenceMatcher(None, *leaves).ratio(), SequenceMatcher(None, plain, option.lower()).ratio()
+
+    return max(options, key=likeness)
+
+
+def unknown_key(key: str, value: Any, options: Sequence[str]) -> str:
+    """Say that there is no such key, and which was probably meant."""
+    return f"{key}={show(value)} has an unknown key; did you mean `{nearest(key, options)}`?"
+
+
+def misfit(key: str, value: Any, field: FieldInfo) -> str:
+    """Say that a value does not fit its key, and what would."""
+    line = f"{key}={show(value)} must be {_rule(key, field)}"
+    choices = _choices(field)
+    if isinstance(value, str) and choices:
+        return f"{line}; did you mean `{nearest(value, [str(choice) for choice in choices])}`?"
+    if choices or isinstance(field.default, (bool, int, float)):
+        return f"{line}; the default is {show(field.default)}"
+    return line
+
+
+def _rule(key: str, field: FieldInfo) -> str:
+    """Return the field's description, which is its rule in words; a few types speak for themselves."""
+    if field.description:
+        return field.description
+    if choices := _choices(field):
+        return "one of " + ", ".join(str(choice) for choice in choices)
+    if field.annotation is bool:
+        return "true or false"
+    return "text; quote it" if field.annotation is str else f"a section of keys; write {key}.KEY=VALUE"
+
+
+def _choices(field: FieldInfo) -> tuple[Any, ...]:
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()

@@ -1,0 +1,127 @@
+"""Find config files, read them with the line of each key, and write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trm_ray.config.errors import ConfigError, nearest, show
+from trm_ray.config.keys import NAME, NAME_RULE, Settings, flatten
+
+FORMAT_VERSION = 1  # of the YAML that `to_yaml` writes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Hold a value and where it stands (`file:line`; empty when no file says it)."""
+
+    value: Any
+    origin: str = ""
+
+
+# ------------------------------------------------------------------------------------------------- finding
+
+_KINDS = {  # kind of file: its folder below configs/, the key that names it, how it is used
+    "scenario": (".", "config_name", "trm-ray train --config-name {}"),
+    "task": ("task", "task", "trm-ray train --config-name SCENARIO task={}"),
+    "sweep": ("sweep", "config_name", "trm-ray sweep --config-name {}"),
+}
+
+
+def find_file(kind: str, name: str, config_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the file of a scenario, task or sweep, by name or by path.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+    """
+    if name.endswith(".yaml") and Path(name).is_file():
+        return Path(name)
+    label = f"{_KINDS[kind][1]}={show(name)}"
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"{label} must be {NAME_RULE}, or the path of an existing .yaml file")
+    for folder in _folders(kind, config_dir):
+        path = folder / f"{name.removesuffix('.yaml')}.yaml"
+        if path.is_file():
+            return path
+    raise ConfigError(f"{label} must name an existing {kind}{_instead(kind, name, config_dir)}")
+
+
+def config_names(kind: str = "scenario", config_dir: str | os.PathLike[str] | None = None) -> list[str]:
+    """List the names of the scenarios, tasks or sweeps that can be loaded."""
+    return sorted({path.stem for folder in _folders(kind, config_dir) for path in folder.glob("*.yaml")})
+
+
+def _folders(kind: str, config_dir: str | os.PathLike[str] | None) -> list[Path]:
+    """List where a kind is looked for: the folder given, ./configs, those that came with the package."""
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"config_dir={config_dir} must be an existing folder; the default is ./configs")
+    package = Path(__file__).resolve().parents[1]
+    installed, checkout = package / "configs", package.parent / "configs"
+    given = [] if config_dir is None else [Path(config_dir)]
+    folders = [*given, Path("configs"), installed if installed.is_dir() else checkout]
+    return [folder / _KINDS[kind][0] for folder in folders]
+
+
+def _instead(kind: str, name: str, config_dir: str | os.PathLike[str] | None) -> str:
+    for other, (_, _, command) in _KINDS.items():
+        if name in config_names(other, config_dir):
+            return f", but it is a {other}; use `{command.format(name)}`"
+    names = config_names(kind, config_dir)
+    return f"; did you mean `{nearest(name, names)}`? (there are {', '.join(names)})"
+
+
+# ----------------------------------------------------------------------------------------- reading, writing
+
+
+def read_file(path: Path) -> dict[str, Entry]:
+    """Return a file's values by dotted key.
+
+    Raises:
+        ConfigError: it is no YAML mapping, gives a key twice, or is of another format version.
+    """
+    values, lines = _parse_file(path)
+    version = values.pop("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        rule = f"format_version={show(version)} must be {FORMAT_VERSION}"
+        raise ConfigError(f"{path}: {rule}; use the trm-ray that wrote it")
+    return {
+        key: Entry(value, f"{path}:{lines[key]}" if key in lines else str(path))
+        for key, value in flatten(values).items()
+    }
+
+
+def _parse_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        lines = _lines(path, yaml.compose(text))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{where}: must be valid YAML: {problem}") from None
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{path}:1: must be lines of `key: value`, not {show(values)}")
+    return values or {}, lines
+
+
+def _lines(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+    """Return the line of each key, with dots for those inside others; PyYAML would let a second one win."""
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        if name in lines:
+            raise ConfigError(f"{path}:{line}: `{name}` is given twice; remove one")
+        lines |= {name: line} | _lines(path, value, f"{name}.")
+    return lines
+
+
+def to_yaml(config: Settings) -> str:
+    """Write all resolved values as YAML that `load_config`, `config_from_run` or `load_sweep` reads back."""
+    values = {"format_version": FORMAT_VERSION, **config.model_dump(mode="json")}
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,98 @@
+"""Types of values with their rules in words, and keys with dots for sections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic.fields import FieldInfo
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # keys that hold keys
+
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+NAME_RULE = "a name of letters, digits, `_`, `-` and `.`"
+_NO_URL = "^([^:]|:[^/])*$"
+
+
+class Settings(BaseModel):
+    """Hold values that are checked once and never change; a field's description is its rule in words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", **STRICT)
+
+
+def _number(value: Any) -> Any:
+    """Read `1e-4`, text to PyYAML (YAML 1.1), as a number, and `1e3` as a whole one; leave what is neither."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_Number = BeforeValidator(_number)
+_Listed = BeforeValidator(_listed)
+_Home = AfterValidator(os.path.expanduser)
+
+Positive = Annotated[int, Field(ge=1, description="a whole number of at least 1"), _Number]
+PositiveOrNull = Annotated[int | None, Field(ge=1, description="a whole number of at least 1 or null"), _Number]
+Count = Annotated[int, Field(ge=0, description="a whole number of at least 0"), _Number]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to below 2**32"), _Number]
+PositiveNumber = Annotated[float, Field(gt=0, description="a number above 0"), _Number]
+NonNegative = Annotated[float, Field(ge=0, description="a number of at least 0"), _Number]
+AboveOne = Annotated[float, Field(gt=1, description="a number above 1"), _Number]
+Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), _Number]
+Decay = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1"), _Number]
+TextOrNull = Annotated[str | None, Field(description="text or null")]
+Folder = Annotated[str, Field(pattern=_NO_URL, description="a folder's path, no URL"), _Home]
+FolderOrNull = Annotated[Folder | None, Field(description="a folder's path, no URL, or null")]
+Folders = Annotated[list[Folder], Field(description="a list of folders' paths such as [a, b]"), _Listed]
+PairOrNull = Annotated[
+    Annotated[tuple[Positive, Positive], Strict(False)] | None, Field(description="[MIN, MAX] or null")
+]
+Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
+Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Write sections with dots; an empty section stays a value, which replaces the section."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in SECTIONS and isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `flatten` down to the first dot; inside a sweep, run keys keep theirs."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, dot, name = key.partition(".")
+        if dot and section in SECTIONS:
+            nested.setdefault(section, {})[name] = value
+        else:
+            nested[key] = value
+    return nested
+
+
+def find_field(model: type[Settings], key: str) -> FieldInfo:
+    """Return the field of a key with dots; the key must exist."""
+    section, _, name = key.rpartition(".")
+    owner = section_of(model.model_fields[section]) if section else model
+    assert owner is not None
+    return owner.model_fields[name]
+
+
+def section_of(field: FieldInfo) -> type[Settings] | None:
+    """Return the model of a field that holds keys, None of one that holds a value."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)

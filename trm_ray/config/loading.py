@@ -1,0 +1,186 @@
+"""Resolve a run or a sweep from its layers: files, a trial's values, `key=value`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from trm_ray.config.errors import ConfigError, misfit, show, unknown_key
+from trm_ray.config.files import Entry, find_file, read_file
+from trm_ray.config.keys import Settings, find_field, flatten, nest
+from trm_ray.config.run import Config, flat, known_keys
+from trm_ray.config.sweep import SweepConfig
+
+_Layer = Mapping[str, Entry]  # by dotted key
+_Model = TypeVar("_Model", bound=Settings)
+
+
+def load_config(
+    config_name: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | os.PathLike[str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Config:
+    """Resolve a run: defaults < scenario < task < `extra` < `overrides`.
+
+    A run's own config.yaml, given by its path, is complete: its task file is read only when `task` is given.
+
+    Args:
+        config_name: a scenario's name, or the path of a .yaml file.
+        overrides: `key=value` as on the command line; values are YAML.
+        extra: values of a sweep's trial by dotted key.
+
+    Raises:
+        ConfigError: one line that names key, value, rule and way out.
+    """
+    path = find_file("scenario", config_name, config_dir)
+    scenario = read_file(path)
+    given = [_layer(extra or {}), *_parse_overrides(overrides)]
+    chosen = _merge(given)
+    if "config_name" in chosen:
+        name = show(chosen["config_name"].value)
+        raise ConfigError(f"config_name={name} must not be overridden; use --config-name {name}")
+    complete = "config_name" in scenario and "task" not in chosen
+    task = {} if complete else _read_task({**scenario, **chosen}.get("task"), config_dir)
+    return _build(Config, _named("config_name", path, [scenario, task, *given]))
+
+
+def load_sweep(
+    name: str, overrides: Sequence[str] = (), *, config_dir: str | os.PathLike[str] | None = None
+) -> SweepConfig:
+    """Resolve a sweep and check every trial that it will run.
+
+    Args:
+        overrides: `key=value`; a sweep's key (`seeds=[0,1]`, `asha.max_t=200`, `search_space.lr=[1e-4]`)
+            changes the sweep; any other must be a run key and holds for all trials.
+
+    Raises:
+        ConfigError: one line that names key, value, rule and way out.
+    """
+    path = find_file("sweep", name, config_dir)
+    given = [{_sweep_key(key): entry for key, entry in layer.items()} for layer in _parse_overrides(overrides)]
+    sweep = _build(SweepConfig, _named("name", path, [read_file(path), *given]))
+    for config in trial_configs(sweep, config_dir=config_dir):
+        for key, distribution in sweep.random_space().items():
+            for value in distribution.extremes():
+                with_overrides(config, {key: value})
+    return sweep
+
+
+def trial_configs(sweep: SweepConfig, *, config_dir: str | os.PathLike[str] | None = None) -> list[Config]:
+    """Resolve each of `sweep.variants()`, in their order; sampled keys are laid over by `with_overrides`.
+
+    Raises:
+        ConfigError: a scenario or task does not exist, or a combination of values is impossible.
+    """
+    configs = []
+    for variant in sweep.variants():
+        values = {**sweep.overrides, **variant}
+        configs.append(load_config(values.pop("config_name"), config_dir=config_dir, extra=values))
+    return configs
+
+
+def config_from_run(folder: str | os.PathLike[str]) -> Config:
+    """Read the config that a run was started with from its folder.
+
+    Raises:
+        ConfigError: the folder holds no run, or its config.yaml was damaged.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} must be a run's folder, and has no config.yaml; name one such as runs/NAME")
+    return _build(Config, read_file(path))
+
+
+def with_overrides(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return the config with other values by dotted key, checked again; reads no file.
+
+    Raises:
+        ConfigError: a value does not fit, or `task` changes (that needs its file: `load_config`).
+    """
+    given = _layer(values)
+    if "task" in given and given["task"].value != config.task:
+        task = show(given["task"].value)
+        raise ConfigError(f"task={task} must be chosen when the config is loaded; in a sweep, use a grid")
+    return _build(Config, _merge([_layer(flat(config)), given]))
+
+
+# --------------------------------------------------------------------------------------------------- layers
+
+
+def _layer(values: Mapping[str, Any]) -> _Layer:
+    return {key: Entry(value) for key, value in flatten(values).items()}
+
+
+def _parse_overrides(overrides: Sequence[str]) -> list[_Layer]:
+    """Make each override a layer of its own: their order counts (`generator=null generator.size=9`)."""
+    return [_layer(dict([_parse_override(item)])) for item in overrides]
+
+
+def _parse_override(item: str) -> tuple[str, Any]:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{show(item)} must be key=value, without spaces around `=`; write e.g. lr=5e-5")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}={show(text)} must be a YAML value; put it in quotes") from None
+
+
+def _sweep_key(key: str) -> str:
+    """Send a key to the sweep when it has it, else to the run keys that hold for all trials."""
+    return key if key.partition(".")[0] in SweepConfig.model_fields else f"overrides.{key}"
+
+
+def _read_task(task: Entry | None, config_dir: str | os.PathLike[str] | None) -> _Layer:
+    if task is None or task.value is None:
+        return {}
+    if not isinstance(task.value, str):
+        raise ConfigError(misfit("task", task.value, find_field(Config, "task")))
+    return read_file(find_file("task", task.value, config_dir))
+
+
+def _named(key: str, path: Path, layers: Sequence[_Layer]) -> _Layer:
+    """Merge layers over the file's own name, and give the log folder that name."""
+    merged = _merge([{key: Entry(path.stem)}, *layers])
+    return {"log_dir": Entry(f"runs/{merged[key].value}"), **merged}
+
+
+def _merge(layers: Sequence[_Layer]) -> _Layer:
+    """Lay later layers over earlier ones; a whole section (`generator: null`) replaces its keys, and back."""
+    merged: dict[str, Entry] = {}
+    for layer in layers:
+        for key, entry in layer.items():
+            for old in [old for old in merged if f"{old}.".startswith(f"{key}.") or key.startswith(f"{old}.")]:
+                del merged[old]
+            merged[key] = entry
+    return merged
+
+
+def _build(model: type[_Model], layer: _Layer) -> _Model:
+    values = {key: entry.value for key, entry in layer.items()}
+    try:
+        return model.model_validate(nest(values))
+    except ValidationError as error:
+        line = _first_mistake(error, model, values)
+    key = line.partition("=")[0]
+    origins = [layer[name].origin for name in (key, f"overrides.{key}") if name in layer]
+    raise ConfigError(": ".join([*filter(None, origins), line]))
+
+
+def _first_mistake(error: ValidationError, model: type[Settings], values: Mapping[str, Any]) -> str:
+    details = error.errors()
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    first = details[0]
+    key = ".".join(part for part in first["loc"] if isinstance(part, str))
+    if first["type"] == "value_error":  # a relation: ours, and a whole sentence
+        return str(first["ctx"]["error"]) + more
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, first["input"], known_keys(model)) + more
+    return misfit(key, values.get(key), find_field(model, key)) + more

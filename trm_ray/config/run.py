@@ -1,0 +1,198 @@
+"""Every key of a run, and how the keys must fit together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from trm_ray.config.keys import (
+    Count,
+    Decay,
+    Folder,
+    FolderOrNull,
+    Folders,
+    Name,
+    NonNegative,
+    PairOrNull,
+    Positive,
+    PositiveNumber,
+    PositiveOrNull,
+    Seed,
+    Settings,
+    Share,
+    TextOrNull,
+    flatten,
+    section_of,
+)
+
+Schedule = Literal["constant", "linear_decay", "exponential_decay"]
+
+
+class ArchConfig(Settings):
+    """Shape the model (`arch.*`)."""
+
+    H_cycles: Positive = 3
+    L_cycles: Positive = 6
+    L_layers: Positive = 2
+    hidden_size: Positive = 512
+    num_heads: Positive = 8
+    expansion: PositiveNumber = 4.0
+    ffn_multiple_of: Positive = 256  # the feed-forward width is rounded up to a multiple of it
+    mixer: Literal["attention", "mlp"] = "attention"
+    pos_encodings: Literal["rope", "learned", "none"] = "rope"
+    rope_theta: PositiveNumber = 10000.0
+    rms_norm_eps: PositiveNumber = 1e-5
+    residual_init_scale: NonNegative = 1.0  # 1.0 = the original; 0.1 lets tiny models start
+    halt_max_steps: Positive = 16
+    halt_exploration_prob: Share = 0.1
+    forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _check(self) -> ArchConfig:
+        if self.mixer == "mlp" and self.pos_encodings == "rope":
+            raise ValueError("arch.pos_encodings=rope must not go with arch.mixer=mlp; use none")
+        rope = self.pos_encodings == "rope"  # which turns pairs: an even number of channels a head
+        width, heads, unit = self.hidden_size, self.num_heads, self.num_heads * (2 if rope else 1)
+        if self.mixer == "attention" and width % unit:
+            rule = f"must be divisible by {'twice ' if rope else ''}arch.num_heads={heads}"
+            raise ValueError(f"arch.hidden_size={width} {rule}; use {_multiples_near(width, unit)}")
+        return self
+
+
+class RayConfig(Settings):
+    """Say where a run computes and stores (`ray.*`)."""
+
+    num_workers: Count = 1  # 0 = without Ray
+    use_gpu: bool = False
+    cpus_per_worker: PositiveNumber = 1.0
+    gpus_per_worker: PositiveNumber = 1.0  # counts only with use_gpu
+    storage_path: FolderOrNull = None  # null = a relative log_dir lies below the working directory
+    max_failures: Count = 0
+    address: TextOrNull = None  # null = RAY_ADDRESS, else a cluster started for this run
+
+
+class SudokuGenerator(Settings):
+    """Make the dataset of a task when it is missing (`generator.*`)."""
+
+    name: Literal["sudoku"] = "sudoku"
+    size: Literal[4, 6, 9] = 6
+    train: Positive = 2000
+    test: Positive = 512
+    clues: PairOrNull = None  # [fewest, most]; null = the size's own
+    seed: Seed = 0
+
+
+class Config(Settings):
+    """Hold everything that one run needs to know."""
+
+    config_name: Name = "run"  # the scenario file's name
+    task: TextOrNull = None  # names configs/task/NAME.yaml
+
+    data_paths: Folders = []
+    data_paths_test: Folders = []  # empty = the test split of data_paths
+    generator: SudokuGenerator | None = None
+    augment: bool = True
+
+    global_batch_size: Positive = 768
+    epochs: PositiveOrNull = None
+    max_steps: PositiveOrNull = None
+    eval_interval: Positive = 1000
+    eval_batch_size: PositiveOrNull = None  # null = global_batch_size
+    checkpoint_every_eval: bool = True
+
+    lr: PositiveNumber = 1e-4
+    lr_min_ratio: Share = 1.0
+    lr_warmup_steps: Count = 2000
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    weight_decay: NonNegative = 0.1
+    grad_clip_norm: PositiveNumber = 1.0
+    optimizer: Literal["adamw", "adam_atan2"] = "adamw"
+    loss_type: Literal["softmax_cross_entropy", "stablemax_cross_entropy"] = "softmax_cross_entropy"
+    ema: bool = False
+    ema_rate: Decay = 0.999
+    seed: Seed = 0
+
+    deep_supervision_enabled: bool = True
+    deep_supervision_weight: Share = 0.5
+    deep_supervision_schedule: Schedule = "linear_decay"
+    curriculum_enabled: bool = False
+    curriculum_start_step: Count = 1000
+    curriculum_end_step: Positive = 10000
+
+    log_per_step_losses: bool = True
+    compute_gradient_stats: bool = False
+    gradient_stats_interval: Positive = 500
+    log_interval: Positive = 100
+    log_dir: Folder = "runs/run"  # filled in when loading: runs/<config_name>
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    arch: ArchConfig = ArchConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        _check_data_and_length(self)
+        _check_curriculum(self)
+        _check_workers(self)
+        return self
+
+
+def _check_data_and_length(config: Config) -> None:
+    if not config.data_paths:
+        raise ValueError("data_paths=[] must name a dataset folder; use data_paths=[FOLDER] or task=sudoku6")
+    if config.epochs is None and config.max_steps is None:
+        raise ValueError("max_steps=null must be given when epochs=null; use e.g. max_steps=800 or epochs=10")
+
+
+def _check_curriculum(config: Config) -> None:
+    start, end = config.curriculum_start_step, config.curriculum_end_step
+    if config.curriculum_enabled and start >= end:
+        rule = f"must be less than curriculum_end_step={end}"
+        raise ValueError(f"curriculum_start_step={start} {rule}; use curriculum_end_step={start + 1} or more")
+    if config.curriculum_enabled and not config.deep_supervision_enabled:
+        raise ValueError("curriculum_enabled=true needs deep_supervision_enabled=true; set it, or leave both")
+
+
+def _check_workers(config: Config) -> None:
+    batch, workers = config.global_batch_size, max(config.ray.num_workers, 1)
+    if batch % workers:
+        rule = f"must be divisible by ray.num_workers={workers}"
+        raise ValueError(f"global_batch_size={batch} {rule}; use {_multiples_near(batch, workers)}")
+    if config.device == "cpu" and config.ray.use_gpu:
+        raise ValueError("ray.use_gpu=true must not go with device=cpu; use device=auto or ray.use_gpu=false")
+    if config.device == "cuda" and config.ray.num_workers and not config.ray.use_gpu:
+        raise ValueError("device=cuda needs ray.use_gpu=true, else Ray hides the GPU; or use ray.num_workers=0")
+
+
+def _multiples_near(value: int, divisor: int) -> str:
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)
+
+
+def known_keys(model: type[Settings] = Config) -> tuple[str, ...]:
+    """List every key with its section, as the command line takes it."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        keys += [f"{name}.{key}" for key in section.model_fields] if section else [name]
+    return tuple(keys)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Return all values by dotted key, in the order of the config."""
+    return flatten(config.model_dump(mode="json"))
+
+
+def run_dir(config: Config) -> Path:
+    """Return the run's folder as an absolute path: `log_dir`, below `ray.storage_path` when that is given."""
+    return Path(os.path.abspath(Path(config.ray.storage_path or ".") / config.log_dir))
+
+
+def banner(config: Config) -> str:
+    """Return the resolved config as lines to print before training."""
+    lines = [f"{key}: {value}" for key, value in flat(config).items()]
+    return "\n".join(["Training Configuration", "=" * 80, *lines])

@@ -1,0 +1,209 @@
+"""Every key of a sweep, and the trials that it stands for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from trm_ray.config.errors import ConfigError, misfit, nearest, show, unknown_key
+from trm_ray.config.keys import (
+    STRICT,
+    AboveOne,
+    Folder,
+    Name,
+    Names,
+    Positive,
+    PositiveOrNull,
+    Seed,
+    Settings,
+    Share,
+    TextOrNull,
+    find_field,
+    flatten,
+)
+from trm_ray.config.run import Config, known_keys
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Name one of Tune's sampling functions and its arguments (`randint`'s upper end is exclusive)."""
+
+    kind: Literal["uniform", "loguniform", "choice", "randint"]
+    values: tuple[Any, ...]
+
+    def extremes(self) -> tuple[Any, ...]:
+        """Return the ends of what can be sampled; all values of a choice."""
+        if self.kind == "randint":
+            return self.values[0], self.values[1] - 1
+        return self.values
+
+
+class AshaConfig(Settings):
+    """Say when a trial is stopped for being behind (`asha.*`)."""
+
+    enabled: bool = True
+    metric: Literal["eval/loss", "eval/accuracy", "eval/exact_accuracy"] = "eval/loss"
+    mode: Literal["min", "max"] = "min"
+    grace_period: Positive = 1000  # optimizer steps that every trial gets: past the warm-up
+    reduction_factor: AboveOne = 2.0
+    max_t: PositiveOrNull = None  # null = the trials' max_steps
+
+    @model_validator(mode="after")
+    def _check(self) -> AshaConfig:
+        best = "min" if self.metric == "eval/loss" else "max"
+        if self.mode != best:
+            raise ValueError(
+                f"asha.mode={self.mode} must be {best} for asha.metric={self.metric}; use asha.mode={best}"
+            )
+        if self.max_t is not None and self.grace_period > self.max_t:
+            raise ValueError(
+                f"asha.grace_period={self.grace_period} must be at most asha.max_t={self.max_t}; "
+                f"use asha.grace_period={max(self.max_t // 2, 1)}"
+            )
+        return self
+
+
+class SweepConfig(Settings):
+    """Hold what a sweep compares: scenarios × grid × seeds, and how it stops the bad ones."""
+
+    name: Name = "sweep"
+    scenarios: Annotated[Names, Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1, description="a list of one or more whole numbers")] = [0]
+    overrides: dict[str, Any] = {}  # run keys that hold for every trial
+    search_space: dict[str, Any] = {}  # run key -> [values] or {distribution: [arguments]}
+    num_samples: Positive = 1  # samples of the distributions for each point of the grid
+    group_by: TextOrNull = None  # trials compete only with those of equal value
+    keep: Names = []  # scenarios that are never stopped early
+    asha: AshaConfig = AshaConfig()
+    threshold: Share = 0.5  # exact accuracy that "steps to threshold" counts to
+    max_concurrent_trials: PositiveOrNull = None  # null = as many as the resources hold
+    log_dir: Folder = "runs/sweep"  # filled in when loading: runs/<name>
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _check_overrides(cls, values: Any) -> dict[str, Any]:
+        suggested = (*known_keys(), *known_keys(cls))
+        return {key: _checked(key, value) for key, value in _run_keys("overrides", values, suggested).items()}
+
+    @field_validator("search_space", mode="before")
+    @classmethod
+    def _check_search_space(cls, values: Any) -> dict[str, Any]:
+        suggested = [f"search_space.{key}" for key in known_keys()]
+        return {key: _axis(key, spec) for key, spec in _run_keys("search_space", values, suggested).items()}
+
+    @model_validator(mode="after")
+    def _check(self) -> SweepConfig:
+        _check_names(self)
+        _check_space(self)
+        return self
+
+    def variants(self) -> list[dict[str, Any]]:
+        """List the fixed part of every trial: `config_name`, `seed` and the grid's keys.
+
+        Seeds change slowest and scenarios fastest, so that a sweep compares all scenarios early.
+        """
+        grid = {key: spec for key, spec in self.search_space.items() if isinstance(spec, list)}
+        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        return [
+            {"config_name": scenario, "seed": seed, **point}
+            for seed in self.seeds
+            for point in points
+            for scenario in self.scenarios
+        ]
+
+    def random_space(self) -> dict[str, Distribution]:
+        """List the keys that are sampled, `num_samples` times for each variant."""
+        return {
+            key: Distribution(kind, tuple(values))
+            for key, spec in self.search_space.items()
+            if isinstance(spec, dict)
+            for kind, values in spec.items()
+        }
+
+
+_SET_BY_SWEEP = {"config_name": "scenarios=[NAME]", "seed": "seeds=[0, 1]", "log_dir": "the sweep's log_dir"}
+
+
+def _run_keys(field: str, values: Any, suggested: Sequence[str]) -> dict[str, Any]:
+    """Flatten run keys inside a sweep and refuse those that are no run keys or that the sweep sets itself."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{field}={show(values)} must be a mapping of run keys; write {field}.KEY=VALUE")
+    flat = flatten(values)
+    prefix = "" if field == "overrides" else f"{field}."
+    for key, value in flat.items():
+        if key in _SET_BY_SWEEP:
+            way_out = f"must not be set in a sweep; use {_SET_BY_SWEEP[key]}"
+            raise ValueError(f"{prefix}{key}={show(value)} {way_out}")
+        if key not in known_keys():
+            raise ValueError(unknown_key(f"{prefix}{key}", value, suggested))
+    return flat
+
+
+def _checked(key: str, value: Any, prefix: str = "") -> Any:
+    """Return a value as its run key's type.
+
+    Raises:
+        ConfigError: it does not fit; the message names `prefix` + key.
+    """
+    field = find_field(Config, key)
+    kind: Any = Annotated[field.annotation, field]  # type: ignore[name-defined]
+    try:
+        return TypeAdapter(kind, config=STRICT).validate_python(value)
+    except ValidationError:
+        raise ConfigError(misfit(f"{prefix}{key}", value, field)) from None
+
+
+def _axis(key: str, spec: Any) -> list[Any] | dict[str, list[Any]]:
+    """Check a grid's values, or a distribution's."""
+    kind, values = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else ("", spec)
+    kinds = ("", "choice", "uniform", "loguniform", "randint")
+    if kind not in kinds or not isinstance(values, list) or not values:
+        raise ValueError(
+            f"search_space.{key}={show(spec)} must be a list of values (a grid), {{choice: [a, b]}}, or one of "
+            "{uniform: [low, high]}, {loguniform: …}, {randint: …}"
+        )
+    values = [_checked(key, value, "search_space.") for value in values]
+    if kind in ("uniform", "loguniform", "randint"):
+        _check_ends(f"search_space.{key}={show(spec)}", kind, values)
+    return {kind: values} if kind else values
+
+
+def _check_ends(label: str, kind: str, values: list[Any]) -> None:
+    wanted = int if kind == "randint" else float
+    if any(type(value) is not wanted for value in values):
+        fitting = "randint is for whole numbers, uniform and loguniform for other numbers, choice for the rest"
+        raise ValueError(f"{label} must fit the key's type; {fitting}")
+    if len(values) != 2 or values[0] >= values[1]:
+        raise ValueError(f"{label} must be [LOW, HIGH] with LOW < HIGH; use e.g. {{{kind}: [1, 2]}}")
+    if kind == "loguniform" and values[0] <= 0:
+        raise ValueError(f"{label} must start above 0 on a logarithmic scale; use uniform, or a small low end")
+
+
+def _check_names(sweep: SweepConfig) -> None:
+    for field, values in (("scenarios", sweep.scenarios), ("seeds", sweep.seeds)):
+        once = list(dict.fromkeys(values))
+        if len(once) < len(values):
+            raise ValueError(f"{field}={show(values)} must not name one twice; use {show(once)}")
+    for name in set(sweep.keep) - set(sweep.scenarios):
+        raise ValueError(
+            f"keep={show(sweep.keep)} must name scenarios of the sweep, and `{name}` is none; "
+            f"did you mean `{nearest(name, sweep.scenarios)}`? Else use keep=[]"
+        )
+    if sweep.group_by is not None and sweep.group_by not in known_keys():
+        near = nearest(sweep.group_by, known_keys())
+        raise ValueError(f"group_by={show(sweep.group_by)} must be a run key; did you mean `{near}`?")
+
+
+def _check_space(sweep: SweepConfig) -> None:
+    for key in sweep.search_space.keys() & sweep.overrides.keys():
+        value = show(sweep.overrides[key])
+        raise ValueError(f"{key}={value} must not stand beside search_space.{key}; remove one")
+    if sweep.num_samples > 1 and not sweep.random_space():
+        raise ValueError(
+            f"num_samples={sweep.num_samples} needs a distribution in search_space, else trials are equal; "
+            "use several seeds and num_samples=1"
+        )

@@ -1,0 +1,542 @@
+"""The dataset folder: Parquet parts for each split and a dataset.json that says what they hold.
+
+    <dataset>/dataset.json, train/part-00000.parquet …, test/part-00000.parquet …
+
+A row is a puzzle: `inputs` and `labels` (FixedSizeList<int32>[L]), `puzzle_identifier` and `group` (int32).
+The index of a row in file order identifies it: augmentation and shuffling are seeded by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+PAD_ID = 0
+IGNORED_LABEL = -100
+INFO_NAME = "dataset.json"
+
+# Ray Data shuffles and shards whole blocks, one a file: one file would leave it nothing to distribute.
+MAX_PARTS = 8
+MIN_ROWS_PER_PART = 256
+# The unit that validation holds in memory: 59 MiB of tokens for ARC's 30×30 boards.
+ROWS_PER_ROW_GROUP = 8192
+
+COLUMNS = ("inputs", "labels", "puzzle_identifier", "group")
+
+
+class DatasetError(ValueError):
+    """Say what is wrong with a dataset folder and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Hold N puzzles of L tokens, all int32 and C-contiguous.
+
+    Args:
+        inputs: (N, L) token ids.
+        labels: (N, L) token ids or `IGNORED_LABEL`.
+        puzzle_identifiers: (N,) rows of the embedding table.
+        groups: (N,) puzzles that belong together and count once an epoch.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    puzzle_identifiers: np.ndarray
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> Rows:
+        return Rows(*(np.ascontiguousarray(getattr(self, f.name)[chosen]) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Describe one split.
+
+    Args:
+        rows: puzzles, the augmentations that were stored counted.
+        groups: distinct values of `group`.
+        mean_puzzle_examples: rows / distinct (group, puzzle_identifier); `epochs` counts with it.
+        files: SHA-256 of each file, by its name relative to the dataset folder, in row order.
+    """
+
+    rows: int
+    groups: int
+    mean_puzzle_examples: float
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Hold the fields of dataset.json."""
+
+    format_version: int
+    seq_len: int
+    vocab_size: int
+    pad_id: int
+    ignored_label: int
+    num_puzzle_identifiers: int
+    splits: dict[str, SplitInfo]
+    generator: str
+    arguments: dict[str, Any]
+    seed: int | None
+    symmetry: dict[str, Any] | None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DatasetInfo:
+        """Read dataset.json without looking at the data.
+
+        Raises:
+            DatasetError: it is missing, unreadable, of another version, or a key is missing or wrong.
+        """
+        path = Path(folder) / INFO_NAME
+        raw = _read_json(path)
+        version = raw.get("format_version")
+        if version != FORMAT_VERSION:
+            raise DatasetError(
+                f"{path}: format_version={version!r} is unknown, this release reads {FORMAT_VERSION}; "
+                "make the dataset again with `trm-ray prepare`"
+            )
+        _check_keys(path, raw)
+        splits = {name: _split_info(path, name, split) for name, split in raw["splits"].items()}
+        return cls(**{**raw, "splits": splits})
+
+    def split(self, name: str) -> SplitInfo:
+        """Look a split up.
+
+        Raises:
+            DatasetError: there is no such split.
+        """
+        if name not in self.splits:
+            raise DatasetError(f"the dataset has no {name} split; it holds {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def write_dataset(
+    folder: str | Path,
+    splits: Mapping[str, Rows],
+    *,
+    vocab_size: int,
+    generator: str,
+    arguments: Mapping[str, Any],
+    seed: int | None,
+    symmetry: Mapping[str, Any] | None,
+    num_puzzle_identifiers: int = 1,
+    overwrite: bool = False,
+) -> DatasetInfo:
+    """Write a dataset folder, whole or not at all: it appears under its name when it is finished.
+
+    The same rows and arguments give the same bytes (with the same pyarrow).
+
+    Args:
+        arguments: what the generator was called with, as JSON.
+        overwrite: replace the dataset that is there. A folder that is no dataset is never replaced.
+
+    Raises:
+        DatasetError: the folder exists, or a split is empty or breaks a rule of the format.
+    """
+    folder = Path(folder)
+    check_target(folder, overwrite=overwrite)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        info = DatasetInfo(
+            format_version=FORMAT_VERSION,
+            seq_len=_common_length(splits),
+            vocab_size=vocab_size,
+            pad_id=PAD_ID,
+            ignored_label=IGNORED_LABEL,
+            num_puzzle_identifiers=num_puzzle_identifiers,
+            splits={},
+            generator=generator,
+            arguments=dict(arguments),
+            seed=seed,
+            symmetry=dict(symmetry) if symmetry is not None else None,
+        )
+        for name, rows in splits.items():
+            info.splits[name] = _write_split(partial, name, rows, info)
+        (partial / INFO_NAME).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+        _put_in_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return info
+
+
+def check_target(folder: str | Path, *, overwrite: bool) -> None:
+    """Refuse a folder that must not be written, before any work is done for it.
+
+    Raises:
+        DatasetError: it holds a dataset and `overwrite` is false, or it holds something else.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / INFO_NAME).is_file():
+        raise DatasetError(f"{folder} exists and is no dataset; choose another --output or move it away")
+    if not overwrite:
+        raise DatasetError(f"{folder} already holds a dataset; pass --overwrite or choose another --output")
+
+
+def read_split(folder: str | Path, split: str) -> Rows:
+    """Read a split into memory, rows in file order.
+
+    Raises:
+        DatasetError: the folder, the split or one of its files is missing or unreadable.
+    """
+    folder = Path(folder)
+    info = DatasetInfo.load(folder)
+    parts = [_rows(folder, name, table, info.seq_len) for name, table in _tables(folder, info.split(split))]
+    return _concatenate(parts)
+
+
+def read_splits(folders: Sequence[str | Path], split: str) -> Rows:
+    """Read the same split of several datasets, one after the other, their groups kept apart."""
+    parts, first_group = [], 0
+    for folder in folders:
+        rows = read_split(folder, split)
+        parts.append(Rows(rows.inputs, rows.labels, rows.puzzle_identifiers, rows.groups + first_group))
+        first_group = int(parts[-1].groups.max()) + 1
+    return _concatenate(parts)
+
+
+def open_dataset(folder: str | Path, *, command_hint: str | None = None, require: Sequence[str] = ()) -> DatasetInfo:
+    """Validate a dataset folder, every file and every token of it, before it is trained on.
+
+    Args:
+        command_hint: the command that makes this dataset, for the error when it is missing.
+        require: splits that must be there.
+
+    Raises:
+        DatasetError: one line that names the file, the row, the value, the rule and the way out.
+    """
+    folder = Path(folder)
+    again = command_hint or f"trm-ray prepare sudoku --output {folder}"
+    if not folder.is_dir():
+        raise DatasetError(f"the dataset folder {folder} does not exist; make it with `{again}`")
+    try:
+        info = DatasetInfo.load(folder)
+        for name in require:
+            info.split(name)
+        for name, split in info.splits.items():
+            _check_split(folder, name, split, info)
+    except DatasetError as error:
+        raise DatasetError(f"{error} (dataset {folder}, made with `{again}`)") from error
+    return info
+
+
+def open_datasets(
+    folders: Sequence[str | Path], *, command_hint: str | None = None, require: Sequence[str] = ()
+) -> DatasetInfo:
+    """Validate several datasets and describe them as one.
+
+    The names in `SplitInfo.files` start with their dataset's folder, rows and groups are summed, and the
+    larger `num_puzzle_identifiers` holds: identifiers mean the same puzzle in all of them.
+
+    Raises:
+        DatasetError: one is bad, or they differ in what one model and one stream must share.
+    """
+    if not folders:
+        raise DatasetError("data_paths is empty; name at least one dataset folder")
+    infos = [open_dataset(folder, command_hint=command_hint, require=require) for folder in folders]
+    for key in ("seq_len", "vocab_size", "symmetry"):
+        for folder, info in zip(folders, infos, strict=True):
+            _check_agreement(key, folders[0], infos[0], folder, info)
+    return _merged(folders, infos)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DatasetError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise DatasetError(f"{path} must hold a JSON object, not {type(raw).__name__}")
+    return raw
+
+
+_INFO_TYPES: dict[str, type | tuple[type, ...]] = {
+    "format_version": int,
+    "seq_len": int,
+    "vocab_size": int,
+    "pad_id": int,
+    "ignored_label": int,
+    "num_puzzle_identifiers": int,
+    "splits": dict,
+    "generator": str,
+    "arguments": dict,
+    "seed": (int, type(None)),
+    "symmetry": (dict, type(None)),
+}
+_SPLIT_TYPES: dict[str, type | tuple[type, ...]] = {
+    "rows": int,
+    "groups": int,
+    "mean_puzzle_examples": (float, int),
+    "files": dict,
+}
+
+
+def _check_keys(path: Path, raw: Mapping[str, Any]) -> None:
+    _check_types(str(path), raw, _INFO_TYPES)
+    for key in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
+        if raw[key] < 1:
+            raise DatasetError(f"{path}: {key}={raw[key]} must be at least 1")
+    for key, value in (("pad_id", PAD_ID), ("ignored_label", IGNORED_LABEL)):
+        if raw[key] != value:
+            raise DatasetError(f"{path}: {key}={raw[key]} must be {value} in format {FORMAT_VERSION}")
+
+
+def _check_types(where: str, raw: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
+    missing, surplus = sorted(types.keys() - raw.keys()), sorted(raw.keys() - types.keys())
+    if missing or surplus:
+        told = [f"{what} {', '.join(keys)}" for what, keys in (("lacks", missing), ("has", surplus)) if keys]
+        raise DatasetError(f"{where}: not the keys of format {FORMAT_VERSION}: it {' and '.join(told)}")
+    for key, kind in types.items():
+        if not isinstance(raw[key], kind) or isinstance(raw[key], bool):
+            raise DatasetError(f"{where}: {key}={raw[key]!r} has the wrong type")
+
+
+def _split_info(path: Path, name: str, raw: Any) -> SplitInfo:
+    if not isinstance(raw, dict):
+        raise DatasetError(f"{path}: split {name} must be an object")
+    _check_types(f"{path}: split {name}", raw, _SPLIT_TYPES)
+    return SplitInfo(**raw)
+
+
+def _common_length(splits: Mapping[str, Rows]) -> int:
+    lengths = {name: rows.inputs.shape[1] for name, rows in splits.items()}
+    if len(set(lengths.values())) != 1:
+        raise DatasetError(f"the splits must have one sequence length; got {lengths or 'no split'}")
+    return next(iter(lengths.values()))
+
+
+def _write_split(partial: Path, name: str, rows: Rows, info: DatasetInfo) -> SplitInfo:
+    _check_filled(name, len(rows))
+    _check_tokens(name, 0, rows, info)
+    (partial / name).mkdir(parents=True)
+    num_parts = min(MAX_PARTS, max(1, len(rows) // MIN_ROWS_PER_PART))
+    files = {}
+    for part, chosen in enumerate(np.array_split(np.arange(len(rows)), num_parts)):
+        file = f"{name}/part-{part:05d}.parquet"
+        _write_part(partial / file, rows[chosen[0] : chosen[-1] + 1])
+        files[file] = sha256(partial / file)
+    return SplitInfo(len(rows), *_puzzle_counts(rows.groups, rows.puzzle_identifiers), files)
+
+
+def _write_part(path: Path, rows: Rows) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def boards(tokens: np.ndarray) -> pa.FixedSizeListArray:
+        flat = pa.array(np.ascontiguousarray(tokens, np.int32).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, tokens.shape[1])
+
+    columns = (
+        boards(rows.inputs),
+        boards(rows.labels),
+        pa.array(rows.puzzle_identifiers, pa.int32()),
+        pa.array(rows.groups, pa.int32()),
+    )
+    table = pa.table(dict(zip(COLUMNS, columns, strict=True)))
+    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    if not (folder / INFO_NAME).exists():
+        try:
+            partial.rename(folder)  # onto nothing or an empty folder; anything else fails
+        except OSError as error:
+            raise DatasetError(f"{folder} cannot be made: {error.strerror}; choose another --output") from error
+        return
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old)
+
+
+def sha256(path: Path) -> str:
+    """Hash a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _puzzle_counts(groups: np.ndarray, puzzle_identifiers: np.ndarray) -> tuple[int, float]:
+    pairs = groups.astype(np.int64) << 32 | puzzle_identifiers
+    return len(np.unique(groups)), len(groups) / len(np.unique(pairs))
+
+
+def _concatenate(parts: Sequence[Rows]) -> Rows:
+    return Rows(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
+
+
+def _tables(folder: Path, split: SplitInfo) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (file name, a row group of it): a file may be larger than the memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in split.files:
+        try:
+            with pq.ParquetFile(folder / name) as file:
+                for group in range(file.num_row_groups):
+                    yield name, file.read_row_group(group)
+        except FileNotFoundError as error:
+            raise DatasetError(f"{folder / name} is missing") from error
+        except (pa.ArrowException, OSError) as error:
+            line = str(error).splitlines()[0]
+            raise DatasetError(f"{folder / name} is not readable Parquet: {line}") from error
+
+
+def _rows(folder: Path, name: str, table: pa.Table, seq_len: int) -> Rows:
+    _check_columns(folder / name, table, seq_len)
+    columns = [table.column(column).combine_chunks() for column in COLUMNS]
+    # `.values` would ignore the offset of a slice; `.flatten()` respects it.
+    boards = [column.flatten().to_numpy().reshape(-1, seq_len) for column in columns[:2]]
+    return Rows(*boards, *(column.to_numpy() for column in columns[2:]))
+
+
+def _check_columns(path: Path, table: pa.Table, seq_len: int) -> None:
+    import pyarrow as pa
+
+    if sorted(table.column_names) != sorted(COLUMNS):
+        raise DatasetError(
+            f"{path}: its columns are {', '.join(table.column_names)}; they must be {', '.join(COLUMNS)}"
+        )
+    lengths = {}
+    for column in COLUMNS:
+        kind = table.schema.field(column).type
+        is_board = column in COLUMNS[:2]
+        if pa.types.is_fixed_size_list(kind) != is_board or (kind.value_type if is_board else kind) != pa.int32():
+            rule = "a fixed-size list of int32" if is_board else "int32"
+            raise DatasetError(f"{path}: column {column} is {kind}; it must be {rule}")
+        if table.column(column).null_count:
+            raise DatasetError(f"{path}: column {column} has empty values")
+        lengths[column] = kind.list_size if is_board else seq_len
+    if lengths["labels"] != lengths["inputs"]:
+        raise DatasetError(
+            f"{path}: labels have {lengths['labels']} tokens and inputs {lengths['inputs']}; they must be equal"
+        )
+    if lengths["inputs"] != seq_len:
+        raise DatasetError(f"{path}: inputs have {lengths['inputs']} tokens; dataset.json says seq_len={seq_len}")
+
+
+def _check_filled(name: str, rows: int) -> None:
+    if rows == 0:
+        raise DatasetError(f"the {name} split is empty; it must hold at least one puzzle")
+
+
+def _check_split(folder: Path, name: str, split: SplitInfo, info: DatasetInfo) -> None:
+    for file, expected in split.files.items():
+        _check_checksum(folder / file, expected)
+    seen, keys = 0, []
+    for file, table in _tables(folder, split):
+        rows = _rows(folder, file, table, info.seq_len)
+        _check_tokens(name, seen, rows, info)
+        seen += len(rows)
+        keys.append((rows.groups, rows.puzzle_identifiers))
+    _check_filled(name, seen)
+    groups, identifiers = (np.concatenate(column) for column in zip(*keys, strict=True))
+    found = (seen, *_puzzle_counts(groups, identifiers))
+    for key, value in zip(("rows", "groups", "mean_puzzle_examples"), found, strict=True):
+        if not np.isclose(value, getattr(split, key), rtol=1e-9, atol=0):
+            raise DatasetError(f"the {name} split has {key}={value}; dataset.json says {getattr(split, key)}")
+
+
+def _check_checksum(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing")
+    found = sha256(path)
+    if found != expected:
+        raise DatasetError(
+            f"{path}: the checksum does not match: SHA-256 {found[:12]}…, "
+            f"dataset.json says {expected[:12]}…; the file was changed or damaged"
+        )
+
+
+def _check_tokens(name: str, first_row: int, rows: Rows, info: DatasetInfo) -> None:
+    """Check every value of some rows, the first of which is row `first_row` of split `name`."""
+    if rows.labels.shape != rows.inputs.shape:
+        raise DatasetError(
+            f"{name}: labels have {rows.labels.shape[1]} tokens and inputs {rows.inputs.shape[1]}; they must be equal"
+        )
+    vocab = f"vocab_size={info.vocab_size}"
+    identifiers = f"num_puzzle_identifiers={info.num_puzzle_identifiers}"
+    _check_range(f"{name} inputs", first_row, rows.inputs, info.vocab_size, vocab)
+    _check_range(f"{name} labels", first_row, rows.labels, info.vocab_size, vocab, info.ignored_label)
+    _check_range(
+        f"{name} puzzle_identifier",
+        first_row,
+        rows.puzzle_identifiers,
+        info.num_puzzle_identifiers,
+        identifiers,
+    )
+    _check_range(f"{name} group", first_row, rows.groups, 2**31, "2^31")
+
+
+def _check_range(
+    what: str, first_row: int, values: np.ndarray, limit: int, told: str, ignored: int | None = None
+) -> None:
+    # One look at the extremes is all that good data costs; the exact place is searched for only in bad data.
+    if values.size and values.min() >= 0 and values.max() < limit:
+        return
+    bad = (values < 0) | (values >= limit)
+    if ignored is not None:
+        bad &= values != ignored
+    if bad.any():
+        place = tuple(np.argwhere(bad)[0])
+        cell = f", token {place[1]}" if values.ndim == 2 else ""
+        allowed = f", or {ignored} where the loss must not look" if ignored is not None else ""
+        raise DatasetError(
+            f"{what}, row {first_row + place[0]}{cell}: {values[place]} must be at least 0 and below {told}{allowed}"
+        )
+
+
+def _check_agreement(key: str, first: str | Path, expected: DatasetInfo, folder: str | Path, info: DatasetInfo) -> None:
+    here, there = getattr(info, key), getattr(expected, key)
+    if here != there:
+        raise DatasetError(
+            f"datasets that are used together must agree: {key}={here} in {folder}, {there} in {first}; "
+            "use datasets of one kind and size"
+        )
+
+
+def _merged(folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> DatasetInfo:
+    names = [name for name in infos[0].splits if all(name in info.splits for info in infos)]
+    merged = {
+        **{f.name: getattr(infos[0], f.name) for f in fields(DatasetInfo)},
+        "num_puzzle_identifiers": max(info.num_puzzle_identifiers for info in infos),
+        "splits": {name: _merged_split(name, folders, infos) for name in names},
+    }
+    return DatasetInfo(**merged)
+
+
+def _merged_split(name: str, folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> SplitInfo:
+    splits = [info.splits[name] for info in infos]
+    rows = sum(split.rows for split in splits)
+    return SplitInfo(
+        rows=rows,
+        groups=sum(split.groups for split in splits),
+        mean_puzzle_examples=rows / sum(split.rows / split.mean_puzzle_examples for split in splits),
+        files={
+            str(Path(folder) / file): digest
+            for folder, split in zip(folders, splits, strict=True)
+            for file, digest in split.files.items()
+        },
+    )

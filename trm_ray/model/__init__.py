@@ -1,0 +1,1 @@
+"""The network: layers and recursion. Imports torch alone."""

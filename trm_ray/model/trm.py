@@ -1,0 +1,265 @@
+"""The Tiny Recursive Model: one small network that refines its answer by recursion (arXiv 2510.04871)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from trm_ray.model.layers import (
+    AttentionMixer,
+    Block,
+    Linear,
+    MLPMixer,
+    Rotary,
+    SwiGLU,
+    swiglu_inner_size,
+    truncated_normal_,
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Puzzles: inputs and labels (B, L) token ids, puzzle_identifiers (B,); labels of −100 do not count."""
+
+    inputs: Tensor
+    labels: Tensor
+    puzzle_identifiers: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device without waiting for the copy."""
+        return _each(lambda t: t.to(device, non_blocking=True), self)
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What passes from one segment to the next: detached states and the puzzles they belong to.
+
+    answer, latent: (B, L, D). steps: (B,) segments spent on the puzzle. halted: (B,) rows to be replaced at the next
+    segment. puzzles: what each row is working on, which differs from the batch of the step.
+    """
+
+    answer: Tensor
+    latent: Tensor
+    steps: Tensor
+    halted: Tensor
+    puzzles: Batch
+
+
+@dataclass(frozen=True)
+class SegmentOutput:
+    """One segment: logits (B, L, V) of every H-cycle, halt logits (B,) in float32, and the carry for the next."""
+
+    cycle_logits: tuple[Tensor, ...]
+    halt_logits: Tensor
+    carry: Carry
+
+
+def _each(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    return Batch(**{field.name: function(getattr(batch, field.name)) for field in fields(batch)})
+
+
+def _choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Select whole rows by a mask (B,)."""
+    return torch.where(mask.view(-1, *(1,) * (no.dim() - 1)), yes, no)
+
+
+class TinyRecursiveModel(nn.Module):
+    """A TRM with a stack of `L_layers` blocks that updates both the latent and the answer.
+
+    Args:
+        mixers: one mixer a layer (`attention_mixers` or `mlp_mixers`), each mapping (B, L, D) to (B, L, D).
+        inner_size: width of the SwiGLU over the features.
+        learned_positions: add a learned vector a position to the question.
+        residual_init_scale: scales the initial weights of the output projections; 1 is the original.
+        forward_dtype: dtype of the recursion; weights stay in float32 and are cast once a segment.
+
+    Source: the original's `TinyRecursiveReasoningModel_ACTV1`, whose state it can hold.
+    """
+
+    answer_init: Tensor
+    latent_init: Tensor
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        seq_len: int,
+        hidden_size: int,
+        mixers: list[nn.Module],
+        inner_size: int,
+        H_cycles: int,
+        L_cycles: int,
+        halt_max_steps: int,
+        learned_positions: bool = False,
+        eps: float = 1e-5,
+        residual_init_scale: float = 1.0,
+        forward_dtype: torch.dtype = torch.float32,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.seq_len, self.hidden_size = seq_len, hidden_size
+        self.H_cycles, self.L_cycles, self.halt_max_steps = H_cycles, L_cycles, halt_max_steps
+        self.forward_dtype = forward_dtype
+        self.embed_scale = math.sqrt(hidden_size)
+
+        def embedding(rows: int) -> nn.Parameter:
+            return nn.Parameter(truncated_normal_(torch.empty(rows, hidden_size), 1 / self.embed_scale, generator))
+
+        self.embed_tokens = embedding(vocab_size)
+        self.embed_positions = embedding(seq_len) if learned_positions else None
+        self.blocks = nn.Sequential()
+        for mixer in mixers:
+            mlp = SwiGLU(hidden_size, inner_size, generator=generator, residual_init_scale=residual_init_scale)
+            self.blocks.append(Block(mixer, mlp, eps))
+        self.lm_head = Linear(hidden_size, vocab_size, generator=generator)
+        # Two outputs, as the original's halt and continue; only the first is trained. It begins at "never halt".
+        self.q_head = Linear(hidden_size, 2, bias=True, generator=generator)
+        nn.init.zeros_(self.q_head.weight)
+        nn.init.constant_(self.q_head.get_parameter("bias"), -5.0)
+        self.register_buffer("answer_init", truncated_normal_(torch.empty(hidden_size), 1.0, generator))
+        self.register_buffer("latent_init", truncated_normal_(torch.empty(hidden_size), 1.0, generator))
+
+    def initial_carry(self, batch: Batch) -> Carry:
+        """Begin with every row halted, so that the first segment takes the batch's puzzles."""
+        rows, device = len(batch), batch.inputs.device
+        state = torch.zeros(rows, self.seq_len, self.hidden_size, dtype=self.forward_dtype, device=device)
+        steps = torch.zeros(rows, dtype=torch.int32, device=device)
+        return Carry(state, state, steps, torch.ones_like(steps, dtype=torch.bool), batch)
+
+    def forward(
+        self,
+        carry: Carry,
+        batch: Batch,
+        supervise_all_cycles: bool,
+        min_steps: Tensor | None = None,
+    ) -> SegmentOutput:
+        """Run one segment of all H-cycles.
+
+        Args:
+            batch: puzzles for the rows that have halted; the others go on with their own.
+            supervise_all_cycles: let gradients flow through all H-cycles instead of only the last.
+            min_steps: (B,) fewest segments before the halt head may stop a row; without it (evaluation) every row
+                goes on to `halt_max_steps`.
+
+        Returns:
+            Logits of every cycle; before the last they carry no gradient unless `supervise_all_cycles`.
+        """
+        carry = self._refill(carry, batch)
+        cycle_logits, halt_logits, answer, latent = self._recur(carry, supervise_all_cycles)
+        steps = carry.steps + 1
+        halted = steps >= self.halt_max_steps
+        if min_steps is not None:
+            halted = halted | ((halt_logits.detach() > 0) & (steps >= min_steps))
+        after = replace(carry, answer=answer.detach(), latent=latent.detach(), steps=steps, halted=halted)
+        return SegmentOutput(cycle_logits, halt_logits, after)
+
+    def _refill(self, carry: Carry, batch: Batch) -> Carry:
+        """Give halted rows the batch's puzzle and the initial state."""
+        puzzles = Batch(
+            *(
+                _choose(carry.halted, getattr(batch, field.name), getattr(carry.puzzles, field.name))
+                for field in fields(Batch)
+            )
+        )
+        return replace(
+            carry,
+            answer=_choose(carry.halted, self.answer_init.to(self.forward_dtype), carry.answer),
+            latent=_choose(carry.halted, self.latent_init.to(self.forward_dtype), carry.latent),
+            steps=carry.steps.masked_fill(carry.halted, 0),
+            puzzles=puzzles,
+        )
+
+    def _recur(self, carry: Carry, supervise_all_cycles: bool) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+        recursion = _Recursion(self)
+        arguments = (carry.puzzles.inputs, carry.answer, carry.latent, supervise_all_cycles)
+        if self.forward_dtype == torch.float32:
+            return recursion(*arguments)
+        # One cast a weight and segment; the recursion uses each weight H_cycles·(L_cycles + 1) times.
+        weights = {name: weight.to(self.forward_dtype) for name, weight in recursion.named_parameters()}
+        outcome: tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor] = functional_call(recursion, weights, arguments)
+        return outcome
+
+
+class _Recursion(nn.Module):
+    """The recursion itself, as a module of its own so that its weights can be swapped for a segment."""
+
+    def __init__(self, model: TinyRecursiveModel):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, inputs: Tensor, answer: Tensor, latent: Tensor, supervise_all_cycles: bool
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+        """Return logits of every cycle, halt logits, the answer and the latent after the last cycle."""
+        model = self.model
+        question = self._embed(inputs)
+        cycle_logits = []
+        for cycle in range(model.H_cycles):
+            last = cycle == model.H_cycles - 1
+            with torch.set_grad_enabled(torch.is_grad_enabled() and (last or supervise_all_cycles)):
+                injected = answer + question
+                for _ in range(model.L_cycles):
+                    latent = model.blocks(latent + injected)
+                answer = model.blocks(answer + latent)
+                cycle_logits.append(model.lm_head(answer))
+        halt_logits = model.q_head(answer[:, 0])[:, 0].float()
+        return tuple(cycle_logits), halt_logits, answer, latent
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        model = self.model
+        question = nn.functional.embedding(inputs, model.embed_tokens)
+        if model.embed_positions is not None:
+            question = math.sqrt(0.5) * (question + model.embed_positions)
+        return model.embed_scale * question
+
+
+def attention_mixers(
+    num_layers: int,
+    *,
+    hidden_size: int,
+    num_heads: int,
+    seq_len: int,
+    rope_theta: float | None,
+    eps: float,
+    generator: torch.Generator,
+    residual_init_scale: float = 1.0,
+) -> list[nn.Module]:
+    """Build one attention mixer a layer; `rope_theta` of None means no rotary positions."""
+    rotary = None if rope_theta is None else Rotary(hidden_size // num_heads, seq_len, rope_theta)
+    return [
+        AttentionMixer(
+            hidden_size,
+            num_heads,
+            rotary=rotary,
+            eps=eps,
+            generator=generator,
+            residual_init_scale=residual_init_scale,
+        )
+        for _ in range(num_layers)
+    ]
+
+
+def mlp_mixers(
+    num_layers: int,
+    *,
+    seq_len: int,
+    expansion: float,
+    ffn_multiple_of: int,
+    eps: float,
+    generator: torch.Generator,
+    residual_init_scale: float = 1.0,
+) -> list[nn.Module]:
+    """Build one MLP mixer over the positions a layer."""
+    inner_size = swiglu_inner_size(seq_len, expansion, ffn_multiple_of)
+    return [
+        MLPMixer(seq_len, inner_size, eps=eps, generator=generator, residual_init_scale=residual_init_scale)
+        for _ in range(num_layers)
+    ]

@@ -1,0 +1,1 @@
+"""What is read from run folders: logs, dashboards, comparisons, health."""

@@ -1,0 +1,345 @@
+"""A run's numbers: written row by row while it trains, printed as lines, read back from its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+FINAL_FOLDER = "final_model"
+
+TRAIN_CYCLE_LOSS = "train/deep_supervision/step_{i}_loss"
+EVAL_CYCLE_LOSS = "eval/step_{i}_loss"
+
+Row = dict[str, float]
+
+
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+class RunLog:
+    """Write one row a step to `metrics.jsonl` and the same numbers to TensorBoard.
+
+    Args:
+        folder: the run's folder; made when missing.
+        resume_step: the step of the checkpoint that the run goes on from. Rows after it are dropped, in
+            TensorBoard too: the run is about to write them again. None starts over: what an attempt without a
+            checkpoint left is dropped.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        # Costs about a second, and only a writer needs it: readers of run folders do without torch.
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume_step is None:
+            _forget_earlier_attempt(folder)
+        else:
+            _drop_rows_after(folder / METRICS_FILE, resume_step)
+        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        # TensorBoard hides what earlier event files hold from purge_step on.
+        purge_step = None if resume_step is None else resume_step + 1
+        self._board = SummaryWriter(log_dir=str(folder), purge_step=purge_step, flush_secs=10)
+
+    def write(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+        """Append the row of `step`; it is on disk, readable by others, when this returns.
+
+        Args:
+            wall_s: training seconds so far, those before a resume included.
+            metrics: value by tag. JSON has no NaN and no infinity: both are written as null, and
+                read back as NaN.
+        """
+        numbers = {tag: float(value) for tag, value in metrics.items()}
+        row: dict[str, float | None] = {"step": int(step), "wall_s": round(float(wall_s), 3)}
+        row.update({tag: value if math.isfinite(value) else None for tag, value in numbers.items()})
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        for tag, value in numbers.items():
+            self._board.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Flush and close both files; a second call does nothing."""
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _forget_earlier_attempt(folder: Path) -> None:
+    (folder / METRICS_FILE).unlink(missing_ok=True)
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+
+
+def _drop_rows_after(path: Path, last_step: int) -> None:
+    """Keep the rows up to `last_step`, and none that is torn."""
+    if not path.exists():
+        return
+    rows = [row for row in _raw_rows(path) if row["step"] <= last_step]
+    scratch = path.with_suffix(".jsonl.tmp")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)  # a kill in between leaves the old rows or the new ones, never half of them
+
+
+# ---- console lines ---------------------------------------------------------------------------------------
+
+
+def step_line(row: Mapping[str, float]) -> str:
+    """Tell one training row: `Step    100 | Loss: 2.3421 (ACT: 2.1234, Sup: 0.2187) | LR: 5.00e-05 | …`."""
+    parts = f"ACT: {row['train/act_loss']:.4f}, Sup: {row['train/supervised_loss']:.4f}"
+    return (
+        f"Step {int(row['step']):6d} | Loss: {row['train/total_loss']:.4f} ({parts}) | "
+        f"LR: {row['train/learning_rate']:.2e} | "
+        f"GradNorm: {row['train/grad_norm']:.4f} | Steps: {row['train/act/steps']:.2f}"
+    )
+
+
+def supervision_line(num_cycles: int, weight: float, schedule: str) -> str:
+    """Tell how the cycles are supervised, indented to stand under a step line."""
+    return f"         Deep supervision: {num_cycles} steps, weight={weight:.3f}, schedule={schedule}"
+
+
+def evaluation_line(row: Mapping[str, float]) -> str:
+    """Tell one evaluation row; what the row does not hold is left out."""
+    parts = [f"Eval {int(row['step']):6d}"]
+    if "eval/loss" in row:
+        parts.append(f"Loss: {row['eval/loss']:.4f}")
+    if "eval/exact_accuracy" in row:
+        parts.append(f"Exact: {100 * row['eval/exact_accuracy']:.1f} %{_other_segments(row)}")
+    if "eval/accuracy" in row:
+        parts.append(f"Cells: {100 * row['eval/accuracy']:.1f} %")
+    if "eval/act_steps" in row:
+        parts.append(f"Steps: {row['eval/act_steps']:.2f}")
+    return " | ".join(parts)
+
+
+def _other_segments(row: Mapping[str, float]) -> str:
+    tags = {"first segment": "eval/exact_accuracy_first", "halting": "eval/exact_accuracy_halting"}
+    told = [f"{name} {100 * row[tag]:.1f} %" for name, tag in tags.items() if tag in row]
+    return f" ({', '.join(told)})" if told else ""
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+class Series(NamedTuple):
+    """One tag over a run: `steps` int64 (n,), `wall_s` and `values` float64 (n,), NaN where not finite."""
+
+    steps: np.ndarray
+    wall_s: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it.
+
+    `rows` are in the order of their steps, one a step. `finished` means that the folder holds a final model.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    rows: tuple[Row, ...]
+    finished: bool
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config_name(self) -> str:
+        """Name of the config file that the run was started from: its scenario."""
+        return str(self.config.get("config_name", self.name))
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.config.get("seed", 0))
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last row, 0 without one."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def wall_s(self) -> float:
+        """Training seconds at the last row."""
+        return float(self.rows[-1]["wall_s"]) if self.rows else 0.0
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps to take: `total_steps` of environment.json, else `max_steps` of config.yaml."""
+        planned = self.environment.get("total_steps") or self.config.get("max_steps")
+        return int(planned) if planned else None
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run ended, or still is, short of its planned steps."""
+        return not self.finished and self.planned_steps is not None and self.last_step < self.planned_steps
+
+    def series(self, tag: str) -> Series:
+        """Collect the rows that hold `tag`; empty arrays when none does."""
+        rows = [row for row in self.rows if tag in row]
+        return Series(
+            np.array([row["step"] for row in rows], dtype=np.int64),
+            np.array([row["wall_s"] for row in rows], dtype=np.float64),
+            np.array([row[tag] for row in rows], dtype=np.float64),
+        )
+
+    def cycle_series(self, template: str) -> list[Series]:
+        """Collect a tag of every H-cycle.
+
+        Args:
+            template: a tag with `{i}`, say `eval/step_{i}_loss`.
+
+        Returns:
+            One series a cycle, from cycle 0 up to the first that was never logged.
+        """
+        found: list[Series] = []
+        while len((series := self.series(template.replace("{i}", str(len(found))))).steps):
+            found.append(series)
+        return found
+
+    def refinement(self, template: str) -> Series:
+        """Take first − last cycle's loss over the run: how much the later cycles improve the answer.
+
+        Args:
+            template: as in `cycle_series`; empty arrays when fewer than two cycles were logged.
+        """
+        num_cycles = len(self.cycle_series(template))
+        first, last = (template.replace("{i}", str(i)) for i in (0, num_cycles - 1))
+        rows = [row for row in self.rows if num_cycles > 1 and first in row and last in row]
+        return Series(
+            np.array([row["step"] for row in rows], dtype=np.int64),
+            np.array([row["wall_s"] for row in rows], dtype=np.float64),
+            np.array([row[first] - row[last] for row in rows], dtype=np.float64),
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether `folder` holds a run that can be read."""
+    return (folder / CONFIG_FILE).is_file() and (folder / METRICS_FILE).is_file()
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder; of two rows of one step the last counts, and a torn last line does not.
+
+    Raises:
+        ValueError: `folder` is no run, or one of its files is damaged.
+    """
+    folder = Path(folder)
+    _check_is_run(folder)
+    rows = {int(row["step"]): row for row in _raw_rows(folder / METRICS_FILE)}
+    return Run(
+        folder=folder,
+        name=folder.resolve().name,
+        config=_read_mapping(folder / CONFIG_FILE),
+        rows=tuple(_with_nan(rows[step]) for step in sorted(rows)),
+        finished=(folder / FINAL_FOLDER).is_dir(),
+        environment=_read_environment(folder / ENVIRONMENT_FILE),
+    )
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """Read the runs at or below `paths`, each once, in the order given and by name inside a folder.
+
+    Files and folders without a run are passed over, so that a shell's `runs/five_scenarios/*` works.
+
+    Raises:
+        ValueError: a path does not exist, or no run is left.
+    """
+    given = [Path(path) for path in paths]
+    for path in given:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; name a run's folder, or a folder that holds runs")
+    folders = {folder.resolve(): folder for path in given for folder in _run_folders(path)}
+    if not folders:
+        named = ", ".join(map(str, given[:4])) + (", …" if len(given) > 4 else "")
+        raise ValueError(
+            f"no run in {named or 'an empty list of paths'}: a run's folder holds {CONFIG_FILE} and "
+            f"{METRICS_FILE}; `trm-ray train --config-name deep_supervision_linear` makes one"
+        )
+    return [read_run(folder) for folder in folders.values()]
+
+
+def _run_folders(path: Path) -> Iterator[Path]:
+    """Walk to the runs at or below `path`; nothing inside a run is another run."""
+    if is_run(path):
+        yield path
+    elif path.is_dir() and not path.name.startswith("."):
+        for child in sorted(path.iterdir()):
+            if child.is_dir():
+                yield from _run_folders(child)
+
+
+def _check_is_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name the log_dir of a run, such as runs/deep_supervision_linear")
+    missing = [name for name in (CONFIG_FILE, METRICS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} is no run: {' and '.join(missing)} missing; "
+            f"`trm-ray train --config-name deep_supervision_linear log_dir={folder}` makes one"
+        )
+
+
+def _raw_rows(path: Path) -> list[dict[str, Any]]:
+    """Parse the lines of a metrics file, without the last one when a kill tore it."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        row = _parse_row(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip() and any(rest.strip() for rest in lines[number:]):
+            raise ValueError(f"{path}, line {number} is not a metrics row ({line[:40]!r}); remove that line")
+    return rows
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row and "wall_s" in row else None
+
+
+def _with_nan(row: Mapping[str, float | None]) -> Row:
+    return {key: math.nan if value is None else value for key, value in row.items()}
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({error}); restore it from the run's checkpoint") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no keys; restore it from the run's checkpoint")
+    return content
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    """Read what describes the machine; a run without it, or with half of it, can still be drawn."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,64 @@
+"""Checkpoints on disk: one folder each, written under a temporary name and renamed, read with `weights_only`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT_VERSION = 1
+STATE_FILE = "state.pt"
+FINAL_MODEL = "final_model"
+
+
+def checkpoint_name(step: int) -> str:
+    """Name a checkpoint's folder."""
+    return f"checkpoint_step_{step}"
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write `state` (tensors and plain containers) so that `folder` holds either all of it or does not exist."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    with open(temporary / STATE_FILE, "wb") as file:
+        torch.save({"format_version": FORMAT_VERSION, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if folder.exists():  # the same step again, after a resume: a rename cannot replace a full folder
+        shutil.rmtree(folder)
+    os.rename(temporary, folder)
+    return folder
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint's state.
+
+    Raises:
+        ValueError: the folder holds none, it is damaged, or its format is another version's.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {STATE_FILE}; name a checkpoint_step_N or {FINAL_MODEL} folder of a run")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove {folder} to go on from an earlier one") from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version={state.get('format_version')}, this trm-ray reads {FORMAT_VERSION}"
+        )
+    return state
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """Find the checkpoint of the highest step in a run's folder."""
+    found = {
+        int(match[1]): path
+        for path in run_dir.glob("checkpoint_step_*")
+        if (match := re.fullmatch(r"checkpoint_step_(\d+)", path.name)) and (path / STATE_FILE).is_file()
+    }
+    return found[max(found)] if found else None

@@ -1,0 +1,217 @@
+"""The training loop: batch → step → (due?) log → (due?) evaluate → (due?) save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from trm_ray.config import Config
+from trm_ray.model.trm import Batch, Carry
+from trm_ray.training.checkpoint import FINAL_MODEL, checkpoint_name, load_checkpoint, save_checkpoint
+from trm_ray.training.evaluation import evaluate
+from trm_ray.training.losses import puzzle_loss
+from trm_ray.training.metrics import train_row, train_sums
+from trm_ray.training.session import Session
+from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
+from trm_ray.training.supervision import segment_losses, supervision_weights
+
+
+def run_training(config: Config, shape: TokenShape, num_steps: int, session: Session) -> dict[str, float]:
+    """Train to `num_steps`, going on from the session's latest checkpoint if there is one.
+
+    Returns:
+        The last evaluation, keyed by tag; empty if there was nothing left to train.
+
+    Raises:
+        NonFiniteError: a loss or gradient norm became NaN or infinite.
+    """
+    recipe, state = build_recipe(config, num_steps), TrainState(config, shape, session.device)
+    latest = session.latest_checkpoint()
+    if latest is not None:
+        state.load_state_dict(load_checkpoint(latest), session)
+    clock, evaluation = Clock(state.wall_s), {}
+    for row in training_steps(state, recipe, session, clock, stats_interval=_stats_interval(config)):
+        last = state.step == num_steps
+        log_due = last or state.step % config.log_interval == 0
+        eval_due = last or state.step % config.eval_interval == 0
+        # Looking at the guard is free on a CPU; on a GPU it waits for the device.
+        if log_due or eval_due or session.device.type == "cpu":
+            state.guard.check()
+        if log_due:
+            row |= _window_row(state, recipe, session, clock, per_cycle=config.log_per_step_losses)
+        with clock.paused():
+            if eval_due:
+                evaluation = evaluate_state(state, recipe, session)
+                row |= evaluation
+            state.wall_s = clock.wall_s()
+            if row:
+                session.log(state.step, state.wall_s, row)
+            if eval_due and (last or config.checkpoint_every_eval):
+                _save(state, config, session, checkpoint_name(state.step))
+            if last:
+                _save(state, config, session, FINAL_MODEL)
+            if eval_due:
+                session.report(state.step, row)
+    return evaluation
+
+
+def training_steps(
+    state: TrainState, recipe: Recipe, session: Session, clock: Clock, stats_interval: int | None = None
+) -> Iterator[dict[str, float]]:
+    """Take one optimizer step after the other; yield what was measured aside, mostly nothing."""
+    batches = session.train_batches(state.step)
+    while state.step < recipe.total_steps:
+        with clock.waiting():
+            batch = next(batches)
+        stats_due = stats_interval is not None and (state.step + 1) % stats_interval == 0
+        row = gradient_stats(state, recipe, batch, session) if stats_due else {}
+        train_step(state, recipe, batch, session)
+        yield row
+
+
+def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> None:
+    """Run one segment and update the weights; nothing here waits for the device."""
+    model, weights = state.model, cycle_weights(state, recipe)
+    min_steps = session.own_rows(_exploration(state, recipe)).to(session.device, non_blocking=True)
+    output = model(_carry(state, batch), batch, supervises(weights), min_steps)
+    losses = segment_losses(output, weights, recipe.cell_loss, recipe.global_batch_size)
+    losses.total.backward()
+    # Losses and gradients are shares of the global batch, so their sums over the workers are those of one large batch.
+    total = losses.total.detach().clone()
+    session.sum_over_ranks(total, *(p.grad for p in model.parameters() if p.grad is not None))
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip_norm)
+    rate = recipe.rate_at(state.step)
+    state.guard.watch(
+        {
+            "step": torch.tensor(state.step + 1.0, device=session.device),
+            "total_loss": total,
+            "act_loss": losses.act,
+            "supervised_loss": losses.supervised,
+            "lm_loss": losses.lm,
+            "grad_norm": grad_norm,
+            "lr": torch.tensor(rate, device=session.device),
+        }
+    )
+    state.update_weights(rate)
+    state.sums.add(train_sums(output, losses, grad_norm, session.world_size))
+    state.carry, state.step = output.carry, state.step + 1
+
+
+def cycle_weights(state: TrainState, recipe: Recipe) -> tuple[float, ...]:
+    """Weigh the H-cycles at the step to come."""
+    base = recipe.supervision.base_weight(state.step)
+    return supervision_weights(recipe.supervision.schedule, state.model.H_cycles, base)
+
+
+def supervises(weights: tuple[float, ...]) -> bool:
+    """Tell whether any cycle before the last weighs something; if not, the step is the baseline's."""
+    return any(weights[:-1])
+
+
+def _carry(state: TrainState, batch: Batch) -> Carry:
+    return state.carry or state.model.initial_carry(batch)
+
+
+def _exploration(state: TrainState, recipe: Recipe) -> Tensor:
+    """Draw the fewest segments of each row of the global batch: mostly 0, now and then 2 to `halt_max_steps`.
+
+    Source: the original's `min_halt_steps`.
+    """
+    rows, most = recipe.global_batch_size, state.model.halt_max_steps
+    explores = torch.rand(rows, generator=state.generator) < recipe.exploration_prob
+    return explores * torch.randint(min(2, most), most + 1, (rows,), generator=state.generator)
+
+
+def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> dict[str, float]:
+    """Measure the gradient norms that each H-cycle's loss gives: mean, max and min over the parameter tensors.
+
+    One more forward pass and one backward pass a cycle, on the step's own batch; neither weights, gradients nor generators
+    change. Without supervision only the last cycle has a gradient. Synchronises with the device.
+    """
+    weights, model = cycle_weights(state, recipe), state.model
+    output = model(_carry(state, batch), batch, supervises(weights))
+    parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("q_head")]
+    row: dict[str, float] = {}
+    for cycle, (logits, weight) in enumerate(zip(output.cycle_logits, weights, strict=True)):
+        if weight == 0:
+            continue
+        loss = puzzle_loss(recipe.cell_loss, logits, output.carry.puzzles.labels).sum() / recipe.global_batch_size
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+        session.sum_over_ranks(*gradients)
+        norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
+        for name, value in (("mean", norms.mean()), ("max", norms.max()), ("min", norms.min())):
+            row[f"train/gradients/step_{cycle}_grad_norm_{name}"] = value.item()
+    return row
+
+
+def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> dict[str, float]:
+    """Evaluate the averaged weights if there are any, else the weights."""
+    with state.averaged_weights():
+        return evaluate(state.model, session.test_batches(), recipe.cell_loss, session)
+
+
+def _window_row(
+    state: TrainState, recipe: Recipe, session: Session, clock: Clock, *, per_cycle: bool
+) -> dict[str, float]:
+    """Average the logging window that ends here. Synchronises with the device."""
+    row = train_row(state.sums.drain(session), per_cycle=per_cycle)
+    done = state.step - 1
+    row["train/learning_rate"] = recipe.rate_at(done)
+    row["train/curriculum_weight"] = recipe.supervision.base_weight(done)
+    return row | clock.throughput(recipe.global_batch_size)
+
+
+def _stats_interval(config: Config) -> int | None:
+    return config.gradient_stats_interval if config.compute_gradient_stats else None
+
+
+def _save(state: TrainState, config: Config, session: Session, name: str) -> None:
+    """Write a checkpoint from rank 0; every rank takes part, since the carry's rows are gathered."""
+    tensors = state.state_dict(session)
+    if session.rank == 0:
+        save_checkpoint(session.run_dir / name, {**tensors, "config": config.model_dump(mode="json")})
+
+
+class Clock:
+    """Wall-clock seconds of a run, and of the current logging window: busy, and waiting for data."""
+
+    def __init__(self, wall_s: float):
+        self._began = time.perf_counter() - wall_s
+        self._restart_window()
+
+    def _restart_window(self) -> None:
+        self._window_began, self._steps, self._waited_s, self._paused_s = time.perf_counter(), 0, 0.0, 0.0
+
+    def wall_s(self) -> float:
+        """Seconds since the run began: evaluations count, the time between an interruption and its resume does not."""
+        return time.perf_counter() - self._began
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count a step, and what happens inside as waiting for its data."""
+        began = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - began
+        self._steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside (evaluation, checkpoints) out of the throughput."""
+        began = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - began
+
+    def throughput(self, global_batch_size: int) -> dict[str, float]:
+        """Give the rates of the window and begin a new one."""
+        busy_s = time.perf_counter() - self._window_began - self._paused_s
+        row = {
+            "throughput/steps_per_s": self._steps / busy_s,
+            "throughput/puzzles_per_s": self._steps * global_batch_size / busy_s,
+            "throughput/data_wait_fraction": self._waited_s / busy_s,
+        }
+        self._restart_window()
+        return row

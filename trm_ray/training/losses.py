@@ -1,0 +1,58 @@
+"""Cross-entropies over cells. A loss maps logits (B, L, V) and labels (B, L) to (B, L), zero where a label does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED_LABEL = -100
+
+CellLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax cross-entropy of each cell, in float32."""
+    flat = F.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten().long(), ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return flat.view_as(labels)
+
+
+def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Stablemax cross-entropy of each cell, in float64 as in the original.
+
+    Source: Prieto et al., arXiv 2501.04697: s(x) = x + 1 for x ≥ 0, 1 / (1 − x) below.
+    """
+    x = logits.double()
+    # The branch that is not taken must stay finite, or its gradient turns the other one into NaN.
+    s = torch.where(x < 0, 1 / (1 - x.clamp(max=0)), x + 1)
+    counted = labels != IGNORED_LABEL
+    picked = s.gather(-1, labels.long().masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1)
+    return (s.sum(-1).log() - picked.log()).masked_fill(~counted, 0.0)
+
+
+LOSSES: dict[str, CellLoss] = {
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "stablemax_cross_entropy": stablemax_cross_entropy,
+}
+
+
+def puzzle_loss(cell_loss: CellLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    """Average a cell loss over the labelled cells of each puzzle: (B,)."""
+    counted = (labels != IGNORED_LABEL).sum(-1).clamp(min=1)
+    return cell_loss(logits, labels).sum(-1) / counted
+
+
+def solved_cells(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare predictions with labels.
+
+    Returns:
+        Share of the labelled cells that are right, (B,) float32, and whether all of them are, (B,) bool.
+    """
+    counted = labels != IGNORED_LABEL
+    right = ((logits.argmax(-1) == labels) & counted).sum(-1)
+    total = counted.sum(-1)
+    return right / total.clamp(min=1), right == total

@@ -1,0 +1,95 @@
+"""Metrics as sums and counts: added over steps and workers on the device, divided once when a log is due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trm_ray.model.trm import SegmentOutput
+from trm_ray.training.losses import solved_cells
+from trm_ray.training.session import Session
+from trm_ray.training.supervision import SegmentLosses
+
+
+class MetricSums:
+    """Named sums on a device, in float64; `ratios` names each metric's denominator."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device):
+        self.names = names
+        self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one step's sums; nothing waits for the device."""
+        self.sums += torch.stack([values[name].double() for name in self.names])
+
+    def drain(self, session: Session) -> dict[str, float]:
+        """Add the sums over the workers, return them and start again. Synchronises with the device."""
+        totals = self.sums.clone()
+        session.sum_over_ranks(totals)
+        self.sums.zero_()
+        return dict(zip(self.names, totals.tolist(), strict=True))
+
+
+STEP_MEANS = {
+    "total_loss": "train/total_loss",
+    "act_loss": "train/act_loss",
+    "supervised_loss": "train/supervised_loss",
+    "lm_loss": "train/lm_loss",
+    "grad_norm": "train/grad_norm",
+    "q_halt_loss": "train/act/q_halt_loss",
+}
+HALTED_MEANS = {
+    "steps": "train/act/steps",
+    "accuracy": "train/act/accuracy",
+    "exact_accuracy": "train/act/exact_accuracy",
+    "q_halt_accuracy": "train/act/q_halt_accuracy",
+}
+
+
+def train_metric_names(num_cycles: int) -> tuple[str, ...]:
+    """Name the sums that training keeps."""
+    return ("count", "halted", *STEP_MEANS, *HALTED_MEANS, *(f"step_{i}_loss" for i in range(num_cycles)))
+
+
+@torch.no_grad()
+def train_sums(output: SegmentOutput, losses: SegmentLosses, grad_norm: Tensor, world_size: int) -> dict[str, Tensor]:
+    """Sum up one step of one worker.
+
+    Losses are already shares of the global batch and add up over the workers; `count` and the gradient norm are the same
+    on all of them. Accuracies count the puzzles that halted, as in the original.
+    """
+    carry = output.carry
+    cells, solved = solved_cells(output.cycle_logits[-1], carry.puzzles.labels)
+    halted, one = carry.halted, torch.ones((), device=carry.steps.device)
+
+    def over_halted(values: Tensor) -> Tensor:
+        return (values * halted).sum()
+
+    return {
+        "count": one / world_size,
+        "halted": halted.sum(),
+        "total_loss": losses.total,
+        "act_loss": losses.act,
+        "supervised_loss": losses.supervised,
+        "lm_loss": losses.lm,
+        "grad_norm": grad_norm / world_size,
+        "q_halt_loss": losses.halt,
+        "steps": over_halted(carry.steps),
+        "accuracy": over_halted(cells),
+        "exact_accuracy": over_halted(solved),
+        "q_halt_accuracy": over_halted((output.halt_logits >= 0) == solved),
+        **{f"step_{i}_loss": loss for i, loss in enumerate(losses.cycles)},
+    }
+
+
+def train_row(sums: Mapping[str, float], *, per_cycle: bool) -> dict[str, float]:
+    """Divide the sums of a logging window into the row that is logged."""
+    row = {tag: sums[name] / sums["count"] for name, tag in STEP_MEANS.items()}
+    if sums["halted"]:
+        row |= {tag: sums[name] / sums["halted"] for name, tag in HALTED_MEANS.items()}
+    if per_cycle:
+        cycles = (name for name in sums if name.startswith("step_"))
+        row |= {f"train/deep_supervision/{name}": sums[name] / sums["count"] for name in cycles}
+    return row

@@ -1,0 +1,106 @@
+"""The seam between the training loop and whoever launched it. The loop never asks which launcher that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trm_ray.model.trm import Batch
+from trm_ray.training.checkpoint import latest_checkpoint
+
+LogRow = Callable[[int, float, Mapping[str, float]], None]
+
+
+class Tokens(Protocol):
+    """A batch as numpy arrays (`trm_ray.data.stream.TokenBatch`)."""
+
+    @property
+    def inputs(self): ...  # type: ignore[no-untyped-def]  # noqa: D102
+    @property
+    def labels(self): ...  # type: ignore[no-untyped-def]  # noqa: D102
+    @property
+    def puzzle_identifiers(self): ...  # type: ignore[no-untyped-def]  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the loop needs, as a single process has it; Ray Train and Ray Tune extend `report`.
+
+    Args:
+        run_dir: the run's folder, on storage that every worker sees.
+        train_tokens: gives this worker's training batches from number k on.
+        test_tokens: gives this worker's share of the test split.
+        log_row: writes one row of metrics; called on rank 0 alone.
+    """
+
+    run_dir: Path
+    device: torch.device
+    train_tokens: Callable[[int], Iterator[Tokens]]
+    test_tokens: Callable[[], Iterable[Tokens]]
+    log_row: LogRow
+
+    @property
+    def rank(self) -> int:
+        """Number of this worker, from 0."""
+        return dist.get_rank() if dist.is_initialized() else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers."""
+        return dist.get_world_size() if dist.is_initialized() else 1
+
+    def latest_checkpoint(self) -> Path | None:
+        """Find the checkpoint to go on from."""
+        return latest_checkpoint(self.run_dir)
+
+    def train_batches(self, start: int) -> Iterator[Batch]:
+        """Yield this worker's batches from number `start` on, on the device."""
+        return (self._to_device(tokens) for tokens in self.train_tokens(start))
+
+    def test_batches(self) -> Iterator[Batch]:
+        """Yield this worker's share of the test split once, on the device."""
+        return (self._to_device(tokens) for tokens in self.test_tokens())
+
+    def log(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+        """Write one row of metrics, from rank 0 only."""
+        if self.rank == 0:
+            self.log_row(step, wall_s, metrics)
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell the launcher of an evaluation, after its checkpoint has been written; called by every rank."""
+
+    def sum_over_ranks(self, *tensors: Tensor) -> None:
+        """Add tensors over the workers, in place and in one message."""
+        if self.world_size == 1:
+            return
+        assert len({tensor.dtype for tensor in tensors}) == 1, "one message holds one dtype"
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        """Put the workers' rows together in rank order: (B, …) each to (world_size·B, …) on every rank."""
+        if self.world_size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def own_rows(self, tensor: Tensor) -> Tensor:
+        """Take this worker's share of the rows of a global batch, the inverse of `gather_rows`."""
+        return tensor.chunk(self.world_size)[self.rank]
+
+    def _to_device(self, tokens: Tokens) -> Batch:
+        arrays = (tokens.inputs, tokens.labels, tokens.puzzle_identifiers)
+        host = (torch.from_numpy(array) for array in arrays)
+        if self.device.type == "cuda":
+            host = (tensor.pin_memory() for tensor in host)
+        return Batch(*host).to(self.device)

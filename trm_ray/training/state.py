@@ -1,0 +1,203 @@
+"""Everything that a run is at a step: what a checkpoint holds and a resume restores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trm_ray.config import Config
+from trm_ray.model.layers import swiglu_inner_size
+from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel, attention_mixers, mlp_mixers
+from trm_ray.training.losses import LOSSES, CellLoss
+from trm_ray.training.metrics import MetricSums, train_metric_names
+from trm_ray.training.optim import AveragedWeights, FiniteGuard, build_optimizer, learning_rate
+from trm_ray.training.session import Session
+from trm_ray.training.supervision import Supervision
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """What a model needs to know of its data: cells a puzzle and tokens in the vocabulary."""
+
+    seq_len: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: the parts of a config that a step needs, as functions of the step where they change."""
+
+    supervision: Supervision
+    cell_loss: CellLoss
+    rate_at: Callable[[int], float]
+    grad_clip_norm: float
+    global_batch_size: int
+    exploration_prob: float
+    total_steps: int
+
+
+def total_steps(config: Config, groups: int, mean_puzzle_examples: float) -> int:
+    """Count optimizer steps: epochs · groups · mean examples a puzzle / global batch, capped by `max_steps`.
+
+    Source: the original's `create_dataloader` / `init_train_state`.
+    """
+    caps = [] if config.max_steps is None else [config.max_steps]
+    if config.epochs is not None:
+        caps.append(int(config.epochs * groups * mean_puzzle_examples / config.global_batch_size))
+    if min(caps) < 1:
+        raise ValueError(
+            f"epochs={config.epochs} gives no step: {groups} puzzles in batches of global_batch_size="
+            f"{config.global_batch_size}; use more epochs or a smaller batch"
+        )
+    return min(caps)
+
+
+def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
+    """Build the network of a config with weights drawn from its seed."""
+    arch, generator = config.arch, torch.Generator().manual_seed(config.seed)
+    common: dict[str, Any] = {
+        "eps": arch.rms_norm_eps,
+        "generator": generator,
+        "residual_init_scale": arch.residual_init_scale,
+    }
+    if arch.mixer == "attention":
+        theta = arch.rope_theta if arch.pos_encodings == "rope" else None
+        sizes: dict[str, Any] = {
+            "hidden_size": arch.hidden_size,
+            "num_heads": arch.num_heads,
+            "rope_theta": theta,
+        }
+        mixers = attention_mixers(arch.L_layers, seq_len=shape.seq_len, **sizes, **common)
+    else:
+        widths: dict[str, Any] = {"expansion": arch.expansion, "ffn_multiple_of": arch.ffn_multiple_of}
+        mixers = mlp_mixers(arch.L_layers, seq_len=shape.seq_len, **widths, **common)
+    return TinyRecursiveModel(
+        vocab_size=shape.vocab_size,
+        seq_len=shape.seq_len,
+        hidden_size=arch.hidden_size,
+        mixers=mixers,
+        inner_size=swiglu_inner_size(arch.hidden_size, arch.expansion, arch.ffn_multiple_of),
+        H_cycles=arch.H_cycles,
+        L_cycles=arch.L_cycles,
+        halt_max_steps=arch.halt_max_steps,
+        learned_positions=arch.pos_encodings == "learned",
+        forward_dtype=getattr(torch, arch.forward_dtype),
+        **common,
+    )
+
+
+def build_recipe(config: Config, num_steps: int) -> Recipe:
+    """Build the recipe of a config for a run of `num_steps` steps."""
+    ramp = (config.curriculum_start_step, config.curriculum_end_step)
+
+    def rate_at(step: int) -> float:
+        return learning_rate(
+            step,
+            lr=config.lr,
+            warmup_steps=config.lr_warmup_steps,
+            total_steps=num_steps,
+            min_ratio=config.lr_min_ratio,
+        )
+
+    return Recipe(
+        supervision=Supervision(
+            enabled=config.deep_supervision_enabled,
+            schedule=config.deep_supervision_schedule,
+            weight=config.deep_supervision_weight,
+            curriculum=ramp if config.curriculum_enabled else None,
+        ),
+        cell_loss=LOSSES[config.loss_type],
+        rate_at=rate_at,
+        grad_clip_norm=config.grad_clip_norm,
+        global_batch_size=config.global_batch_size,
+        exploration_prob=config.arch.halt_exploration_prob,
+        total_steps=num_steps,
+    )
+
+
+class TrainState:
+    """The owner of all that changes during a run.
+
+    Weights, their average, the optimizer's state, the step, the generator of the halting exploration, the carry with its
+    puzzles, the sums of the current logging window and the seconds spent. The position in the data stream follows from the
+    step, since batch k is a pure function of the seed and k.
+
+    The carry is saved for the global batch, in rank order. With another number of workers the rows are dealt out anew: the
+    run goes on from the same state, and only the order in which the workers read their shards differs.
+    """
+
+    def __init__(self, config: Config, shape: TokenShape, device: torch.device):
+        self.model = build_model(config, shape).to(device)
+        betas = (config.beta1, config.beta2)
+        self.optimizer = build_optimizer(
+            config.optimizer, self.model, lr=config.lr, betas=betas, weight_decay=config.weight_decay
+        )
+        self.average = AveragedWeights(self.model, config.ema_rate) if config.ema else None
+        self.guard = FiniteGuard(device)
+        # A generator of the CPU draws for the whole global batch, so that the number of workers does not matter.
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.sums = MetricSums(train_metric_names(config.arch.H_cycles), device)
+        self.carry: Carry | None = None
+        self.step = 0
+        self.wall_s = 0.0
+
+    def update_weights(self, rate: float) -> None:
+        """Take the optimizer's step with the gradients at hand, unless the guard has found them not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # Both optimizers read this and leave the weights alone where it is true, without asking the device.
+        self.optimizer.found_inf = self.guard.found_inf  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Put the averaged weights, if there are any, into the model for as long as this lasts."""
+        if self.average:
+            self.average.swap(self.model)
+        yield
+        if self.average:
+            self.average.swap(self.model)
+
+    def state_dict(self, session: Session) -> dict[str, Any]:
+        """Collect the state as tensors and plain containers; every rank must call it, since rows are gathered."""
+        sums = self.sums.sums.clone()
+        session.sum_over_ranks(sums)
+        return {
+            "step": self.step,
+            "wall_s": self.wall_s,
+            "model": self.model.state_dict(),
+            "ema": self.average.weights if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "sums": sums,
+            "carry": self._carry_tensors(session),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], session: Session) -> None:
+        """Restore what `state_dict` collected."""
+        self.step, self.wall_s = state["step"], state["wall_s"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.weights = {name: w.to(session.device) for name, w in state["ema"].items()}
+        self.generator.set_state(state["generator"].cpu())
+        if session.rank == 0:  # already a sum over the workers
+            self.sums.sums.copy_(state["sums"])
+        own = {name: session.own_rows(rows).to(session.device) for name, rows in state["carry"].items()}
+        puzzles = Batch(*(own.pop(field.name) for field in fields(Batch)))
+        self.carry = Carry(**own, puzzles=puzzles)
+
+    def _carry_tensors(self, session: Session) -> dict[str, Tensor]:
+        assert self.carry is not None, "a checkpoint is taken after a step"
+        puzzles = self.carry.puzzles
+        tensors = {name: getattr(self.carry, name) for name in ("answer", "latent", "steps", "halted")}
+        tensors |= {field.name: getattr(puzzles, field.name) for field in fields(Batch)}
+        return {name: session.gather_rows(tensor) for name, tensor in tensors.items()}

@@ -1,0 +1,106 @@
+"""Deep supervision: how much each H-cycle's loss weighs at a step, and the losses that follow from it.
+
+All weights are pure functions of the cycle index and the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trm_ray.model.trm import SegmentOutput
+from trm_ray.training.losses import CellLoss, puzzle_loss, solved_cells
+
+Schedule = Literal["constant", "linear_decay", "exponential_decay"]
+
+
+def supervision_weights(schedule: Schedule, num_cycles: int, weight: float) -> tuple[float, ...]:
+    """Weigh each H-cycle's loss; the last always weighs 1.
+
+    Args:
+        num_cycles: at least 1 (H_cycles).
+        weight: base weight w of the intermediate cycles, in [0, 1]. Cycle i of N weighs w (constant), w·(i+1)/N
+            (linear_decay) or w·2^i / 2^(N−1) (exponential_decay).
+
+    Raises:
+        ValueError: `num_cycles` < 1, `weight` outside [0, 1] or an unknown schedule.
+    """
+    if num_cycles < 1:
+        raise ValueError(f"num_cycles={num_cycles} must be at least 1; set arch.H_cycles to 1 or more")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight={weight} must lie in [0, 1]; 0.5 is the usual deep_supervision_weight")
+    factors = {
+        "constant": [1.0 for _ in range(num_cycles)],
+        "linear_decay": [(i + 1) / num_cycles for i in range(num_cycles)],
+        "exponential_decay": [2.0 ** (i - num_cycles + 1) for i in range(num_cycles)],
+    }
+    if schedule not in factors:
+        raise ValueError(f"schedule={schedule!r} must be one of {', '.join(factors)}")
+    return (*(weight * factor for factor in factors[schedule][:-1]), 1.0)
+
+
+def curriculum_weight(step: int, start_step: int, end_step: int, weight: float) -> float:
+    """Ramp the base weight from 0 at `start_step` linearly to `weight` at `end_step`."""
+    return weight * min(1.0, max(0.0, (step - start_step) / (end_step - start_step)))
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """One scenario: the base weight over the steps and its distribution over the H-cycles."""
+
+    enabled: bool
+    schedule: Schedule
+    weight: float
+    curriculum: tuple[int, int] | None
+
+    def base_weight(self, step: int) -> float:
+        """Weight of the intermediate cycles at a step; 0 takes the baseline's path."""
+        if not self.enabled:
+            return 0.0
+        if self.curriculum is None:
+            return self.weight
+        return curriculum_weight(step, *self.curriculum, self.weight)
+
+
+@dataclass(frozen=True)
+class SegmentLosses:
+    """Losses of one segment, averaged over puzzles; scalars, and `total` = `act` + `supervised` carries the gradient.
+
+    act: CE of the last cycle / W + ½·halt, W the sum of the weights. supervised: Σ wᵢ·CEᵢ / W over the earlier cycles.
+    lm: CE of the last cycle, unscaled. cycles: CE of every cycle. halt: BCE of the halt logit against "puzzle solved".
+    """
+
+    total: Tensor
+    act: Tensor
+    supervised: Tensor
+    lm: Tensor
+    cycles: tuple[Tensor, ...]
+    halt: Tensor
+
+
+def segment_losses(
+    output: SegmentOutput, weights: tuple[float, ...], cell_loss: CellLoss, num_puzzles: int
+) -> SegmentLosses:
+    """Combine the cycles' cross-entropies and the halt loss.
+
+    Args:
+        weights: one a cycle, the last 1. A cycle of weight 0 adds nothing, so it is measured without gradient.
+        num_puzzles: puzzles in the global batch; losses are sums over the rows here divided by it, so that they add up
+            over the workers.
+    """
+    labels = output.carry.puzzles.labels
+    cycles = []
+    for logits, weight in zip(output.cycle_logits, weights, strict=True):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+            cycles.append(puzzle_loss(cell_loss, logits, labels).sum() / num_puzzles)
+    solved = solved_cells(output.cycle_logits[-1].detach(), labels)[1]
+    halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved.float(), reduction="sum") / num_puzzles
+    total_weight = sum(weights)
+    act = cycles[-1] / total_weight + 0.5 * halt
+    weighted = [w * ce / total_weight for w, ce in zip(weights[:-1], cycles[:-1], strict=True) if w > 0]
+    supervised = torch.stack(weighted).sum() if weighted else torch.zeros_like(act)
+    return SegmentLosses(act + supervised, act, supervised, cycles[-1], tuple(cycles), halt)
