@@ -24,8 +24,6 @@ class Entry:
     origin: str = ""
 
 
-# ------------------------------------------------------------------------------------------------- finding
-
 _KINDS = {  # kind of file: its folder below configs/, the key that names it, how it is used
     "scenario": (".", "config_name", "trm-ray train --config-name {}"),
     "task": ("task", "task", "trm-ray train --config-name SCENARIO task={}"),
@@ -75,9 +73,6 @@ def _instead(kind: str, name: str, config_dir: str | os.PathLike[str] | None) ->
     return f"; did you mean `{nearest(name, names)}`? (there are {', '.join(names)})"
 
 
-# ----------------------------------------------------------------------------------------- reading, writing
-
-
 def read_file(path: Path) -> dict[str, Entry]:
     """Return a file's values by dotted key.
 
@@ -99,15 +94,14 @@ def _parse_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
-        lines = _lines(path, yaml.compose(text))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no such date
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ConfigError(f"{where}: must be valid YAML: {problem}") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}:1: must be lines of `key: value`, not {show(values)}")
-    return values or {}, lines
+    return values or {}, _lines(path, yaml.compose(text))
 
 
 def _lines(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, int]:

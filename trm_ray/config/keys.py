@@ -14,7 +14,8 @@ SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # 
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 NAME_RULE = "a name of letters, digits, `_`, `-` and `.`"
-_NO_URL = "^([^:]|:[^/])*$"
+_NO_URL = "^([^:]|:[^/])+$"
+_FOLDER_RULE = "text that names a folder, not a URL; quote it, or mount the bucket"
 
 
 class Settings(BaseModel):
@@ -51,11 +52,11 @@ AboveOne = Annotated[float, Field(gt=1, description="a number above 1"), _Number
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), _Number]
 Decay = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1"), _Number]
 TextOrNull = Annotated[str | None, Field(description="text or null")]
-Folder = Annotated[str, Field(pattern=_NO_URL, description="a folder's path, no URL"), _Home]
-FolderOrNull = Annotated[Folder | None, Field(description="a folder's path, no URL, or null")]
-Folders = Annotated[list[Folder], Field(description="a list of folders' paths such as [a, b]"), _Listed]
+Folder = Annotated[str, Field(pattern=_NO_URL, description=_FOLDER_RULE), _Home]
+FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RULE}")]
+Folders = Annotated[list[Folder], Field(description="a list of text such as [a, b]"), _Listed]
 PairOrNull = Annotated[
-    Annotated[tuple[Positive, Positive], Strict(False)] | None, Field(description="[MIN, MAX] or null")
+    Annotated[tuple[Positive, Positive], Strict(False)] | None, Field(description="null or [MIN, MAX]")
 ]
 Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
 Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]

@@ -41,7 +41,7 @@ def load_config(
     """
     path = find_file("scenario", config_name, config_dir)
     scenario = read_file(path)
-    given = [_layer(extra or {}), *_parse_overrides(overrides)]
+    given = [_layer(extra or {}), *map(_parse, overrides)]  # their order counts: generator=null generator.size=9
     chosen = _merge(given)
     if "config_name" in chosen:
         name = show(chosen["config_name"].value)
@@ -64,7 +64,7 @@ def load_sweep(
         ConfigError: one line that names key, value, rule and way out.
     """
     path = find_file("sweep", name, config_dir)
-    given = [{_sweep_key(key): entry for key, entry in layer.items()} for layer in _parse_overrides(overrides)]
+    given = [{_sweep_key(key): entry for key, entry in layer.items()} for layer in map(_parse, overrides)]
     sweep = _build(SweepConfig, _named("name", path, [read_file(path), *given]))
     for config in trial_configs(sweep, config_dir=config_dir):
         for key, distribution in sweep.random_space().items():
@@ -95,7 +95,7 @@ def config_from_run(folder: str | os.PathLike[str]) -> Config:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder} must be a run's folder, and has no config.yaml; name one such as runs/NAME")
-    return _build(Config, read_file(path))
+    return _build(Config, [read_file(path)])
 
 
 def with_overrides(config: Config, values: Mapping[str, Any]) -> Config:
@@ -108,28 +108,20 @@ def with_overrides(config: Config, values: Mapping[str, Any]) -> Config:
     if "task" in given and given["task"].value != config.task:
         task = show(given["task"].value)
         raise ConfigError(f"task={task} must be chosen when the config is loaded; in a sweep, use a grid")
-    return _build(Config, _merge([_layer(flat(config)), given]))
-
-
-# --------------------------------------------------------------------------------------------------- layers
+    return _build(Config, [_layer(flat(config)), given])
 
 
 def _layer(values: Mapping[str, Any]) -> _Layer:
     return {key: Entry(value) for key, value in flatten(values).items()}
 
 
-def _parse_overrides(overrides: Sequence[str]) -> list[_Layer]:
-    """Make each override a layer of its own: their order counts (`generator=null generator.size=9`)."""
-    return [_layer(dict([_parse_override(item)])) for item in overrides]
-
-
-def _parse_override(item: str) -> tuple[str, Any]:
-    key, equals, text = item.partition("=")
+def _parse(override: str) -> _Layer:
+    key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{show(item)} must be key=value, without spaces around `=`; write e.g. lr=5e-5")
+        raise ConfigError(f"{show(override)} must be key=value, without spaces around `=`; write e.g. lr=5e-5")
     try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError:
+        return _layer({key: yaml.safe_load(text)})
+    except (yaml.YAMLError, ValueError):  # ValueError: no such date
         raise ConfigError(f"{key}={show(text)} must be a YAML value; put it in quotes") from None
 
 
@@ -141,15 +133,13 @@ def _sweep_key(key: str) -> str:
 def _read_task(task: Entry | None, config_dir: str | os.PathLike[str] | None) -> _Layer:
     if task is None or task.value is None:
         return {}
-    if not isinstance(task.value, str):
-        raise ConfigError(misfit("task", task.value, find_field(Config, "task")))
-    return read_file(find_file("task", task.value, config_dir))
+    return read_file(find_file("task", str(task.value), config_dir))
 
 
-def _named(key: str, path: Path, layers: Sequence[_Layer]) -> _Layer:
-    """Merge layers over the file's own name, and give the log folder that name."""
-    merged = _merge([{key: Entry(path.stem)}, *layers])
-    return {"log_dir": Entry(f"runs/{merged[key].value}"), **merged}
+def _named(key: str, path: Path, layers: Sequence[_Layer]) -> list[_Layer]:
+    """Lay the layers over the file's name, and the log folder of that name."""
+    name = _merge([{key: Entry(path.stem)}, *layers])[key].value
+    return [{key: Entry(name), "log_dir": Entry(f"runs/{name}")}, *layers]
 
 
 def _merge(layers: Sequence[_Layer]) -> _Layer:
@@ -163,7 +153,8 @@ def _merge(layers: Sequence[_Layer]) -> _Layer:
     return merged
 
 
-def _build(model: type[_Model], layer: _Layer) -> _Model:
+def _build(model: type[_Model], layers: Sequence[_Layer]) -> _Model:
+    layer = _merge(layers)
     values = {key: entry.value for key, entry in layer.items()}
     try:
         return model.model_validate(nest(values))

@@ -1,5 +1,6 @@
 """Every key of a run, and how the keys must fit together."""
 
+# ruff: noqa: RUF012  # pydantic copies defaults
 from __future__ import annotations
 
 import os
@@ -53,7 +54,7 @@ class ArchConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> ArchConfig:
         if self.mixer == "mlp" and self.pos_encodings == "rope":
-            raise ValueError("arch.pos_encodings=rope must not go with arch.mixer=mlp; use none")
+            raise ValueError("arch.pos_encodings=rope must not go with arch.mixer=mlp; use arch.pos_encodings=none")
         rope = self.pos_encodings == "rope"  # which turns pairs: an even number of channels a head
         width, heads, unit = self.hidden_size, self.num_heads, self.num_heads * (2 if rope else 1)
         if self.mixer == "attention" and width % unit:

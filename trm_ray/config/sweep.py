@@ -1,11 +1,12 @@
 """Every key of a sweep, and the trials that it stands for."""
 
+# ruff: noqa: RUF012  # pydantic copies defaults
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -27,12 +28,14 @@ from trm_ray.config.keys import (
 )
 from trm_ray.config.run import Config, known_keys
 
+Kind = Literal["uniform", "loguniform", "choice", "randint"]
+
 
 @dataclass(frozen=True)
 class Distribution:
     """Name one of Tune's sampling functions and its arguments (`randint`'s upper end is exclusive)."""
 
-    kind: Literal["uniform", "loguniform", "choice", "randint"]
+    kind: Kind
     values: tuple[Any, ...]
 
     def extremes(self) -> tuple[Any, ...]:
@@ -59,11 +62,10 @@ class AshaConfig(Settings):
             raise ValueError(
                 f"asha.mode={self.mode} must be {best} for asha.metric={self.metric}; use asha.mode={best}"
             )
-        if self.max_t is not None and self.grace_period > self.max_t:
-            raise ValueError(
-                f"asha.grace_period={self.grace_period} must be at most asha.max_t={self.max_t}; "
-                f"use asha.grace_period={max(self.max_t // 2, 1)}"
-            )
+        grace, most = self.grace_period, self.max_t
+        if most is not None and grace > most:
+            way_out = f"use asha.grace_period={max(most // 2, 1)}"
+            raise ValueError(f"asha.grace_period={grace} must be at most asha.max_t={most}; {way_out}")
         return self
 
 
@@ -71,7 +73,7 @@ class SweepConfig(Settings):
     """Hold what a sweep compares: scenarios × grid × seeds, and how it stops the bad ones."""
 
     name: Name = "sweep"
-    scenarios: Annotated[Names, Field(min_length=1)]
+    scenarios: Annotated[Names, Field(min_length=1, description="a list of one or more names")]
     seeds: Annotated[list[Seed], Field(min_length=1, description="a list of one or more whole numbers")] = [0]
     overrides: dict[str, Any] = {}  # run keys that hold for every trial
     search_space: dict[str, Any] = {}  # run key -> [values] or {distribution: [arguments]}
@@ -87,13 +89,13 @@ class SweepConfig(Settings):
     @classmethod
     def _check_overrides(cls, values: Any) -> dict[str, Any]:
         suggested = (*known_keys(), *known_keys(cls))
-        return {key: _checked(key, value) for key, value in _run_keys("overrides", values, suggested).items()}
+        return {key: _checked(key, value) for key, value in _run_keys(values, "", suggested).items()}
 
     @field_validator("search_space", mode="before")
     @classmethod
     def _check_search_space(cls, values: Any) -> dict[str, Any]:
         suggested = [f"search_space.{key}" for key in known_keys()]
-        return {key: _axis(key, spec) for key, spec in _run_keys("search_space", values, suggested).items()}
+        return {key: _axis(key, spec) for key, spec in _run_keys(values, "search_space.", suggested).items()}
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
@@ -128,16 +130,15 @@ class SweepConfig(Settings):
 _SET_BY_SWEEP = {"config_name": "scenarios=[NAME]", "seed": "seeds=[0, 1]", "log_dir": "the sweep's log_dir"}
 
 
-def _run_keys(field: str, values: Any, suggested: Sequence[str]) -> dict[str, Any]:
+def _run_keys(values: Any, prefix: str, suggested: Sequence[str]) -> dict[str, Any]:
     """Flatten run keys inside a sweep and refuse those that are no run keys or that the sweep sets itself."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{field}={show(values)} must be a mapping of run keys; write {field}.KEY=VALUE")
+        section = prefix or "overrides."
+        raise ValueError(f"{section[:-1]}={show(values)} must be a mapping of run keys; write {section}KEY=VALUE")
     flat = flatten(values)
-    prefix = "" if field == "overrides" else f"{field}."
     for key, value in flat.items():
         if key in _SET_BY_SWEEP:
-            way_out = f"must not be set in a sweep; use {_SET_BY_SWEEP[key]}"
-            raise ValueError(f"{prefix}{key}={show(value)} {way_out}")
+            raise ValueError(f"{prefix}{key}={show(value)} must not be set in a sweep; use {_SET_BY_SWEEP[key]}")
         if key not in known_keys():
             raise ValueError(unknown_key(f"{prefix}{key}", value, suggested))
     return flat
@@ -150,7 +151,7 @@ def _checked(key: str, value: Any, prefix: str = "") -> Any:
         ConfigError: it does not fit; the message names `prefix` + key.
     """
     field = find_field(Config, key)
-    kind: Any = Annotated[field.annotation, field]  # type: ignore[name-defined]
+    kind: Any = Annotated[field.annotation, field]
     try:
         return TypeAdapter(kind, config=STRICT).validate_python(value)
     except ValidationError:
@@ -159,16 +160,16 @@ def _checked(key: str, value: Any, prefix: str = "") -> Any:
 
 def _axis(key: str, spec: Any) -> list[Any] | dict[str, list[Any]]:
     """Check a grid's values, or a distribution's."""
-    kind, values = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else ("", spec)
-    kinds = ("", "choice", "uniform", "loguniform", "randint")
-    if kind not in kinds or not isinstance(values, list) or not values:
+    label = f"search_space.{key}={show(spec)}"
+    kind, values = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else (None, spec)
+    if kind not in (None, *get_args(Kind)) or not isinstance(values, list) or not values:
+        kinds = ", ".join(get_args(Kind))
         raise ValueError(
-            f"search_space.{key}={show(spec)} must be a list of values (a grid), {{choice: [a, b]}}, or one of "
-            "{uniform: [low, high]}, {loguniform: …}, {randint: …}"
+            f"{label} must be a list of values (a grid) or have one of {kinds}; use e.g. {{choice: [a, b]}}"
         )
     values = [_checked(key, value, "search_space.") for value in values]
-    if kind in ("uniform", "loguniform", "randint"):
-        _check_ends(f"search_space.{key}={show(spec)}", kind, values)
+    if kind not in (None, "choice"):
+        _check_ends(label, kind, values)
     return {kind: values} if kind else values
 
 
@@ -188,22 +189,22 @@ def _check_names(sweep: SweepConfig) -> None:
         once = list(dict.fromkeys(values))
         if len(once) < len(values):
             raise ValueError(f"{field}={show(values)} must not name one twice; use {show(once)}")
-    for name in set(sweep.keep) - set(sweep.scenarios):
-        raise ValueError(
-            f"keep={show(sweep.keep)} must name scenarios of the sweep, and `{name}` is none; "
-            f"did you mean `{nearest(name, sweep.scenarios)}`? Else use keep=[]"
-        )
+    for name in sweep.keep:
+        if name not in sweep.scenarios:
+            near = nearest(name, sweep.scenarios)
+            raise ValueError(
+                f"keep={show(sweep.keep)} must name scenarios, and `{name}` is none; did you mean `{near}`?"
+            )
     if sweep.group_by is not None and sweep.group_by not in known_keys():
         near = nearest(sweep.group_by, known_keys())
         raise ValueError(f"group_by={show(sweep.group_by)} must be a run key; did you mean `{near}`?")
 
 
 def _check_space(sweep: SweepConfig) -> None:
-    for key in sweep.search_space.keys() & sweep.overrides.keys():
+    for key in sorted(sweep.search_space.keys() & sweep.overrides.keys()):
         value = show(sweep.overrides[key])
         raise ValueError(f"{key}={value} must not stand beside search_space.{key}; remove one")
     if sweep.num_samples > 1 and not sweep.random_space():
         raise ValueError(
-            f"num_samples={sweep.num_samples} needs a distribution in search_space, else trials are equal; "
-            "use several seeds and num_samples=1"
+            f"num_samples={sweep.num_samples} needs a distribution in search_space; for a spread use seeds"
         )

@@ -1,1 +1,27 @@
-"""The only package that imports Ray: datasets, workers, trainer and tuner."""
+"""The only package that imports Ray: cluster, datasets, workers, trainer and tuner.
+
+Ray reads most of its settings from the environment when it is imported, so they are made here, before any module of this
+package imports it. What the user has set stays; `TRM_RAY_VERBOSE=1` (`--verbose`) brings Ray's own output back.
+"""
+
+import os
+from pathlib import Path
+
+_ALWAYS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray Train's controller takes one report a poll; the default of 2 s would hold up every evaluation.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # Runs write their own logs, in their own folders.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("quiet_data.yaml")),
+    "RAY_DEDUP_LOGS": "0",
+}
+VERBOSE = os.environ.get("TRM_RAY_VERBOSE") == "1"
+
+for _name, _value in {**_ALWAYS, **({} if VERBOSE else _QUIET)}.items():
+    os.environ.setdefault(_name, _value)

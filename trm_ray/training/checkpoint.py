@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,11 @@ FINAL_MODEL = "final_model"
 def checkpoint_name(step: int) -> str:
     """Name a checkpoint's folder."""
     return f"checkpoint_step_{step}"
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Read the step off a checkpoint's name."""
+    return int(folder.name.rpartition("_")[2])
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
@@ -56,9 +60,5 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """Find the checkpoint of the highest step in a run's folder."""
-    found = {
-        int(match[1]): path
-        for path in run_dir.glob("checkpoint_step_*")
-        if (match := re.fullmatch(r"checkpoint_step_(\d+)", path.name)) and (path / STATE_FILE).is_file()
-    }
-    return found[max(found)] if found else None
+    found = [path for path in run_dir.glob("checkpoint_step_*") if (path / STATE_FILE).is_file()]
+    return max(found, key=checkpoint_step, default=None)

@@ -1,0 +1,8 @@
+"""Submit to a cluster: `ray job submit --working-dir . -- python jobs/sweep.py …`, with what `trm-ray sweep` takes."""
+
+import sys
+
+from trm_ray.cli import app
+
+if __name__ == "__main__":
+    app(["sweep", *sys.argv[1:]])

@@ -1,0 +1,141 @@
+"""What each mistake is answered with."""
+
+import pytest
+from config_helpers import complaint, load
+
+DID_YOU_MEAN = [
+    ("deep_supervision_wieght=0.7", "deep_supervision_weight"),
+    ("hidden_size=64", "arch.hidden_size"),
+    ("H_cycles=2", "arch.H_cycles"),
+    ("arch.h_cycles=2", "arch.H_cycles"),
+    ("num_workers=2", "ray.num_workers"),
+    ("ray.workers=2", "ray.num_workers"),
+    ("arch.lr=1", "lr"),
+    ("size=9", "generator.size"),
+    ("batch_size=64", "global_batch_size"),
+    ("learning_rate=1e-4", "lr"),
+    ("max-steps=5", "max_steps"),
+    ("++seed=5", "seed"),
+]
+
+
+@pytest.mark.parametrize(("override", "meant"), DID_YOU_MEAN)
+def test_an_unknown_key_is_answered_with_the_nearest_right_one(override, meant):
+    key, _, value = override.partition("=")
+    line = complaint(load, override)
+    assert line.startswith(f"{key}=")
+    assert line.endswith(f"has an unknown key; did you mean `{meant}`?")
+    assert value.lstrip("1e-") in line
+
+
+MISTAKES = [
+    # wrong type
+    ("lr=abc", "lr=abc must be a number above 0; the default is 0.0001"),
+    ("lr=true", "lr=true must be a number above 0"),
+    ("lr=", "lr=null must be a number above 0"),
+    ("lr=[1]", "lr=[1] must be a number above 0"),
+    ("lr=.nan", "lr=NaN must be a number above 0"),
+    ("weight_decay=1e400", "weight_decay=1e400 must be a number of at least 0"),
+    ("max_steps=3.7", "max_steps=3.7 must be a whole number of at least 1 or null"),
+    ("seed=true", "seed=true must be a whole number"),
+    ("ema=1", "ema=1 must be true or false; the default is false"),
+    ("ema=maybe", "ema=maybe must be true or false"),
+    ("log_dir=5", "log_dir=5 must be text that names a folder"),
+    ("data_paths=3", "data_paths=3 must be a list of text"),
+    ("data_paths=[a, 1]", "data_paths=[a, 1] must be a list of text"),
+    ("arch=5", "arch=5 must be a section of keys; write arch.KEY=VALUE"),
+    ("generator.clues=9", "generator.clues=9 must be null or [MIN, MAX]"),
+    ("generator.clues=[9]", "generator.clues=[9] must be null or [MIN, MAX]"),
+    # impossible value
+    ("lr=0", "lr=0 must be a number above 0"),
+    ("lr=-1e-4", "lr=-1e-4 must be a number above 0"),
+    ("lr_min_ratio=2", "lr_min_ratio=2 must be a number from 0 to 1"),
+    ("lr_warmup_steps=-1", "lr_warmup_steps=-1 must be a whole number of at least 0"),
+    ("beta1=1", "beta1=1 must be a number from 0 to below 1"),
+    ("beta2=-0.1", "beta2=-0.1 must be a number from 0 to below 1"),
+    (
+        "deep_supervision_weight=1.5",
+        "deep_supervision_weight=1.5 must be a number from 0 to 1; the default is 0.5",
+    ),
+    ("deep_supervision_weight=-1", "deep_supervision_weight=-1 must be a number from 0 to 1"),
+    ("eval_interval=0", "eval_interval=0 must be a whole number of at least 1; the default is 1000"),
+    ("log_interval=0", "log_interval=0 must be"),
+    ("gradient_stats_interval=0", "gradient_stats_interval=0 must be"),
+    ("global_batch_size=0", "global_batch_size=0 must be"),
+    (
+        "arch.halt_max_steps=0",
+        "arch.halt_max_steps=0 must be a whole number of at least 1; the default is 16",
+    ),
+    ("arch.halt_exploration_prob=1.1", "arch.halt_exploration_prob=1.1 must be a number from 0 to 1"),
+    ("arch.H_cycles=0", "arch.H_cycles=0 must be a whole number of at least 1"),
+    ("ray.num_workers=-1", "ray.num_workers=-1 must be a whole number of at least 0"),
+    ("ray.use_gpu=2", "ray.use_gpu=2 must be true or false"),
+    ("generator.size=5", "generator.size=5 must be one of 4, 6, 9"),
+    (
+        "deep_supervision_schedule=linear",
+        "deep_supervision_schedule=linear must be one of constant, linear_decay, exponential_decay; "
+        "did you mean `linear_decay`?",
+    ),
+    ("device=gpu", "device=gpu must be one of auto, cpu, cuda"),
+    ("optimizer=adam", "optimizer=adam must be one of adamw, adam_atan2; did you mean `adamw`?"),
+    (
+        "arch.pos_encodings=None",
+        "arch.pos_encodings=None must be one of rope, learned, none; did you mean `none`?",
+    ),
+    # relations
+    (
+        "global_batch_size=100 ray.num_workers=8",
+        "global_batch_size=100 must be divisible by ray.num_workers=8; use 96 or 104",
+    ),
+    (
+        "global_batch_size=3 ray.num_workers=8",
+        "global_batch_size=3 must be divisible by ray.num_workers=8; use 8",
+    ),
+    (
+        "arch.mixer=attention arch.num_heads=5",
+        "arch.hidden_size=64 must be divisible by arch.num_heads=5; use 60 or 65",
+    ),
+    (
+        "arch.mixer=attention arch.pos_encodings=rope arch.hidden_size=60",
+        "arch.hidden_size=60 must be divisible by twice arch.num_heads=4; use 56 or 64",
+    ),
+    (
+        "arch.pos_encodings=rope",
+        "arch.pos_encodings=rope must not go with arch.mixer=mlp; use arch.pos_encodings=none",
+    ),
+    (
+        "curriculum_enabled=true curriculum_start_step=500",
+        "curriculum_start_step=500 must be less than curriculum_end_step=480; use curriculum_end_step=501",
+    ),
+    (
+        "curriculum_enabled=true deep_supervision_enabled=false",
+        "curriculum_enabled=true needs deep_supervision_enabled=true",
+    ),
+    ("max_steps=null epochs=null", "max_steps=null must be given when epochs=null"),
+    ("data_paths=[]", "data_paths=[] must name a dataset folder"),
+    ("device=cpu ray.use_gpu=true", "ray.use_gpu=true must not go with device=cpu"),
+    ("device=cuda", "device=cuda needs ray.use_gpu=true"),
+    ("ray.storage_path=s3://b/x", "must be null or text that names a folder, not a URL"),
+    ("log_dir=''", "log_dir= must be text that names a folder"),
+    ("log_dir=gs://b/x", "log_dir=gs://b/x must be text that names a folder, not a URL"),
+    # form
+    ("lr", "lr must be key=value"),
+    ("=3", "=3 must be key=value"),
+    ("lr=[1", "lr=[1 must be a YAML value"),
+    ("lr=!!python/name:os.system", "lr=!!python/name:os.system must be a YAML value"),
+    ("config_name=x", "config_name=x must not be overridden; use --config-name x"),
+    ("task=sudoku5", "task=sudoku5 must name an existing task; did you mean `sudoku4`?"),
+    ("task=five_scenarios", "task=five_scenarios must name an existing task, but it is a sweep"),
+    ("task=3", "task=3 must name an existing task"),
+    ("task=../../etc/passwd", "task=../../etc/passwd must be a name of letters"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), MISTAKES, ids=[item[0][:60] for item in MISTAKES])
+def test_a_mistake_is_answered_with_key_value_rule_and_way_out(overrides, expected):
+    arguments = [overrides] if overrides == "data_paths=[a, 1]" else overrides.split(" ")
+    assert expected in complaint(load, *arguments)
+
+
+def test_several_mistakes_are_counted():
+    assert complaint(load, "lr=x", "beta1=x", "arch.H_cycles=x").endswith("(and 2 more)")

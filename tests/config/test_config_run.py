@@ -1,0 +1,97 @@
+"""Values of a run: how they are written, their defaults, the folder and the banner."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from config_helpers import LINEAR, ROOT, load, write
+
+from trm_ray.config import banner, flat, known_keys, load_config, run_dir
+
+
+def test_the_general_defaults_are_the_published_ones(tmp_path):
+    write(tmp_path, plain="data_paths: d\nepochs: 1\n")
+    values = flat(load_config("plain", config_dir=tmp_path))
+    published = {
+        "global_batch_size": 768, "eval_interval": 1000, "lr": 1e-4, "lr_warmup_steps": 2000, "beta1": 0.9,
+        "beta2": 0.95, "weight_decay": 0.1, "grad_clip_norm": 1.0, "deep_supervision_weight": 0.5,
+        "curriculum_start_step": 1000, "curriculum_end_step": 10000, "gradient_stats_interval": 500,
+        "log_interval": 100, "arch.H_cycles": 3, "arch.L_cycles": 6, "arch.L_layers": 2,
+        "arch.hidden_size": 512, "arch.num_heads": 8,
+        "arch.expansion": 4.0, "arch.ffn_multiple_of": 256, "arch.halt_max_steps": 16,
+    }  # fmt: skip
+    assert {key: values[key] for key in published} == published
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", ".0001", "0.0001", "'1e-4'"])
+def test_a_float_may_be_written_in_any_usual_way(text):
+    assert load(f"lr={text}").lr == 0.0001
+
+
+def test_a_float_in_a_file_may_be_1e_minus_4(tmp_path):
+    write(tmp_path, mine="task: sudoku6\narch: {rms_norm_eps: 1e-6}\nbeta1: 0\n")
+    config = load_config("mine", config_dir=tmp_path)
+    assert (config.arch.rms_norm_eps, config.beta1) == (1e-6, 0.0)
+    assert isinstance(config.beta1, float)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("max_steps=1e3", "max_steps", 1000),
+        ("max_steps=null", "max_steps", None),
+        ("lr=1", "lr", 1.0),
+        ("ema=True", "ema", True),
+        ("data_paths=[a,b]", "data_paths", ["a", "b"]),
+        ("data_paths=a", "data_paths", ["a"]),
+        ("arch.pos_encodings=none", "arch.pos_encodings", "none"),
+        ("generator.clues=[10,12]", "generator.clues", [10, 12]),
+        ("generator.clues=null", "generator.clues", None),
+        ("ray.storage_path=/mnt/runs", "ray.storage_path", "/mnt/runs"),
+    ],
+)
+def test_an_override_is_read_as_the_key_s_type(override, key, value):
+    read = flat(load(override))[key]
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_a_tilde_means_home():
+    assert load("log_dir=~/runs").log_dir == os.path.expanduser("~/runs")
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        load().lr = 1.0  # type: ignore[misc]
+
+
+def test_a_run_s_folder_is_log_dir_below_the_working_directory_or_the_storage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_dir(load()) == tmp_path / "runs" / LINEAR
+    assert run_dir(load("ray.storage_path=store", "log_dir=a/b")) == tmp_path / "store" / "a" / "b"
+    assert run_dir(load("ray.storage_path=/mnt/store")) == Path("/mnt/store/runs") / LINEAR
+    assert run_dir(load("ray.storage_path=/mnt/store", "log_dir=/else")) == Path("/else")
+
+
+def test_the_banner_has_a_title_a_rule_and_a_line_for_every_key():
+    lines = banner(load("deep_supervision_weight=0.7", "lr=5e-5")).splitlines()
+    assert lines[:2] == ["Training Configuration", "=" * 80]
+    assert {
+        "deep_supervision_enabled: True",
+        "deep_supervision_weight: 0.7",
+        "deep_supervision_schedule: linear_decay",
+        "lr: 5e-05",
+        "arch.hidden_size: 64",
+        "eval_batch_size: None",
+    } <= set(lines)
+    assert [line.partition(":")[0] for line in lines[2:]] == list(known_keys())
+
+
+def test_importing_config_loads_neither_torch_nor_ray():
+    code = "import sys, trm_ray.config; print(sorted({'torch', 'ray', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"

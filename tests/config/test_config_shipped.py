@@ -1,0 +1,113 @@
+"""The shipped files say what the project promises."""
+
+import re
+
+import pytest
+import yaml
+from config_helpers import CONFIGS, SCENARIOS, SWEEPS, TASKS, load, sweep
+
+from trm_ray.config import load_config, load_sweep, trial_configs
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_scenario_loads_with_every_task(scenario, task):
+    config = load(f"task={task}", name=scenario)
+    assert (config.config_name, config.task) == (scenario, task)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_loads(name):
+    assert sweep(name=name).name == name
+
+
+def test_the_folders_hold_what_the_project_promises():
+    names = ["baseline", "constant", "curriculum", "exponential", "linear"]
+    assert [f"deep_supervision_{name}" for name in names] == SCENARIOS
+    assert {"sudoku4", "sudoku6"} <= set(TASKS)
+    assert {"five_scenarios", "schedule_variants"} <= set(SWEEPS)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_opens_with_the_command_that_uses_it(path):
+    first, second = path.read_text(encoding="utf-8").splitlines()[:2]
+    arguments = re.fullmatch(r"# trm-ray (train|sweep) --config-name (\S+)((?: \S+=\S+)*)", first)
+    assert arguments is not None
+    assert second.startswith("# ")
+    loader = load_config if arguments[1] == "train" else load_sweep
+    loaded = loader(arguments[2], arguments[3].split(), config_dir=CONFIGS)
+    assert path.stem in (getattr(loaded, "config_name", None), getattr(loaded, "task", None), arguments[2])
+
+
+# The table of the original quick start: scenario -> (enabled, schedule, weight, curriculum).
+FIVE_SCENARIOS = {
+    "deep_supervision_baseline": (False, None, None, False),
+    "deep_supervision_constant": (True, "constant", 0.5, False),
+    "deep_supervision_linear": (True, "linear_decay", 0.5, False),
+    "deep_supervision_exponential": (True, "exponential_decay", 0.5, False),
+    "deep_supervision_curriculum": (True, "linear_decay", 0.7, True),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), FIVE_SCENARIOS.items())
+def test_the_five_scenarios_supervise_as_the_table_says(name, expected):
+    config = load(name=name)
+    enabled, schedule, weight, curriculum = expected
+    assert (config.deep_supervision_enabled, config.curriculum_enabled) == (enabled, curriculum)
+    if enabled:
+        assert (config.deep_supervision_schedule, config.deep_supervision_weight) == (schedule, weight)
+
+
+def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
+    long, short = (load(f"task={task}", name="deep_supervision_curriculum") for task in ("sudoku9", "sudoku6"))
+    assert (long.curriculum_start_step, long.curriculum_end_step) == (1000, 10000)
+    assert (short.curriculum_start_step, short.curriculum_end_step) == (80, 480)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_scenario_says_how_to_supervise_and_nothing_about_data(name):
+    keys = set(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
+    assert {key for key in keys if not key.startswith(("deep_supervision_", "curriculum_"))} == {"task"}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_does_not_choose_the_supervision(name):
+    keys = set(yaml.safe_load((CONFIGS / "task" / f"{name}.yaml").read_text(encoding="utf-8")))
+    chosen = {key for key in keys if key.startswith(("deep_supervision_", "curriculum_"))}
+    assert chosen <= {"curriculum_start_step", "curriculum_end_step"}
+
+
+@pytest.mark.parametrize(("task", "steps", "clues"), [("sudoku6", 800, (9, 18)), ("sudoku4", 300, (4, 8))])
+def test_a_short_task_ramps_its_curriculum_from_10_to_60_percent_of_its_steps(task, steps, clues):
+    config = load(f"task={task}")
+    assert config.max_steps == steps
+    assert (config.curriculum_start_step, config.curriculum_end_step) == (steps * 0.1, steps * 0.6)
+    assert config.generator is not None
+    assert config.generator.clues == clues
+
+
+def test_the_epochs_of_a_capped_task_last_longer_than_its_steps():
+    for config in map(load, ("task=sudoku4", "task=sudoku6")):
+        assert config.generator is not None
+        assert config.epochs is not None
+        assert config.max_steps is not None
+        assert config.epochs * config.generator.train / config.global_batch_size > config.max_steps
+
+
+def test_the_five_scenarios_run_once_each_and_the_baseline_is_first_and_kept():
+    loaded = sweep()
+    assert [variant["config_name"] for variant in loaded.variants()] == list(FIVE_SCENARIOS)
+    assert loaded.keep == ["deep_supervision_baseline"]
+    assert (loaded.asha.metric, loaded.asha.mode) == ("eval/loss", "min")
+    for config in trial_configs(loaded):
+        assert config.lr_warmup_steps < loaded.asha.grace_period < (config.max_steps or 0)
+
+
+def test_the_schedule_variants_are_three_schedules_by_three_weights_by_the_ramp():
+    configs = trial_configs(sweep(name="schedule_variants"))
+    seen = {
+        (config.deep_supervision_schedule, config.deep_supervision_weight, config.curriculum_enabled)
+        for config in configs
+    }
+    assert len(configs) == len(seen) == 3 * 3 * 2
+    assert {weight for _, weight, _ in seen} == {0.3, 0.5, 0.7}

@@ -1,0 +1,110 @@
+"""Evaluation of outputs written by hand, and of a model row by row."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import local_session, sudoku, tiny_config, tiny_model
+from torch import nn
+
+from trm_ray.model.trm import Batch, Carry, SegmentOutput
+from trm_ray.training.evaluation import evaluate
+from trm_ray.training.losses import softmax_cross_entropy
+
+# Three puzzles of two cells and three tokens; the second counts one cell only. Predictions by segment, of the last cycle.
+LABELS = torch.tensor([[1, 2], [1, -100], [2, 2]])
+PREDICTED = torch.tensor(
+    [
+        [[1, 1], [1, 0], [2, 1]],  # right: half, all, half
+        [[1, 2], [1, 0], [2, 1]],  # right: all, all, half
+        [[1, 2], [0, 0], [2, 1]],  # right: all, none, half
+    ]
+)
+HALT = torch.tensor([[-1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]])
+
+
+class Written(nn.Module):
+    """A model of two cycles that answers from the tables; its first cycle always says token 0."""
+
+    H_cycles, halt_max_steps = 2, 3
+
+    def initial_carry(self, batch: Batch) -> Carry:
+        zeros = torch.zeros(len(batch), dtype=torch.int64)
+        return Carry(zeros, zeros, zeros, zeros == 0, batch)
+
+    def forward(self, carry: Carry, batch: Batch, supervise_all_cycles: bool) -> SegmentOutput:
+        assert not self.training
+        assert not supervise_all_cycles
+        segment, rows = int(carry.steps[0]), batch.puzzle_identifiers
+        cycles = (torch.zeros_like(PREDICTED[segment]), PREDICTED[segment])
+        logits = tuple(2.0 * F.one_hot(cycle[rows], 3).float() for cycle in cycles)
+        return SegmentOutput(logits, HALT[segment][rows], replace(carry, steps=carry.steps + 1))
+
+
+def test_all_numbers_equal_those_worked_by_hand(tmp_path):
+    batch = Batch(torch.zeros(3, 2, dtype=torch.int64), LABELS, torch.arange(3))
+    model = Written().train()
+    row = evaluate(model, [batch], softmax_cross_entropy, local_session(tmp_path, tiny_config()))
+    right, wrong = (math.log(math.exp(2) + 2) - logit for logit in (2, 0))
+    last = (right + wrong + (right + wrong) / 2) / 3  # the last segment's: all, none and half right
+    assert row == pytest.approx(
+        {
+            "eval/loss": last,
+            "eval/step_0_loss": wrong,  # no label is 0
+            "eval/step_1_loss": last,
+            "eval/accuracy": (1 + 0 + 0.5) / 3,
+            "eval/exact_accuracy": 1 / 3,  # the first puzzle
+            "eval/exact_accuracy_first": 1 / 3,  # the second
+            "eval/exact_accuracy_halting": 2 / 3,  # the first halts at 2, the second at 1, the third never: at 3
+            "eval/act_steps": (2 + 1 + 3) / 3,
+            "eval/q_halt_accuracy": 1 / 3,  # of its last verdicts no, yes, no only the third puzzle's is right
+        }
+    )
+    assert model.training
+
+
+def test_every_row_counts_once_when_the_last_batch_is_smaller(tmp_path):
+    session, model, puzzles = local_session(tmp_path, tiny_config()), tiny_model(), sudoku(7, blanks=9)
+    model.q_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    model.q_head.get_parameter("bias").data.zero_()
+
+    def measured(size: int) -> dict[str, float]:
+        batches = [puzzles[i : i + size].batch() for i in range(0, 7, size)]
+        return evaluate(model, batches, softmax_cross_entropy, session)
+
+    assert measured(3) == pytest.approx(measured(7), rel=1e-5)
+    by_row = [measured_row(model, puzzles[i : i + 1].batch(), session) for i in range(7)]
+    for tag, value in measured(3).items():
+        assert value == pytest.approx(sum(row[tag] for row in by_row) / 7, rel=1e-5, abs=1e-7), tag
+    assert len({row["eval/act_steps"] for row in by_row}) > 1
+
+
+def measured_row(model, batch, session):
+    return evaluate(model, [batch], softmax_cross_entropy, session)
+
+
+def test_every_row_gets_all_segments_from_the_initial_state_whatever_the_halt_head_says(tmp_path):
+    model, batch = tiny_model(), sudoku(5).batch()
+    model.q_head.get_parameter("bias").data.fill_(1.0)
+    carry = model.initial_carry(batch)
+    for segment in range(3):
+        with torch.no_grad():
+            # Rows go on by force: the first segment alone begins afresh.
+            carry = replace(carry, halted=torch.full((5,), segment == 0))
+            output = model(carry, batch, supervise_all_cycles=False)
+        carry = output.carry
+    expected = [F.cross_entropy(c.flatten(0, 1), batch.labels.flatten().long()).item() for c in output.cycle_logits]
+    row = evaluate(model, [batch], softmax_cross_entropy, local_session(tmp_path, tiny_config()))
+    assert [row[f"eval/step_{i}_loss"] for i in range(3)] == pytest.approx(expected, rel=1e-5)
+    assert row["eval/loss"] == row["eval/step_2_loss"]
+    assert row["eval/act_steps"] == 1.0
+
+
+def test_an_evaluation_leaves_no_gradient_and_no_random_number_behind(tmp_path):
+    model = tiny_model()
+    before = torch.get_rng_state()
+    evaluate(model, [sudoku(4).batch()], softmax_cross_entropy, local_session(tmp_path, tiny_config()))
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), before)

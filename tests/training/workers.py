@@ -1,0 +1,55 @@
+"""What each of two processes does in test_session.py: the same runs as one process, with half of every batch."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from helpers import SHAPE, local_session, supervised, tiny_config
+
+from trm_ray.training.loop import run_training
+from trm_ray.training.session import Session
+
+NUM_STEPS = 8
+RUNS: dict[str, dict[str, Any]] = {
+    "supervised": supervised(ema=True, compute_gradient_stats=True, gradient_stats_interval=3, log_interval=2),
+    "stablemax": {"loss_type": "stablemax_cross_entropy", "optimizer": "adam_atan2"},
+    "bfloat16": supervised(arch={"forward_dtype": "bfloat16"}),
+}
+
+
+def train(name: str, run_dir: Path, rank: int = 0, world_size: int = 1) -> None:
+    config = tiny_config(**RUNS[name])
+    session = local_session(run_dir, config, test_batch_size=3, rank=rank, world_size=world_size)
+    run_training(config, SHAPE, NUM_STEPS, session)
+
+
+def exchange(session: Session) -> dict[str, Any]:
+    """Sums and rows of known tensors, as this rank sees them after the exchange."""
+    scalar, table = torch.tensor(1.0 + session.rank), torch.arange(6.0).view(2, 3).T * (session.rank + 1)
+    session.sum_over_ranks(scalar, table)
+    rows = torch.arange(12).view(4, 3)
+    dtypes = (torch.float32, torch.bfloat16, torch.int32, torch.bool)
+    gathered = {str(t): session.gather_rows(session.own_rows(rows % 2 if t == torch.bool else rows).to(t)) for t in dtypes}
+    return {"scalar": scalar, "table": table, "own": session.own_rows(rows), **gathered}
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    jobs: dict[str, Callable[[], Any]] = {
+        name: lambda name=name: train(name, folder / name, rank, 2)  # type: ignore[misc]
+        for name in RUNS
+    }
+    session = local_session(folder / "exchange", tiny_config())
+    jobs["exchange"] = lambda: torch.save(exchange(session), folder / "exchange" / f"{rank}.pt")
+    for name, job in jobs.items():
+        try:
+            job()
+        except Exception:  # told to the test of this job; the other jobs have tests of their own
+            (folder / name / "error.txt").write_text(traceback.format_exc())
+    dist.destroy_process_group()

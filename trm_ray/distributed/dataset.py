@@ -1,0 +1,53 @@
+"""Token datasets as Ray Data: Parquet files to tensor blocks in the object store, and back to rows in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from trm_ray.data.schema import COLUMNS, Rows
+from trm_ray.data.stream import SHUFFLE_ROWS
+
+# Blocks a worker: what `streaming_split` can deal out.
+_BLOCKS_PER_WORKER = 8
+
+
+def load_split(folders: Sequence[Path], split: str, num_workers: int = 1) -> Any:
+    """Read a split with Ray Data and hold it in the object store, as one tensor column a field.
+
+    Held, because a lazy dataset costs seconds at every epoch and its tasks compete for CPUs with the training workers, to
+    the point of deadlock.
+    """
+    files = [str(path) for folder in folders for path in sorted((folder / split).glob("*.parquet"))]
+    dataset = ray.data.read_parquet(files).map_batches(_to_tensors, batch_format="pyarrow")
+    return dataset.repartition(_BLOCKS_PER_WORKER * num_workers).materialize()
+
+
+def _to_tensors(table: pa.Table) -> dict[str, np.ndarray]:
+    """Cast fixed-size lists to matrices once; Ray Data would give them as arrays of objects."""
+
+    def column(name: str) -> np.ndarray:
+        array = table[name].combine_chunks()
+        if pa.types.is_fixed_size_list(array.type):
+            return array.flatten().to_numpy().reshape(len(table), -1)
+        return array.to_numpy()
+
+    return {name: column(name) for name in COLUMNS}
+
+
+def iter_rows(source: Any) -> Iterator[Rows]:
+    """Read a dataset, or a worker's shard of it, in pieces that are shuffled as a whole."""
+    batches: Iterable[dict[str, np.ndarray]] = source.iter_batches(batch_size=SHUFFLE_ROWS, batch_format="numpy")
+    for batch in batches:
+        yield Rows(*(np.ascontiguousarray(batch[name]) for name in COLUMNS))
+
+
+def read_rows(source: Any) -> Rows:
+    """Read a whole dataset into memory."""
+    pieces = list(iter_rows(source))
+    return Rows(*(np.concatenate([getattr(p, name) for p in pieces]) for name in Rows.__dataclass_fields__))

@@ -1,0 +1,276 @@
+"""A sweep: scenarios × grid × seeds as concurrent Tune trials, the bad ones stopped early by ASHA."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator
+
+from trm_ray.config import SweepConfig, flat, with_overrides
+from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
+from trm_ray.distributed.dataset import load_split
+from trm_ray.distributed.trainer import build_trainer
+from trm_ray.distributed.worker import train_trial
+from trm_ray.reporting.console import SweepDisplay
+from trm_ray.reporting.run_log import read_run
+from trm_ray.run import RunPlan, claim_folder
+from trm_ray.training.checkpoint import FINAL_MODEL, checkpoint_step, latest_checkpoint
+
+# Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
+NOTES = ".tune"
+# Which of the sweep's plans a trial follows; its other parameters are sampled run keys.
+PLAN = "plan"
+# Marks the folder of a trial that the scheduler stopped.
+STOPPED = "stopped_early.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended: trials that failed, with the reason, and how many did not come to an end."""
+
+    failed: dict[str, str]
+    unfinished: int
+
+
+def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: SweepDisplay) -> Outcome:
+    """Run every plan as a trial; each trial's folder is an ordinary run folder inside `folder`.
+
+    Trials that are already there go on from their last checkpoint. They report again what they had reported, so that the
+    scheduler knows where they stand.
+
+    Args:
+        plans: one a variant, in the order of `sweep.variants()`; all use the same `ray` section.
+        display: is told of every trial's start, results and end.
+    """
+    watch = _Watch(sweep, plans, folder, display)
+    shutil.rmtree(folder / NOTES, ignore_errors=True)
+    with ray_cluster(plans[0].config.ray.address):
+        check_resources(plans[0].config)
+        results = _tuner(sweep, plans, folder, watch).fit()
+        return Outcome(watch.failed, unfinished=len(results) - watch.num_ended)
+
+
+class _Watch(tune.Callback):
+    """Pass Tune's events on to the display, and leave a mark in the folder of a trial that was stopped early."""
+
+    def __init__(self, sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: SweepDisplay):
+        self._sweep, self._plans, self._folder, self._display = sweep, plans, folder, display
+        self.failed: dict[str, str] = {}
+        self.num_ended = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a restore that we never ask for; a display cannot be pickled
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Show that a trial runs."""
+        plan = self._plans[trial.config[PLAN]]
+        self._display.started(str(trial), self._folder / str(trial), plan.num_steps)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Show an evaluation."""
+        if "eval/loss" in result:
+            self._display.reported(str(trial), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Show the end of a trial, which the scheduler may have brought about."""
+        self.num_ended += 1
+        step, folder = (trial.last_result or {}).get("step", 0), self._folder / str(trial)
+        if (folder / FINAL_MODEL).is_dir():
+            self._display.ended(str(trial), "finished")
+            return
+        (folder / STOPPED).write_text(json.dumps({"step": step, "by": "ASHA"}) + "\n", encoding="utf-8")
+        self._display.ended(str(trial), f"stopped early at step {step}")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Show why a trial failed."""
+        self.num_ended += 1
+        error = str(trial.get_error() or "unknown error").strip().splitlines()[-1]
+        self.failed[str(trial)] = error
+        self._display.ended(str(trial), "failed")
+
+
+def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: tune.Callback) -> tune.Tuner:
+    def name(trial: Trial) -> str:
+        return trial_name(sweep, plans, trial.config)
+
+    return tune.Tuner(
+        _trainable(sweep, plans, folder),
+        param_space={PLAN: tune.grid_search(list(range(len(plans)))), **_distributions(sweep)},
+        tune_config=tune.TuneConfig(
+            metric=sweep.asha.metric,
+            mode=sweep.asha.mode,
+            scheduler=build_scheduler(sweep, plans),
+            # Seeded: a resumed sweep samples the same trials.
+            search_alg=BasicVariantGenerator(random_state=min(sweep.seeds)),
+            num_samples=sweep.num_samples,
+            max_concurrent_trials=sweep.max_concurrent_trials or _most_concurrent(plans[0]),
+            trial_dirname_creator=name,
+            trial_name_creator=name,
+        ),
+        run_config=tune.RunConfig(
+            name=NOTES,
+            storage_path=str(folder),
+            callbacks=[watch],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures),
+        ),
+    )
+
+
+def _distributions(sweep: SweepConfig) -> dict[str, Any]:
+    return {
+        key: getattr(tune, spec.kind)(*([list(spec.values)] if spec.kind == "choice" else spec.values))
+        for key, spec in sweep.random_space().items()
+    }
+
+
+def _most_concurrent(plan: RunPlan) -> int | None:
+    """Say how many trials of several workers fit; Tune itself counts those of one worker."""
+    if plan.config.ray.num_workers <= 1:
+        return None
+    there, asked = ray.cluster_resources(), worker_resources(plan.config)
+    return max(
+        1, min(int(there.get(kind, 0) / (amount * plan.config.ray.num_workers)) for kind, amount in asked.items())
+    )
+
+
+def trial_name(sweep: SweepConfig, plans: list[RunPlan], parameters: Mapping[str, Any]) -> str:
+    """Name a trial, and so its folder, by what sets it apart: scenario, seed and the keys of the search space."""
+    config = plans[parameters[PLAN]].config
+    values = {key: parameters.get(key, flat(config)[key]) for key in sweep.search_space}
+    told = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items())
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([f"{config.config_name}-seed{config.seed}", *told]))
+
+
+def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callable[..., Any]:
+    """Build the function that a trial runs: one worker in the trial's own process, several as an inner TorchTrainer."""
+    several = plans[0].config.ray.num_workers > 1
+    paths = {(plan.train_paths, plan.test_paths) for plan in plans}
+    workers = plans[0].config.ray.num_workers
+    data = {p: (load_split(p[0], "train", workers), load_split(p[1], "test")) for p in paths}
+
+    def trial(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
+        plan = plans[parameters[PLAN]]
+        sampled = {key: value for key, value in parameters.items() if key != PLAN}
+        config = with_overrides(plan.config, {**sampled, "log_dir": str(folder / trial_name(sweep, plans, parameters))})
+        plan = plan.vary(config, Path(config.log_dir))
+        claim_folder(plan, resume=(plan.folder / "config.yaml").is_file())
+        _report_again(plan.folder)
+        if (plan.folder / STOPPED).is_file():
+            return
+        train, test = data[plan.train_paths, plan.test_paths]
+        if several:
+            build_trainer(plan, train, test, [TuneReportCallback()]).fit()
+        else:
+            train_trial(plan, train, test)
+
+    # A trial with workers of its own only waits for them.
+    resources = {"cpu": 0.01} if several else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
+    return tune.with_resources(tune.with_parameters(trial, data=data), resources)
+
+
+def _report_again(folder: Path) -> None:
+    """Report the evaluations that a trial made before its sweep was interrupted."""
+    latest = latest_checkpoint(folder)
+    if latest is None:
+        return
+    for row in read_run(folder).rows:
+        if "eval/loss" in row and row["step"] <= checkpoint_step(latest):
+            tune.report(row)
+
+
+def build_scheduler(sweep: SweepConfig, plans: list[RunPlan]) -> TrialScheduler:
+    """Build the sweep's early stopping: one ASHA a value of `group_by`, and none for the scenarios to keep."""
+    if not sweep.asha.enabled:
+        return FIFOScheduler()
+    longest = max(plan.num_steps for plan in plans)
+
+    def asha() -> ASHAScheduler:
+        return ASHAScheduler(
+            time_attr="step",
+            # One beyond the last: ASHA would kill a trial that reaches `max_t` while it is closing its files.
+            max_t=max(sweep.asha.max_t or longest, sweep.asha.grace_period) + 1,
+            grace_period=sweep.asha.grace_period,
+            reduction_factor=sweep.asha.reduction_factor,
+        )
+
+    def group(trial: Trial) -> str:
+        if sweep.group_by is None:
+            return ""
+        return str(trial.config.get(sweep.group_by, flat(plans[trial.config[PLAN]].config)[sweep.group_by]))
+
+    def kept(trial: Trial) -> bool:
+        return plans[trial.config[PLAN]].config.config_name in sweep.keep
+
+    return GroupedScheduler(asha, group, kept)
+
+
+class GroupedScheduler(FIFOScheduler):
+    """One early-stopping scheduler a group of trials, so that a hard scenario is never judged against an easy one.
+
+    Args:
+        make: builds the scheduler of a group.
+        group: names the group of a trial.
+        kept: tells which trials are never stopped; the others are still measured against them.
+    """
+
+    def __init__(
+        self, make: Callable[[], TrialScheduler], group: Callable[[Trial], str], kept: Callable[[Trial], bool]
+    ):
+        super().__init__()
+        self._make, self._group, self._kept = make, group, kept
+        self._groups: dict[str, TrialScheduler] = {}
+        self._properties: tuple[Any, Any, dict[str, Any]] | None = None
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Remember what to optimise for the groups to come."""
+        self._properties = (metric, mode, spec)
+        return True
+
+    def _scheduler(self, trial: Trial) -> TrialScheduler:
+        name = self._group(trial)
+        if name not in self._groups:
+            scheduler = self._make()
+            if self._properties is not None:
+                metric, mode, spec = self._properties
+                scheduler.set_search_properties(metric, mode, **spec)
+            self._groups[name] = scheduler
+        return self._groups[name]
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Add a trial to its group."""
+        self._scheduler(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Tell the trial's group."""
+        self._scheduler(trial).on_trial_error(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Ask the trial's group whether it may go on."""
+        decision = self._scheduler(trial).on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if self._kept(trial) else decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Tell the trial's group."""
+        self._scheduler(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Tell the trial's group."""
+        self._scheduler(trial).on_trial_remove(tune_controller, trial)
+
+    def debug_string(self) -> str:
+        """Describe the groups."""
+        return " | ".join(f"{name}: {scheduler.debug_string()}" for name, scheduler in self._groups.items())

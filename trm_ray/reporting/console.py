@@ -1,0 +1,176 @@
+"""What a person sees while it runs: the lines of one run, and the table of a sweep's trials. Both read run folders."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from trm_ray.reporting.run_log import METRICS_FILE, Row, evaluation_line, step_line, supervision_line
+
+_POLL_S = 0.3
+
+
+def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
+    """Read the rows that a metrics file gained since `offset`; a file that shrank was begun anew."""
+    if not path.is_file():
+        return [], 0
+    offset = offset if path.stat().st_size >= offset else 0
+    with path.open("rb") as file:
+        file.seek(offset)
+        whole, newline, _ = file.read().rpartition(b"\n")
+    lines = whole.splitlines() if newline else []
+    return [json.loads(line) for line in lines], offset + len(whole) + len(newline)
+
+
+class RunDisplay:
+    """Print a run's rows as they appear in its folder, over a progress bar on a terminal.
+
+    Args:
+        first_step: the step that the run goes on from; earlier rows have been seen.
+    """
+
+    def __init__(
+        self, folder: Path, console: Console, *, num_cycles: int, schedule: str, first_step: int, num_steps: int
+    ):
+        self._path, self._console, self._seen, self._offset = folder / METRICS_FILE, console, first_step, 0
+        self._num_cycles, self._schedule = num_cycles, schedule
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID = self._progress.add_task("train", total=num_steps, completed=first_step)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._progress.stop()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self._show()
+        self._show()
+
+    def _show(self) -> None:
+        rows, self._offset = read_new_rows(self._path, self._offset)
+        for row in (row for row in rows if row["step"] > self._seen):
+            self._seen = int(row["step"])
+            for line in self._lines(row):
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._progress.update(self._task, completed=self._seen)
+
+    def _lines(self, row: Row) -> Iterator[str]:
+        if "train/total_loss" in row:
+            yield step_line(row)
+            if (weight := row["train/curriculum_weight"]) > 0:
+                yield supervision_line(self._num_cycles, weight, self._schedule)
+        if "eval/loss" in row:
+            yield evaluation_line(row)
+
+
+@dataclass
+class _Trial:
+    state: str
+    folder: Path
+    num_steps: int
+    step: int = 0
+    offset: int = 0
+    loss: float | None = None
+    exact: float | None = None
+
+    def refresh(self) -> None:
+        """Read what the trial has logged since the last look."""
+        rows, self.offset = read_new_rows(self.folder / METRICS_FILE, self.offset)
+        for row in rows:
+            self.step = int(row["step"])
+            self.loss, self.exact = row.get("eval/loss", self.loss), row.get("eval/exact_accuracy", self.exact)
+
+
+class SweepDisplay:
+    """Show the trials of a sweep: a live table on a terminal, else a line for every event.
+
+    Args:
+        trials: name, folder and planned steps of every trial that is known before the sweep starts.
+    """
+
+    def __init__(self, console: Console, trials: dict[str, tuple[Path, int]]):
+        self._console = console
+        self._trials = {name: _Trial("waiting", *place) for name, place in trials.items()}
+        self._live = Live(
+            console=console,
+            get_renderable=self._table,
+            refresh_per_second=1,
+            vertical_overflow="visible",
+            transient=True,
+        )
+
+    def __enter__(self) -> SweepDisplay:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+            self._console.print(self._table())
+
+    def started(self, name: str, folder: Path, num_steps: int) -> None:
+        """Note that a trial runs."""
+        self._trials[name] = _Trial("running", folder, num_steps)
+        self._say(name, "started")
+
+    def reported(self, name: str, row: Row) -> None:
+        """Note an evaluation."""
+        self._say(
+            name,
+            f"step {row['step']:>5} of {self._trials[name].num_steps}  eval loss {row['eval/loss']:.4f}  "
+            f"exact {100 * row['eval/exact_accuracy']:5.1f} %",
+        )
+
+    def ended(self, name: str, state: str) -> None:
+        """Note that a trial is over: finished, stopped early, or failed."""
+        self._trials[name].state = state
+        self._say(name, state)
+
+    def _say(self, name: str, text: str) -> None:
+        if not self._console.is_terminal:
+            width = max(map(len, self._trials))
+            self._console.print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("trial")
+        table.add_column("state")
+        for heading in ("step", "eval loss", "exact"):
+            table.add_column(heading, justify="right")
+        for name, trial in self._trials.items():
+            trial.refresh()
+            loss = "–" if trial.loss is None else f"{trial.loss:.4f}"
+            exact = "–" if trial.exact is None else f"{100 * trial.exact:.1f} %"
+            table.add_row(name, trial.state, f"{trial.step} / {trial.num_steps}", loss, exact)
+        return table

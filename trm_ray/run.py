@@ -1,0 +1,313 @@
+"""One training run: its folder, its data, and the training loop in this process. Launchers call it, with or without Ray."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trm_ray import __version__
+from trm_ray.config import Config, ConfigError, SudokuGenerator, config_from_run, flat, run_dir, to_yaml
+from trm_ray.data.schema import DatasetInfo, Rows, open_datasets, read_splits
+
+if TYPE_CHECKING:
+    import torch
+
+    from trm_ray.training.session import LogRow, Session
+    from trm_ray.training.state import TokenShape
+
+# A resumed run may train longer, be watched differently and run elsewhere; anything else makes it another run.
+RESUMABLE_KEYS = (
+    "max_steps",
+    "epochs",
+    "eval_interval",
+    "log_interval",
+    "checkpoint_every_eval",
+    "log_per_step_losses",
+    "compute_gradient_stats",
+    "gradient_stats_interval",
+    "eval_batch_size",
+    "log_dir",
+    "device",
+)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that has passed all checks: what every worker needs to know of it. Paths are absolute."""
+
+    config: Config
+    folder: Path
+    train_paths: tuple[Path, ...]
+    test_paths: tuple[Path, ...]
+    info: DatasetInfo
+    num_steps: int
+
+    @property
+    def shape(self) -> TokenShape:
+        """The tokens that the model reads and writes."""
+        from trm_ray.training.state import TokenShape
+
+        return TokenShape(self.info.seq_len, self.info.vocab_size)
+
+    def vary(self, config: Config, folder: Path) -> RunPlan:
+        """Plan another run on the same data."""
+        return replace(self, config=config, folder=folder, num_steps=_count_steps(config, self.info))
+
+
+def plan_run(config: Config) -> RunPlan:
+    """Check a run's data, making a missing dataset of a generated task; nothing is written to the run's folder.
+
+    Raises:
+        ValueError: the data is missing or bad, or the config leaves nothing to train.
+    """
+    info = open_data(config)
+    train = tuple(Path(path).resolve() for path in config.data_paths)
+    test = tuple(Path(path).resolve() for path in config.data_paths_test) or train
+    return RunPlan(config, run_dir(config), train, test, info, _count_steps(config, info))
+
+
+def _count_steps(config: Config, info: DatasetInfo) -> int:
+    from trm_ray.training.state import total_steps
+
+    train = info.split("train")
+    return total_steps(config, train.groups, train.mean_puzzle_examples)
+
+
+def claim_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Take the run's folder, new or gone on with or cleared, and write `config.yaml` and `environment.json`.
+
+    Raises:
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else, or
+            a resumed run's config differs in what defines it.
+    """
+    _clear_way(plan.folder, plan.config, resume=resume, overwrite=overwrite)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    (plan.folder / "config.yaml").write_text(to_yaml(plan.config), encoding="utf-8")
+    environment = {**describe_environment(), "total_steps": plan.num_steps}
+    (plan.folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def open_data(config: Config) -> DatasetInfo:
+    """Open the datasets of a config, all of them checked; make what a generated task lacks."""
+    if config.generator is not None:
+        _generate(config.generator, config.data_paths)
+    info = open_datasets(config.data_paths, require=["train"] if config.data_paths_test else ["train", "test"])
+    if config.data_paths_test:
+        test = open_datasets(config.data_paths_test, require=["test"])
+        for key in ("seq_len", "vocab_size"):
+            if getattr(info, key) != getattr(test, key):
+                raise ConfigError(
+                    f"data_paths_test={config.data_paths_test} has {key}={getattr(test, key)}, data_paths has "
+                    f"{getattr(info, key)}; they must be equal"
+                )
+    return info
+
+
+def _generate(generator: SudokuGenerator, data_paths: list[str]) -> None:
+    """Make each missing dataset of a generated task, and refuse one that was made with other arguments."""
+    from trm_ray.data.sudoku import prepare_sudoku
+
+    wanted = generator.model_dump(exclude={"name"}, exclude_none=True)
+    for path in map(Path, data_paths):
+        if not path.exists():
+            prepare_sudoku(path, **{**wanted, "clues": generator.clues})
+            continue
+        info = DatasetInfo.load(path)
+        have = {**info.arguments, "seed": info.seed}
+        differing = [key for key, value in wanted.items() if key in have and _plain(have[key]) != _plain(value)]
+        if differing:
+            key = differing[0]
+            raise ConfigError(
+                f"generator.{key}={wanted[key]} but {path} was made with {key}={have[key]}; set data_paths to a new folder "
+                "and it is made, or remove the old one"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _clear_way(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; choose one")
+    if not (folder / "config.yaml").is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"log_dir={config.log_dir} holds files but no run; choose another log_dir")
+        return
+    if overwrite:
+        shutil.rmtree(folder)
+    elif resume:
+        _check_same_run(config, config_from_run(folder))
+    else:
+        raise ConfigError(
+            f"log_dir={config.log_dir} already holds a run; go on with it with --resume, replace it with --overwrite, or "
+            "choose another log_dir"
+        )
+
+
+def _check_same_run(config: Config, before: Config) -> None:
+    now, then = flat(config), flat(before)
+    for key, value in now.items():
+        if key not in RESUMABLE_KEYS and not key.startswith("ray.") and value != then.get(key):
+            raise ConfigError(
+                f"{key}={value} differs from the run in {before.log_dir}, which has {key}={then.get(key)}; resume it with "
+                "that value or choose another log_dir"
+            )
+
+
+def describe_environment() -> dict[str, Any]:
+    """Name the software and hardware that a run's numbers come from."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("torch", "ray", "numpy", "pyarrow")
+    return {
+        "trm_ray": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def execute(
+    plan: RunPlan,
+    *,
+    train_chunks: Callable[[], Iterable[Rows]],
+    num_rows: int,
+    test_rows: Rows,
+    device: torch.device,
+    session_type: type[Session],
+) -> dict[str, float]:
+    """Train in this process, whatever launched it; return the last evaluation.
+
+    Args:
+        train_chunks: gives this worker's rows of one epoch.
+        num_rows: how many those are.
+        test_rows: the whole test split; each worker takes its share.
+    """
+    import torch
+
+    from trm_ray.data.stream import RowStream, test_batches
+    from trm_ray.data.symmetries import symmetry_from
+    from trm_ray.training.loop import run_training
+
+    config = plan.config
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
+    rank, world_size = _place()
+    stream = RowStream(
+        train_chunks,
+        num_rows=num_rows,
+        batch_size=config.global_batch_size // world_size,
+        seed=config.seed,
+        symmetry=symmetry_from(plan.info.symmetry) if config.augment else None,
+    )
+    eval_batch_size = (config.eval_batch_size or config.global_batch_size) // world_size
+
+    def test_tokens() -> Iterator[Any]:
+        return test_batches(test_rows, max(1, eval_batch_size), rank, world_size)
+
+    with _row_writer(plan.folder, rank) as log_row:
+        session = session_type(plan.folder, device, stream.batches, test_tokens, log_row)
+        return run_training(config, plan.shape, plan.num_steps, session)
+
+
+def _place() -> tuple[int, int]:
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def _row_writer(folder: Path, rank: int) -> Iterator[LogRow]:
+    """Open the run's log on rank 0, from the checkpoint on that the run goes on from."""
+    from trm_ray.reporting.run_log import RunLog
+    from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+
+    if rank != 0:
+        yield _log_nothing
+        return
+    latest = latest_checkpoint(folder)
+    with RunLog(folder, None if latest is None else checkpoint_step(latest)) as log:
+        yield log.write
+
+
+def train_in_process(plan: RunPlan) -> dict[str, float]:
+    """Train without Ray."""
+    from trm_ray.training.session import Session
+
+    rows = read_splits(plan.train_paths, "train")
+    return execute(
+        plan,
+        train_chunks=lambda: [rows],
+        num_rows=len(rows),
+        test_rows=read_splits(plan.test_paths, "test"),
+        device=choose_device(plan.config),
+        session_type=Session,
+    )
+
+
+def choose_device(config: Config) -> torch.device:
+    """Take the device that the config names, or a GPU if there is one."""
+    import torch
+
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def start_step(plan: RunPlan) -> int:
+    """Say after which step the run goes on: that of its latest checkpoint, else 0."""
+    from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+
+    latest = latest_checkpoint(plan.folder)
+    return 0 if latest is None else checkpoint_step(latest)
+
+
+def evaluate_run(folder: Path, *, split: str = "test", averaged: bool = True) -> tuple[dict[str, float], Path]:
+    """Evaluate a run's final model, or its latest checkpoint while it has none.
+
+    Returns:
+        The numbers by tag, with the checkpoint's `step`, and the file that holds them.
+    """
+    from trm_ray.data.stream import test_batches
+    from trm_ray.training.checkpoint import FINAL_MODEL, latest_checkpoint, load_checkpoint
+    from trm_ray.training.loop import evaluate_state
+    from trm_ray.training.session import Session
+    from trm_ray.training.state import TrainState, build_recipe
+
+    config = config_from_run(folder)
+    plan = plan_run(config)
+    checkpoint = folder / FINAL_MODEL if (folder / FINAL_MODEL).is_dir() else latest_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(f"{folder} holds no checkpoint yet; evaluate it after its first evaluation")
+    rows = read_splits(plan.test_paths if split == "test" else plan.train_paths, split)
+    batch_size = config.eval_batch_size or config.global_batch_size
+    session = Session(
+        folder,
+        choose_device(config),
+        lambda start: iter(()),
+        lambda: test_batches(rows, batch_size, 0, 1),
+        _log_nothing,
+    )
+    state = TrainState(config, plan.shape, session.device)
+    state.load_state_dict(load_checkpoint(checkpoint), session)
+    if not averaged:
+        state.average = None
+    row = {"step": float(state.step), **evaluate_state(state, build_recipe(config, plan.num_steps), session)}
+    path = folder / "report" / f"evaluation_{split}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    return row, path
+
+
+def _log_nothing(step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+    """Stand in for the log where there is nothing to be logged."""
