@@ -1,4 +1,4 @@
-"""Submit to a cluster: `ray job submit --working-dir . -- python jobs/evaluate.py …`, with what `trm-ray evaluate` takes."""
+"""Submit with `ray job submit --working-dir . -- python jobs/evaluate.py …`: takes what `trm-ray evaluate` takes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Submit to a cluster: `ray job submit --working-dir . -- python jobs/prepare.py …`, with what `trm-ray prepare` takes."""
+"""Submit with `ray job submit --working-dir . -- python jobs/prepare.py …`: takes what `trm-ray prepare` takes."""
 
 import sys
 

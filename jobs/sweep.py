@@ -1,4 +1,4 @@
-"""Submit to a cluster: `ray job submit --working-dir . -- python jobs/sweep.py …`, with what `trm-ray sweep` takes."""
+"""Submit with `ray job submit --working-dir . -- python jobs/sweep.py …`: takes what `trm-ray sweep` takes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Submit to a cluster: `ray job submit --working-dir . -- python jobs/train.py …`, with what `trm-ray train` takes."""
+"""Submit with `ray job submit --working-dir . -- python jobs/train.py …`: takes what `trm-ray train` takes."""
 
 import sys
 

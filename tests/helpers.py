@@ -1,4 +1,4 @@
-"""Tiny models, 4×4 Sudoku puzzles in memory, and a local session on them: a run without files of data and without Ray."""
+"""Tiny models, 4×4 Sudoku puzzles in memory, and a session on them: runs without data files and without Ray."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def cycling(puzzles: Puzzles, batch_size: int, *, seed: int = 0, rank: int = 0, 
     return batches
 
 
-class Interrupted(Exception):
+class RunDiedError(Exception):
     """Somebody pulled the plug."""
 
 
@@ -113,7 +113,7 @@ def interrupted_after(batches: Callable[[int], Iterator[Puzzles]], steps: int) -
     def until(start: int) -> Iterator[Puzzles]:
         for number, batch in enumerate(batches(start), start):
             if number == steps:
-                raise Interrupted
+                raise RunDiedError
             yield batch
 
     return until

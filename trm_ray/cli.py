@@ -1,4 +1,4 @@
-"""The `trm-ray` command: parse, call one function, say in one line what went wrong. Everything heavy is imported late."""
+"""The `trm-ray` command: parse, call one function, tell errors in one line. Heavy modules are imported late."""
 
 from __future__ import annotations
 
@@ -173,7 +173,8 @@ def train(
     except NonFiniteError as error:
         _complain(str(error))
         raise typer.Exit(FAILED) from error
-    console.print(f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {config.log_dir} --save dashboard.png")
+    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {config.log_dir} --save dashboard.png"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -224,7 +225,8 @@ def evaluate(
     console = Console()
     with console.status("evaluating") if console.is_terminal else _nothing():
         row, path = evaluate_run(run, split=split, averaged=not raw_weights)
-    console.print(_evaluation_table(run, row))
+    console.print(f"{run}, step {row['step']:.0f}", highlight=False, markup=False, soft_wrap=True)
+    console.print(_evaluation_table(row))
     console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
 
 
@@ -234,10 +236,10 @@ def _nothing() -> Any:
     return nullcontext()
 
 
-def _evaluation_table(run: Path, row: dict[str, float]) -> Any:
+def _evaluation_table(row: dict[str, float]) -> Any:
     from rich.table import Table
 
-    table = Table("metric", "value", title=f"{run}, step {row['step']:.0f}", title_justify="left", box=None)
+    table = Table("metric", "value", box=None, pad_edge=False)
     for tag, value in row.items():
         if tag.startswith("eval/"):
             table.add_row(tag, f"{value:.4f}")

@@ -1,4 +1,4 @@
-"""One training run: its folder, its data, and the training loop in this process. Launchers call it, with or without Ray."""
+"""One training run: its folder, its data, and the training loop in this process, whoever launched it."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def claim_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False
     """Take the run's folder, new or gone on with or cleared, and write `config.yaml` and `environment.json`.
 
     Raises:
-        ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else, or
-            a resumed run's config differs in what defines it.
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else,
+            or a resumed run's config differs in what defines it.
     """
     _clear_way(plan.folder, plan.config, resume=resume, overwrite=overwrite)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +124,8 @@ def _generate(generator: SudokuGenerator, data_paths: list[str]) -> None:
         if differing:
             key = differing[0]
             raise ConfigError(
-                f"generator.{key}={wanted[key]} but {path} was made with {key}={have[key]}; set data_paths to a new folder "
-                "and it is made, or remove the old one"
+                f"generator.{key}={wanted[key]} but {path} was made with {key}={have[key]}; set data_paths to a new "
+                "folder and it is made, or remove the old one"
             )
 
 
@@ -140,14 +140,16 @@ def _clear_way(folder: Path, config: Config, *, resume: bool, overwrite: bool) -
         if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(f"log_dir={config.log_dir} holds files but no run; choose another log_dir")
         return
+    metrics = folder / "metrics.jsonl"
+    begun = (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint_step_*"))
     if overwrite:
         shutil.rmtree(folder)
-    elif resume:
+    elif resume and begun:
         _check_same_run(config, config_from_run(folder))
-    else:
+    elif begun:
         raise ConfigError(
-            f"log_dir={config.log_dir} already holds a run; go on with it with --resume, replace it with --overwrite, or "
-            "choose another log_dir"
+            f"log_dir={config.log_dir} already holds a run; go on with it with --resume, replace it with --overwrite, "
+            "or choose another log_dir"
         )
 
 
@@ -156,8 +158,8 @@ def _check_same_run(config: Config, before: Config) -> None:
     for key, value in now.items():
         if key not in RESUMABLE_KEYS and not key.startswith("ray.") and value != then.get(key):
             raise ConfigError(
-                f"{key}={value} differs from the run in {before.log_dir}, which has {key}={then.get(key)}; resume it with "
-                "that value or choose another log_dir"
+                f"{key}={value} differs from the run in {before.log_dir}, which has {key}={then.get(key)}; resume it "
+                "with that value or choose another log_dir"
             )
 
 

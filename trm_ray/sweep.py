@@ -77,8 +77,8 @@ def _claim(plan: SweepPlan, *, resume: bool, overwrite: bool) -> None:
             )
         elif recorded.read_text(encoding="utf-8") != text:
             raise ConfigError(
-                f"the sweep in log_dir={plan.sweep.log_dir} has another {SWEEP_FILE}; resume it with the same values or "
-                "choose another log_dir"
+                f"the sweep in log_dir={plan.sweep.log_dir} has another {SWEEP_FILE}; resume it with the same values "
+                "or choose another log_dir"
             )
     plan.folder.mkdir(parents=True, exist_ok=True)
     recorded.write_text(text, encoding="utf-8")

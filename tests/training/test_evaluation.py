@@ -13,7 +13,8 @@ from trm_ray.model.trm import Batch, Carry, SegmentOutput
 from trm_ray.training.evaluation import evaluate
 from trm_ray.training.losses import softmax_cross_entropy
 
-# Three puzzles of two cells and three tokens; the second counts one cell only. Predictions by segment, of the last cycle.
+# Three puzzles of two cells and three tokens; the second counts one cell only.
+# Predictions of the last cycle, by segment.
 LABELS = torch.tensor([[1, 2], [1, -100], [2, 2]])
 PREDICTED = torch.tensor(
     [

@@ -38,7 +38,7 @@ def one_step(halted: list[bool], world_size: int = 1) -> dict[str, float]:
     losses = segment_losses(output, (0.5, 0.5, 1.0), softmax_cross_entropy, 2)
     sums = train_sums(output, losses, torch.tensor(0.75), world_size)
     assert set(sums) == set(train_metric_names(3))
-    return {name: float(value) for name, value in sums.items()}
+    return {name: value.item() for name, value in sums.items()}
 
 
 def test_accuracies_and_steps_count_the_puzzles_that_halted():

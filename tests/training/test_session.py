@@ -113,7 +113,9 @@ def test_the_compared_runs_halt_explore_and_measure(one_worker):
     """What makes the comparison above worth something."""
     rows = metric_rows(one_worker / "supervised")
     assert any(1 < row.get("train/act/steps", 0) < 3 for row in rows.values())
-    assert {"eval/exact_accuracy_halting", "train/gradients/step_0_grad_norm_mean"} <= {t for r in rows.values() for t in r}
+    assert {"eval/exact_accuracy_halting", "train/gradients/step_0_grad_norm_mean"} <= {
+        t for r in rows.values() for t in r
+    }
 
 
 def test_two_workers_in_bfloat16_stay_near_one(two_workers, one_worker):

@@ -123,7 +123,9 @@ def test_the_parts_add_up_as_worked_by_hand_from_the_logits(name):
 
 
 def test_a_weight_of_zero_gives_the_baselines_loss_and_gradients_exactly():
-    plain = output_of([random_output().cycle_logits[2]], random_output().carry.puzzles.labels, random_output().halt_logits)
+    plain = output_of(
+        [random_output().cycle_logits[2]], random_output().carry.puzzles.labels, random_output().halt_logits
+    )
     baseline = segment_losses(plain, (1.0,), softmax_cross_entropy, 2)
     output = random_output()
     zero = segment_losses(output, supervision_weights("linear_decay", 3, 0.0), softmax_cross_entropy, 2)

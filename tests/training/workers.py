@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,16 @@ def exchange(session: Session) -> dict[str, Any]:
     session.sum_over_ranks(scalar, table)
     rows = torch.arange(12).view(4, 3)
     dtypes = (torch.float32, torch.bfloat16, torch.int32, torch.bool)
-    gathered = {str(t): session.gather_rows(session.own_rows(rows % 2 if t == torch.bool else rows).to(t)) for t in dtypes}
+    gathered = {
+        str(t): session.gather_rows(session.own_rows(rows % 2 if t == torch.bool else rows).to(t)) for t in dtypes
+    }
     return {"scalar": scalar, "table": table, "own": session.own_rows(rows), **gathered}
 
 
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     jobs: dict[str, Callable[[], Any]] = {
         name: lambda name=name: train(name, folder / name, rank, 2)  # type: ignore[misc]
         for name in RUNS

@@ -32,8 +32,8 @@ class RowStream:
     """The batches of one worker.
 
     Args:
-        chunks: gives the rows of one epoch in pieces of up to `SHUFFLE_ROWS`, shuffled one by one. Called once if all fit
-            into one piece, otherwise once an epoch; then it must give the same pieces every time.
+        chunks: gives the rows of one epoch in pieces of up to `SHUFFLE_ROWS`, shuffled one by one. Called once if all
+            fit into one piece, otherwise once an epoch; then it must give the same pieces every time.
         symmetry: augmentation of the puzzles, or None.
     """
 

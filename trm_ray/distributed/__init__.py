@@ -1,7 +1,7 @@
 """The only package that imports Ray: cluster, datasets, workers, trainer and tuner.
 
-Ray reads most of its settings from the environment when it is imported, so they are made here, before any module of this
-package imports it. What the user has set stays; `TRM_RAY_VERBOSE=1` (`--verbose`) brings Ray's own output back.
+Ray reads most of its settings from the environment when it is imported, so they are made here, before any module of
+this package imports it. What the user has set stays; `TRM_RAY_VERBOSE=1` (`--verbose`) brings Ray's own output back.
 """
 
 import os

@@ -60,6 +60,7 @@ def check_resources(config: Config) -> None:
         needed, key = amount * config.ray.num_workers, f"ray.{kind.lower()}s_per_worker"
         if needed > there.get(kind, 0):
             raise ConfigError(
-                f"ray.num_workers={config.ray.num_workers} with {key}={amount:g} needs {needed:g} {kind}s, this machine has "
-                f"{there.get(kind, 0):g}; use fewer workers, a smaller {key}, or ray.num_workers=0 to train without Ray"
+                f"ray.num_workers={config.ray.num_workers} with {key}={amount:g} needs {needed:g} {kind}s, this "
+                f"machine has {there.get(kind, 0):g}; use fewer workers, a smaller {key}, or ray.num_workers=0 to "
+                f"train without Ray"
             )

@@ -20,8 +20,8 @@ _BLOCKS_PER_WORKER = 8
 def load_split(folders: Sequence[Path], split: str, num_workers: int = 1) -> Any:
     """Read a split with Ray Data and hold it in the object store, as one tensor column a field.
 
-    Held, because a lazy dataset costs seconds at every epoch and its tasks compete for CPUs with the training workers, to
-    the point of deadlock.
+    Held, because a lazy dataset costs seconds at every epoch and its tasks compete for CPUs with the training workers,
+    to the point of deadlock.
     """
     files = [str(path) for folder in folders for path in sorted((folder / split).glob("*.parquet"))]
     dataset = ray.data.read_parquet(files).map_batches(_to_tensors, batch_format="pyarrow")

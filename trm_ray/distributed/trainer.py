@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray.data
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    DataConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 
 from trm_ray.distributed import VERBOSE
@@ -15,6 +26,7 @@ from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_res
 from trm_ray.distributed.dataset import load_split
 from trm_ray.distributed.worker import train_worker
 from trm_ray.run import RunPlan
+from trm_ray.training.optim import NonFiniteError
 
 # Ray Train keeps its own notes here. The run's folder is the truth, so they are thrown away before every start: a torn
 # one would stop a resume.
@@ -26,9 +38,36 @@ def train_on_ray(plan: RunPlan) -> dict[str, float]:
     with ray_cluster(plan.config.ray.address):
         check_resources(plan.config)
         train = load_split(plan.train_paths, "train", plan.config.ray.num_workers)
-        result = build_trainer(plan, train, load_split(plan.test_paths, "test")).fit()
-        evaluation: dict[str, float] = result.return_value
+        trainer = build_trainer(plan, train, load_split(plan.test_paths, "test"))
+        try:
+            with _interrupts_as_python_has_them():
+                evaluation: dict[str, float] = trainer.fit().return_value
+        except WorkerGroupError as error:
+            raise told_cause(error) from error
         return evaluation
+
+
+@contextmanager
+def _interrupts_as_python_has_them() -> Iterator[None]:
+    """Turn what `fit` makes of Ctrl-C, an exit with code 0 after the workers have stopped, into an interrupt."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+
+
+def told_cause(error: WorkerGroupError) -> Exception:
+    """Find what a user can do something about in what the workers died of; without it, all of it."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, (NonFiniteError, ValueError)):
+            return cause
+    return error
 
 
 def build_trainer(plan: RunPlan, train: Any, test: Any, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:

@@ -46,8 +46,8 @@ class Outcome:
 def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: SweepDisplay) -> Outcome:
     """Run every plan as a trial; each trial's folder is an ordinary run folder inside `folder`.
 
-    Trials that are already there go on from their last checkpoint. They report again what they had reported, so that the
-    scheduler knows where they stand.
+    Trials that are already there go on from their last checkpoint. They report again what they had reported, so that
+    the scheduler knows where they stand.
 
     Args:
         plans: one a variant, in the order of `sweep.variants()`; all use the same `ray` section.

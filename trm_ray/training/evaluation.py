@@ -28,8 +28,8 @@ def evaluate(
     """Measure a model on held-out puzzles.
 
     Returns:
-        `eval/loss` (CE of the last H-cycle at the last segment), `eval/step_{i}_loss` of every cycle, the cell accuracy and
-        the exact accuracy at the last segment, at the first, and where the halt head would stop, whose mean is
+        `eval/loss` (CE of the last H-cycle at the last segment), `eval/step_{i}_loss` of every cycle, the cell accuracy
+        and the exact accuracy at the last segment, at the first, and where the halt head would stop, whose mean is
         `eval/act_steps`. `eval/q_halt_accuracy`: how often its last verdict is right.
     """
     names = ("count", *_MEANS, *(f"step_{i}_loss" for i in range(model.H_cycles)))

@@ -129,8 +129,8 @@ def _exploration(state: TrainState, recipe: Recipe) -> Tensor:
 def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> dict[str, float]:
     """Measure the gradient norms that each H-cycle's loss gives: mean, max and min over the parameter tensors.
 
-    One more forward pass and one backward pass a cycle, on the step's own batch; neither weights, gradients nor generators
-    change. Without supervision only the last cycle has a gradient. Synchronises with the device.
+    One more forward pass and one backward pass a cycle, on the step's own batch; neither weights, gradients nor
+    generators change. Without supervision only the last cycle has a gradient. Synchronises with the device.
     """
     weights, model = cycle_weights(state, recipe), state.model
     output = model(_carry(state, batch), batch, supervises(weights))

@@ -1,4 +1,4 @@
-"""Cross-entropies over cells. A loss maps logits (B, L, V) and labels (B, L) to (B, L), zero where a label does not count."""
+"""Cross-entropies: logits (B, L, V) and labels (B, L) to a loss for each cell (B, L), zero where none counts."""
 
 from __future__ import annotations
 

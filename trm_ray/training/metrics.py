@@ -57,8 +57,8 @@ def train_metric_names(num_cycles: int) -> tuple[str, ...]:
 def train_sums(output: SegmentOutput, losses: SegmentLosses, grad_norm: Tensor, world_size: int) -> dict[str, Tensor]:
     """Sum up one step of one worker.
 
-    Losses are already shares of the global batch and add up over the workers; `count` and the gradient norm are the same
-    on all of them. Accuracies count the puzzles that halted, as in the original.
+    Losses are already shares of the global batch and add up over the workers; `count` and the gradient norm are the
+    same on all of them. Accuracies count the puzzles that halted, as in the original.
     """
     carry = output.carry
     cells, solved = solved_cells(output.cycle_logits[-1], carry.puzzles.labels)

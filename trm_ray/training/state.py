@@ -123,12 +123,12 @@ def build_recipe(config: Config, num_steps: int) -> Recipe:
 class TrainState:
     """The owner of all that changes during a run.
 
-    Weights, their average, the optimizer's state, the step, the generator of the halting exploration, the carry with its
-    puzzles, the sums of the current logging window and the seconds spent. The position in the data stream follows from the
-    step, since batch k is a pure function of the seed and k.
+    Weights, their average, the optimizer's state, the step, the generator of the halting exploration, the carry with
+    its puzzles, the sums of the current logging window and the seconds spent. The position in the data stream follows
+    from the step, since batch k is a pure function of the seed and k.
 
-    The carry is saved for the global batch, in rank order. With another number of workers the rows are dealt out anew: the
-    run goes on from the same state, and only the order in which the workers read their shards differs.
+    The carry is saved for the global batch, in rank order. With another number of workers the rows are dealt out anew:
+    the run goes on from the same state, and only the order in which the workers read their shards differs.
     """
 
     def __init__(self, config: Config, shape: TokenShape, device: torch.device):

@@ -1,0 +1,96 @@
+"""Runs under Ray Train are the runs without Ray."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_same, metric_rows
+from run_helpers import final_weights, run_config
+
+from trm_ray.config import ConfigError
+from trm_ray.distributed.trainer import train_on_ray
+from trm_ray.run import RunPlan, claim_folder, plan_run, train_in_process
+from trm_ray.training.optim import NonFiniteError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+def claimed(data: Path, folder: Path, *words: str) -> RunPlan:
+    plan = plan_run(run_config(data, folder, *words))
+    claim_folder(plan)
+    return plan
+
+
+def test_one_worker_trains_bitwise_as_a_process_without_ray(puzzles: Path, tmp_path: Path):
+    alone = claimed(puzzles, tmp_path / "alone", "ray.num_workers=0")
+    worker = claimed(puzzles, tmp_path / "worker", "ray.num_workers=1")
+    evaluation = train_in_process(alone)
+    assert train_on_ray(worker) == evaluation
+    assert metric_rows(worker.folder) == metric_rows(alone.folder)
+    assert_same(final_weights(worker.folder), final_weights(alone.folder))
+
+
+@pytest.fixture(scope="module")
+def alone_and_together(one_puzzle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """The same run in this process and by two workers, who each take half of every batch."""
+    folder, words = tmp_path_factory.mktemp("runs"), ["augment=false", "arch.halt_exploration_prob=0.5", "ema=true"]
+    alone = claimed(one_puzzle, folder / "alone", *words)
+    together = claimed(one_puzzle, folder / "together", *words, "ray.num_workers=2", "ray.cpus_per_worker=0.5")
+    train_in_process(alone)
+    train_on_ray(together)
+    return alone.folder, together.folder
+
+
+def test_two_workers_log_every_row_once(alone_and_together: tuple[Path, Path]):
+    _, together = alone_and_together
+    lines = (together / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert len(list(together.glob("events.out.tfevents.*"))) == 1
+    assert sorted(path.name for path in together.glob("*_*")) == [
+        "checkpoint_step_3",
+        "checkpoint_step_6",
+        "final_model",
+    ]
+
+
+def test_two_workers_take_the_steps_of_one(alone_and_together: tuple[Path, Path]):
+    alone, together = alone_and_together
+    one, two = final_weights(alone), final_weights(together)
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    rows_of_two = metric_rows(together)
+    for step, row in metric_rows(alone).items():
+        assert rows_of_two[step] == pytest.approx(row, rel=1e-5, abs=1e-5)
+
+
+def test_two_workers_count_every_test_row_once(alone_and_together: tuple[Path, Path]):
+    """65 rows of 16 cells: a row left out or counted twice would give other fractions, or other means."""
+    alone, together = alone_and_together
+    row, expected = metric_rows(together)[3], metric_rows(alone)[3]
+    assert row["eval/accuracy"] * 65 == pytest.approx(round(row["eval/accuracy"] * 65 * 16) / 16, abs=1e-4)
+    for tag in ("eval/exact_accuracy", "eval/exact_accuracy_first", "eval/act_steps", "eval/q_halt_accuracy"):
+        assert row[tag] * 65 == pytest.approx(round(row[tag] * 65), abs=1e-4)
+        assert row[tag] == pytest.approx(expected[tag])
+
+
+def test_a_loss_that_is_not_finite_is_told_as_without_ray(puzzles: Path, tmp_path: Path):
+    plan = claimed(puzzles, tmp_path / "run", "lr=1e30", "ray.num_workers=1")
+    with pytest.raises(NonFiniteError, match=r"step=\d.*lr=1e\+30.*lower lr"):
+        train_on_ray(plan)
+    assert not (plan.folder / "final_model").exists()
+
+
+def test_more_workers_than_the_machine_holds_are_refused_at_once(puzzles: Path, tmp_path: Path):
+    plan = claimed(puzzles, tmp_path / "run", "ray.num_workers=8")
+    with pytest.raises(ConfigError, match=r"ray\.num_workers=8 with ray\.cpus_per_worker=1 needs 8 CPUs.* has 3; use"):
+        train_on_ray(plan)
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_once(puzzles: Path, tmp_path: Path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    plan = claimed(puzzles, tmp_path / "run", "ray.use_gpu=true")
+    with pytest.raises(ConfigError, match=r"ray\.gpus_per_worker=1 needs 1 GPUs, this machine has 0"):
+        train_on_ray(plan)

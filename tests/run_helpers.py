@@ -1,0 +1,69 @@
+"""Runs of a second or two with real files: a dataset of 4×4 puzzles, a folder, and what is in it afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import Puzzles, sudoku
+
+from trm_ray.config import Config, load_config
+from trm_ray.data.schema import Rows, write_dataset
+from trm_ray.training.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# By dotted key, as a sweep's `overrides` take them.
+TINY_RUN: dict[str, Any] = {
+    "task": "sudoku4",
+    "generator": None,
+    "arch.H_cycles": 2,
+    "arch.L_cycles": 1,
+    "arch.L_layers": 1,
+    "arch.hidden_size": 16,
+    "arch.ffn_multiple_of": 8,
+    "arch.halt_max_steps": 2,
+    "global_batch_size": 8,
+    "eval_batch_size": 64,
+    "max_steps": 6,
+    "eval_interval": 3,
+    "log_interval": 1,
+    "lr": 3e-2,
+    "lr_warmup_steps": 0,
+    "compute_gradient_stats": False,
+}
+
+
+def tiny_overrides(**changes: Any) -> list[str]:
+    """The tiny run as words of a command line."""
+    values = {**TINY_RUN, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return [f"{key}={'null' if value is None else value}" for key, value in values.items()]
+
+
+def run_config(data: Path, log_dir: Path, *words: str, scenario: str = "deep_supervision_linear") -> Config:
+    """A tiny run on one dataset; `words` are `key=value`."""
+    places = [f"data_paths=[{data}]", f"log_dir={log_dir}"]
+    return load_config(scenario, [*tiny_overrides(), *places, *words], config_dir=ROOT / "configs")
+
+
+def write_puzzles(folder: Path, train: Puzzles, test: Puzzles) -> Path:
+    """Write 4×4 puzzles as a dataset, every one a group of its own."""
+    splits = {
+        name: Rows(rows.inputs, rows.labels, rows.puzzle_identifiers * 0, rows.puzzle_identifiers * 0 +
+        range(len(rows))) for name, rows in (("train", train), ("test", test))
+    }
+    symmetry = {"name": "sudoku", "box": [2, 2]}
+    write_dataset(folder, splits, vocab_size=6, generator="test", arguments={}, seed=0, symmetry=symmetry)
+    return folder
+
+
+def some_puzzles(folder: Path, train: int = 768, test: int = 65) -> Path:
+    """Write a dataset of random puzzles: training rows in three files, an odd number of test rows."""
+    return write_puzzles(folder, sudoku(train, seed=0), sudoku(test, seed=1))
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a finished run left."""
+    weights: dict[str, torch.Tensor] = load_checkpoint(folder / "final_model")["model"]
+    return weights

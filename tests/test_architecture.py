@@ -1,0 +1,132 @@
+"""The house: who may import whom, read off the source, and what an import costs."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "ray", "matplotlib", "pyarrow"}
+
+# Each part of trm_ray, a package or a module, and the other parts that it may import.
+MAY_IMPORT: dict[str, set[str]] = {
+    "config": set(),
+    "model": {"config"},
+    "data": {"config"},
+    "training": {"config", "model"},
+    "reporting": {"config"},
+    "run": {"config", "model", "data", "training", "reporting"},
+    "distributed": {"config", "model", "data", "training", "reporting", "run"},
+    "sweep": {"config", "reporting", "run", "distributed"},
+    "cli": {"config", "model", "data", "training", "reporting", "run", "distributed", "sweep"},
+}
+FORBIDDEN: dict[str, set[str]] = {
+    "config": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
+    "model": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},
+    "training": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},
+    "data": {"torch", "ray", "matplotlib"},
+    "reporting": {"ray"},
+    "run": {"ray"},
+    "sweep": {"ray"},
+    "cli": {"ray"},
+}
+
+
+def sources(*names: str) -> list[Path]:
+    """The files of packages and modules, by their paths from the root without suffix."""
+    found = [ROOT / f"{name}.py" for name in names if (ROOT / f"{name}.py").exists()]
+    found += [path for name in names for path in sorted((ROOT / name).rglob("*.py"))]
+    assert found
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports anywhere, in functions too, by its full name."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here, so that this test can read them"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def packages(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(path)}
+
+
+def parts(path: Path) -> set[str]:
+    """The parts of trm_ray that a file imports."""
+    found = {name.split(".")[1] for name in imported(path) if name.startswith("trm_ray.")}
+    return found - {"__version__"}
+
+
+def test_ray_is_imported_in_distributed_in_jobs_and_in_their_tests_alone():
+    homes = [ROOT / "trm_ray" / "distributed", ROOT / "jobs", ROOT / "tests" / "distributed"]
+    strays = [
+        str(path.relative_to(ROOT))
+        for path in sources("trm_ray", "tests", "jobs")
+        if "ray" in packages(path) and not any(home in path.parents for home in homes)
+    ]
+    assert strays == []
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_dependencies_point_one_way(part):
+    strays = {
+        str(path.relative_to(ROOT)): sorted(parts(path) - MAY_IMPORT[part] - {part})
+        for path in sources(f"trm_ray/{part}")
+        if parts(path) - MAY_IMPORT[part] - {part}
+    }
+    assert strays == {}
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_each_part_keeps_to_its_own_libraries(part):
+    strays = {
+        str(path.relative_to(ROOT)): sorted(packages(path) & FORBIDDEN[part])
+        for path in sources(f"trm_ray/{part}")
+        if packages(path) & FORBIDDEN[part]
+    }
+    assert strays == {}
+
+
+def test_every_part_of_the_package_is_known_to_this_test():
+    package = ROOT / "trm_ray"
+    found = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert found - {"__init__", "__main__"} == set(MAY_IMPORT)
+
+
+def heavy_after(code: str) -> list[str]:
+    """The heavy libraries that are loaded once `code` has run in a fresh interpreter."""
+    tail = f"import json, sys; print(json.dumps(sorted({HEAVY!r} & sys.modules.keys())))"
+    command = [sys.executable, "-c", f"{code}\n{tail}"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("module", ["trm_ray", "trm_ray.config"])
+def test_an_import_loads_nothing_heavy(module):
+    assert heavy_after(f"import {module}") == []
+
+
+HELP = """
+import sys
+from trm_ray.cli import app
+sys.argv = ["trm-ray", *{arguments!r}]
+try:
+    app()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trm_ray.cli") is None, reason="there is no command line yet")
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sweep", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    assert heavy_after(HELP.format(arguments=arguments)) == []
