@@ -164,12 +164,16 @@ def metric_rows(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def begun(run_dir: Path, **changes: Any) -> Path:
-    """Make a checkpoint of step 1 whose halt head stops every row as soon as exploration lets it."""
+    """Make a checkpoint of step 1, in the middle of a logging window, whose halt head stops rows at once.
+
+    Rows then go on for as long as exploration makes them.
+    """
     config = tiny_config(**changes)
     run_training(config, SHAPE, 1, local_session(run_dir, config))
     folder = run_dir / "checkpoint_step_1"
     state = torch.load(folder / "state.pt", weights_only=True)
     state["model"]["q_head.bias"][0] = 0.5
+    state["sums"] = state["sums"].detach() + 1.0
     torch.save(state, folder / "state.pt")
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from helpers import Puzzles, sudoku
 
@@ -16,22 +17,25 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # By dotted key, as a sweep's `overrides` take them.
 TINY_RUN: dict[str, Any] = {
-    "task": "sudoku4",
-    "generator": None,
+    "task": None,
     "arch.H_cycles": 2,
     "arch.L_cycles": 1,
     "arch.L_layers": 1,
     "arch.hidden_size": 16,
     "arch.ffn_multiple_of": 8,
+    "arch.mixer": "mlp",
+    "arch.pos_encodings": "none",
+    "arch.residual_init_scale": 0.1,
     "arch.halt_max_steps": 2,
+    "arch.forward_dtype": "float32",
     "global_batch_size": 8,
     "eval_batch_size": 64,
     "max_steps": 6,
     "eval_interval": 3,
     "log_interval": 1,
     "lr": 3e-2,
+    "lr_min_ratio": 0.1,
     "lr_warmup_steps": 0,
-    "compute_gradient_stats": False,
 }
 
 
@@ -50,11 +54,13 @@ def run_config(data: Path, log_dir: Path, *words: str, scenario: str = "deep_sup
 def write_puzzles(folder: Path, train: Puzzles, test: Puzzles) -> Path:
     """Write 4×4 puzzles as a dataset, every one a group of its own."""
     splits = {
-        name: Rows(rows.inputs, rows.labels, rows.puzzle_identifiers * 0, rows.puzzle_identifiers * 0 +
-        range(len(rows))) for name, rows in (("train", train), ("test", test))
+        name: Rows(rows.inputs, rows.labels, rows.puzzle_identifiers, np.arange(len(rows), dtype=np.int32))
+        for name, rows in (("train", train), ("test", test))
     }
     symmetry = {"name": "sudoku", "box": [2, 2]}
-    write_dataset(folder, splits, vocab_size=6, generator="test", arguments={}, seed=0, symmetry=symmetry)
+    told: dict[str, Any] = {"generator": "test", "arguments": {}, "seed": 0, "symmetry": symmetry}
+    most = 1 + max(int(rows.puzzle_identifiers.max()) for rows in splits.values())
+    write_dataset(folder, splits, vocab_size=6, num_puzzle_identifiers=most, **told)
     return folder
 
 

@@ -42,6 +42,8 @@ def _reported(command: _Command) -> _Command:
         try:
             command(*args, **kwargs)
         except ValueError as error:
+            if os.environ.get("TRM_RAY_VERBOSE") == "1":
+                raise
             _complain(str(error))
             raise typer.Exit(USAGE_ERROR) from error
         except KeyboardInterrupt as error:

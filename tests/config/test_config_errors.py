@@ -105,7 +105,7 @@ MISTAKES = [
     ),
     (
         "curriculum_enabled=true curriculum_start_step=500",
-        "curriculum_start_step=500 must be less than curriculum_end_step=480; use curriculum_end_step=501",
+        "curriculum_start_step=500 must be less than curriculum_end_step=360; use curriculum_end_step=501",
     ),
     (
         "curriculum_enabled=true deep_supervision_enabled=false",

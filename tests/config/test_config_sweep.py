@@ -26,7 +26,7 @@ def test_a_run_key_holds_for_all_trials_and_the_grid_wins_over_the_file():
 
 def test_a_task_can_be_an_axis_of_the_grid():
     configs = trial_configs(sweep("search_space.task=[sudoku4,sudoku6]"))
-    assert [config.max_steps for config in configs] == [300] * 5 + [800] * 5
+    assert [config.max_steps for config in configs] == [300] * 5 + [600] * 5
 
 
 def test_a_sweep_s_own_keys_change_the_sweep():
@@ -84,7 +84,7 @@ SWEEP_MISTAKES = [
     (["asha.metric=eval/accuracy"], "asha.mode=min must be max for asha.metric=eval/accuracy"),
     (["asha.metric=train/total_loss"], "asha.metric=train/total_loss must be one of eval/loss"),
     (["asha.reduction_factor=1"], "asha.reduction_factor=1 must be a number above 1"),
-    (["asha.max_t=100"], "asha.grace_period=400 must be at most asha.max_t=100; use asha.grace_period=50"),
+    (["asha.max_t=100"], "asha.grace_period=300 must be at most asha.max_t=100; use asha.grace_period=50"),
     (["max_concurrent_trials=0"], "max_concurrent_trials=0 must be"),
     (["search_space=3"], "search_space=3 must be a mapping"),
     (["search_space.hidden_size=[1]"], "did you mean `search_space.arch.hidden_size`?"),

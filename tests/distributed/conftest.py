@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trm_ray.distributed  # noqa: F401  # before Ray, whose import reads the settings that it makes
 from helpers import sudoku
 from run_helpers import some_puzzles, write_puzzles
+
+import trm_ray.distributed  # noqa: F401  # before Ray, whose import reads the settings that it makes
 
 # Room for one trial of two workers and the process that waits for them, and not for what a stopped trial would keep.
 NUM_CPUS = 3

@@ -116,6 +116,32 @@ def test_in_training_a_row_halts_by_its_logit_unless_it_explores(tmp_path, proba
     assert (~state.carry.halted).sum().item() == going_on
 
 
+def graph_nodes(tensor: torch.Tensor) -> int:
+    """Count what autograd remembers behind a tensor."""
+    seen, ahead = set(), [tensor.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [edge for edge, _ in node.next_functions]
+    return len(seen)
+
+
+def test_nothing_that_outlives_a_step_remembers_its_graph(tmp_path):
+    state, recipe, session = set_up(tmp_path, ema=True, **supervised())
+    for batch, _ in zip(session.train_batches(0), range(3), strict=False):
+        train_step(state, recipe, batch, session)
+    kept = {
+        "sums": state.sums.sums,
+        "answer": state.carry.answer,
+        "latent": state.carry.latent,
+        "found_inf": state.guard.found_inf,
+        "average": state.average.weights["lm_head.weight"],
+    }
+    assert {name: graph_nodes(tensor) for name, tensor in kept.items()} == dict.fromkeys(kept, 0)
+    assert not any(tensor.requires_grad for tensor in kept.values())
+
+
 class Asked(TorchDispatchMode):
     """Counts the operations that copy a value to the host."""
 

@@ -57,8 +57,8 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
     shutil.rmtree(folder / NOTES, ignore_errors=True)
     with ray_cluster(plans[0].config.ray.address):
         check_resources(plans[0].config)
-        results = _tuner(sweep, plans, folder, watch).fit()
-        return Outcome(watch.failed, unfinished=len(results) - watch.num_ended)
+        _tuner(sweep, plans, folder, watch).fit()  # returns on Ctrl-C too
+    return Outcome(watch.failed, unfinished=len(plans) * sweep.num_samples - watch.num_ended)
 
 
 class _Watch(tune.Callback):

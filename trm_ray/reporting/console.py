@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trm_ray.reporting.run_log import METRICS_FILE, Row, evaluation_line, step_line, supervision_line
+from trm_ray.reporting.run_log import METRICS_FILE, Row, evaluation_line, step_line, supervision_line, with_nan
 
 _POLL_S = 0.3
 
@@ -28,7 +28,7 @@ def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
         file.seek(offset)
         whole, newline, _ = file.read().rpartition(b"\n")
     lines = whole.splitlines() if newline else []
-    return [json.loads(line) for line in lines], offset + len(whole) + len(newline)
+    return [with_nan(json.loads(line)) for line in lines], offset + len(whole) + len(newline)
 
 
 class RunDisplay:

@@ -107,10 +107,12 @@ def _drop_rows_after(path: Path, last_step: int) -> None:
 def step_line(row: Mapping[str, float]) -> str:
     """Tell one training row: `Step    100 | Loss: 2.3421 (ACT: 2.1234, Sup: 0.2187) | LR: 5.00e-05 | …`."""
     parts = f"ACT: {row['train/act_loss']:.4f}, Sup: {row['train/supervised_loss']:.4f}"
+    # No puzzle may have been finished since the last log.
+    steps = f"{row['train/act/steps']:.2f}" if "train/act/steps" in row else "–"
     return (
         f"Step {int(row['step']):6d} | Loss: {row['train/total_loss']:.4f} ({parts}) | "
         f"LR: {row['train/learning_rate']:.2e} | "
-        f"GradNorm: {row['train/grad_norm']:.4f} | Steps: {row['train/act/steps']:.2f}"
+        f"GradNorm: {row['train/grad_norm']:.4f} | Steps: {steps}"
     )
 
 
@@ -252,7 +254,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         name=folder.resolve().name,
         config=_read_mapping(folder / CONFIG_FILE),
-        rows=tuple(_with_nan(rows[step]) for step in sorted(rows)),
+        rows=tuple(with_nan(rows[step]) for step in sorted(rows)),
         finished=(folder / FINAL_FOLDER).is_dir(),
         environment=_read_environment(folder / ENVIRONMENT_FILE),
     )
@@ -322,7 +324,8 @@ def _parse_row(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and "step" in row and "wall_s" in row else None
 
 
-def _with_nan(row: Mapping[str, float | None]) -> Row:
+def with_nan(row: Mapping[str, float | None]) -> Row:
+    """Read a row's nulls as what they were written for: numbers that are not finite."""
     return {key: math.nan if value is None else value for key, value in row.items()}
 
 

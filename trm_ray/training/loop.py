@@ -81,19 +81,19 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
     losses = segment_losses(output, weights, recipe.cell_loss, recipe.global_batch_size)
     losses.total.backward()
     # Losses and gradients are shares of the global batch, so their sums over the workers are those of one large batch.
-    total = losses.total.detach().clone()
+    total = losses.total.detach().to(torch.float32, copy=True)
     session.sum_over_ranks(total, *(p.grad for p in model.parameters() if p.grad is not None))
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip_norm)
     rate = recipe.rate_at(state.step)
     state.guard.watch(
         {
-            "step": torch.tensor(state.step + 1.0, device=session.device),
+            "step": torch.full_like(total, state.step + 1),
             "total_loss": total,
             "act_loss": losses.act,
             "supervised_loss": losses.supervised,
             "lm_loss": losses.lm,
             "grad_norm": grad_norm,
-            "lr": torch.tensor(rate, device=session.device),
+            "lr": torch.full_like(total, rate),
         }
     )
     state.update_weights(rate)

@@ -1,0 +1,276 @@
+"""Sweeps: what is stopped, what is kept, what is given back, what a resume does."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from helpers import assert_same, metric_rows
+from ray.util import placement_group_table
+from rich.console import Console
+from run_helpers import ROOT, TINY_RUN, final_weights, run_config
+
+from trm_ray.config import SweepConfig, to_yaml
+from trm_ray.distributed.tuner import STOPPED, Outcome
+from trm_ray.reporting.run_log import find_runs, read_run
+from trm_ray.run import claim_folder, plan_run, train_in_process
+from trm_ray.sweep import SweepPlan, compare_trials, plan_sweep, start_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+# Scenarios of these tests: one learns, two stand still, of which one is kept, and one explodes.
+GOOD, IDLE, KEPT, WILD = ("good", "idle", "kept", "wild")
+RATES = {GOOD: 3e-2, IDLE: 1e-9, KEPT: 1e-9, WILD: 1e30}
+
+
+def trial(scenario: str) -> str:
+    return f"{scenario}-seed0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Work in a folder whose configs/ holds them."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "configs").mkdir()
+    for name, rate in RATES.items():
+        (folder / "configs" / f"{name}.yaml").write_text(f"deep_supervision_enabled: true\nlr: {rate}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+def sweep_config(data: Path, folder: Path, scenarios: Sequence[str], **more: Any) -> SweepConfig:
+    """ASHA judges at step 3, the first evaluation, where a trial that stands still is behind one that learns."""
+    common = {key: value for key, value in TINY_RUN.items() if key not in ("task", "lr")}
+    values = {
+        "scenarios": list(scenarios),
+        "overrides": {**common, "data_paths": [str(data)], **more},
+        "asha": {"grace_period": 3},
+        "keep": [KEPT] if KEPT in scenarios else [],
+        "max_concurrent_trials": 1,
+        "log_dir": str(folder),
+    }
+    return SweepConfig.model_validate(values)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep that has ended, with what it printed."""
+
+    plan: SweepPlan
+    outcome: Outcome
+    printed: str
+
+    def folder(self, scenario: str) -> Path:
+        return self.plan.folder / trial(scenario)
+
+
+def swept(sweep: SweepConfig, *, resume: bool = False) -> Swept:
+    plan, console = plan_sweep(sweep), Console(file=io.StringIO(), width=200)
+    outcome = start_sweep(plan, console, resume=resume, overwrite=False)
+    assert isinstance(console.file, io.StringIO)
+    return Swept(plan, outcome, console.file.getvalue())
+
+
+def assert_all_resources_are_back() -> None:
+    total = ray.cluster_resources()["CPU"]
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != total or "CREATED" in _group_states():
+        assert time.monotonic() < deadline, (ray.available_resources(), _group_states())
+        time.sleep(0.2)
+
+
+def _group_states() -> set[str]:
+    return {group["state"] for group in placement_group_table().values()}
+
+
+# ---- trials of one worker ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    return swept(sweep_config(puzzles, tmp_path_factory.mktemp("sweeps") / "plain", [GOOD, IDLE, KEPT, WILD]))
+
+
+def test_a_stopped_trial_gives_its_resources_back(done: Swept):
+    assert (done.folder(IDLE) / STOPPED).is_file()
+    assert_all_resources_are_back()
+
+
+def test_every_trial_s_folder_is_a_run_s(done: Swept):
+    assert {run.name for run in find_runs([done.plan.folder])} == set(map(trial, RATES))
+    run = read_run(done.folder(GOOD))
+    assert (run.config_name, run.config["lr"], run.config["log_dir"]) == (GOOD, RATES[GOOD], str(run.folder))
+    assert run.environment["total_steps"] == 6
+
+
+def test_a_trial_trains_bitwise_as_a_run_without_ray(done: Swept, puzzles: Path, tmp_path: Path):
+    plan = plan_run(run_config(puzzles, tmp_path / "alone", f"lr={RATES[GOOD]}"))
+    claim_folder(plan)
+    train_in_process(plan)
+    assert metric_rows(done.folder(GOOD)) == metric_rows(plan.folder)
+    assert_same(final_weights(done.folder(GOOD)), final_weights(plan.folder))
+
+
+def test_a_trial_that_is_behind_is_stopped_at_its_first_evaluation(done: Swept):
+    folder = done.folder(IDLE)
+    assert json.loads((folder / STOPPED).read_text())["step"] == 3
+    assert not (folder / "final_model").exists()
+    assert (folder / "checkpoint_step_3" / "state.pt").is_file()
+    assert read_run(folder).stopped_early
+
+
+def test_a_scenario_to_keep_is_never_stopped(done: Swept):
+    """It is as far behind as the one that was stopped."""
+    run = read_run(done.folder(KEPT))
+    assert (run.finished, run.last_step) == (True, 6)
+    assert not (run.folder / STOPPED).exists()
+    assert run.rows[-1]["eval/loss"] > read_run(done.folder(GOOD)).rows[-1]["eval/loss"]
+
+
+def test_a_failing_trial_is_reported_and_the_others_go_on(done: Swept):
+    assert done.outcome.unfinished == 0
+    assert done.outcome.failed.keys() == {trial(WILD)}
+    assert "not finite" in done.outcome.failed[trial(WILD)]
+    assert "try a lower lr" in done.outcome.failed[trial(WILD)]
+    assert not (done.folder(WILD) / STOPPED).exists()
+
+
+def test_a_sweep_tells_what_happens(done: Swept):
+    lines = done.printed.splitlines()
+    assert lines[0] == f"Sweep sweep: 4 trials in {done.plan.folder}"
+    assert [line for line in lines if line.startswith("idle")][0::2] == [
+        "idle-seed0  started",
+        "idle-seed0  stopped early at step 3",
+    ]
+    assert (
+        len([line for line in lines if re.match(r"good-seed0  step +[36] of 6  eval loss \d\.\d{4}  exact ", line)])
+        == 2
+    )
+    assert {"good-seed0  finished", "kept-seed0  finished", "wild-seed0  failed"} <= set(lines)
+
+
+def test_a_sweep_ends_with_a_ranking_a_command_and_a_picture(done: Swept):
+    console = Console(file=io.StringIO(), width=200)
+    compare_trials(done.plan, done.outcome, console)
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert f"failed {trial(WILD)}: " in printed
+    assert "trm-ray train --config-name good" in printed
+    assert (done.plan.folder / "report" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_resumed_sweep_finishes_what_was_begun_and_leaves_the_rest(
+    done: Swept, puzzles: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    """A copy of the sweep, as if it had been killed after the first trial's first evaluation."""
+    folder = tmp_path_factory.mktemp("sweeps") / "interrupted"
+    shutil.copytree(done.plan.folder, folder)
+    for name in ("final_model", "checkpoint_step_6"):
+        shutil.rmtree(folder / trial(GOOD) / name)
+    left = {path: _mark(path) for name in (IDLE, KEPT) for path in folder.glob(f"{trial(name)}/*/state.pt")}
+    sweep = sweep_config(puzzles, folder, [GOOD, IDLE, KEPT])
+    (folder / "sweep.yaml").write_text(to_yaml(sweep))
+
+    again = swept(sweep, resume=True)
+
+    assert again.outcome == Outcome({}, 0)
+    assert_same(final_weights(again.folder(GOOD)), final_weights(done.folder(GOOD)))
+    lines = (again.folder(GOOD) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {path: _mark(path) for path in left} == left
+    assert json.loads((again.folder(IDLE) / STOPPED).read_text())["step"] == 3
+    assert not (again.folder(IDLE) / "final_model").exists()
+    for name in (GOOD, IDLE, KEPT):
+        assert metric_rows(again.folder(name)) == metric_rows(done.folder(name))
+    for name in (IDLE, KEPT):
+        assert len(list(again.folder(name).glob("events.*"))) == 1, "nothing was left to log"
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    return path.stat().st_mtime_ns, path.stat().st_ino
+
+
+# ---- trials of several workers -------------------------------------------------------------------------------
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Fail where Ray would wait for ever for resources that nobody gives back."""
+
+    def expire(number: int, frame: object) -> None:
+        raise TimeoutError(f"not done after {seconds} s: {ray.available_resources()}, {placement_group_table()}")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def done_by_workers(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """Two workers a trial, who take all CPUs that there are."""
+    folder, several = tmp_path_factory.mktemp("sweeps") / "workers", {"ray.num_workers": 2, "ray.cpus_per_worker": 1.5}
+    with within(200):
+        return swept(sweep_config(puzzles, folder, [GOOD, IDLE, WILD], **several))
+
+
+def test_a_stopped_trial_of_several_workers_gives_its_resources_back(done_by_workers: Swept):
+    """The third trial could start, for which all CPUs of the second are needed, and nothing is held in the end."""
+    assert read_run(done_by_workers.folder(GOOD)).finished
+    assert json.loads((done_by_workers.folder(IDLE) / STOPPED).read_text())["step"] == 3
+    assert done_by_workers.outcome.failed.keys() == {trial(WILD)}
+    assert "not finite" in done_by_workers.outcome.failed[trial(WILD)]
+    assert_all_resources_are_back()
+
+
+def test_a_trial_of_several_workers_evaluates_all_test_rows_and_logs_once(done_by_workers: Swept):
+    lines = (done_by_workers.folder(GOOD) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    exact = json.loads(lines[2])["eval/exact_accuracy"] * 65
+    assert exact == pytest.approx(round(exact), abs=1e-4)
+
+
+# ---- the command ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_sweep_that_can_be_gone_on_with(puzzles: Path, tmp_path: Path):
+    sweep = sweep_config(puzzles, tmp_path / "runs", [GOOD, KEPT], max_steps=20_000, eval_interval=20, log_interval=20)
+    values = yaml.safe_load(to_yaml(sweep))
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump({**values, "name": "long"}))
+    command = [sys.executable, "-m", "trm_ray.cli", "sweep", "--config-name", str(tmp_path / "long.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/*/checkpoint_step_40")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        printed, complaint = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, complaint
+    assert "2 trials did not finish; the same command with --resume goes on with them" in complaint
+    assert "Traceback" not in printed + complaint
+    assert "stopped early" not in printed
+    assert not list(tmp_path.glob(f"runs/*/{STOPPED}"))
+    assert not any(run.finished for run in find_runs([tmp_path / "runs"]))

@@ -1,0 +1,324 @@
+"""The command line as people use it: help, errors in one line, a run from training to its pictures, Ctrl-C."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from run_helpers import ROOT, some_puzzles, tiny_overrides
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from trm_ray.cli import app
+from trm_ray.data.schema import DatasetInfo
+from trm_ray.reporting.run_log import read_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return some_puzzles(tmp_path_factory.mktemp("data") / "puzzles", train=64, test=9)
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in words])
+
+
+def train_words(data: Path, log_dir: Path, *words: str) -> list[str]:
+    places = [f"data_paths=[{data}]", f"log_dir={log_dir}", "ray.num_workers=0"]
+    return ["train", "--config-name", "deep_supervision_linear", *tiny_overrides(), *places, *words]
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    """Every command with the words that lead to it."""
+    found = get_command(app)
+    waiting = [((name,), command) for name, command in found.commands.items()]  # type: ignore[attr-defined]
+    for words, command in waiting:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield words
+        else:
+            waiting += [((*words, name), leaf) for name, leaf in inner.items()]
+
+
+# ---- help ------------------------------------------------------------------------------------------------
+
+
+def test_the_promised_commands_exist():
+    promised = {"prepare", "train", "sweep", "evaluate", "dashboard", "compare", "bench"}
+    assert {words[0] for words in commands()} == promised
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_every_command_has_help_with_an_example_of_itself(words: tuple[str, ...]):
+    result = run(*words, "--help")
+    assert result.exit_code == 0
+    assert f"trm-ray {' '.join(words)} " in result.stdout.split("Example:")[1].split("─")[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_job_script_is_the_command_of_its_name(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    assert re.search(rf"Usage: .*{path.stem}", capsys.readouterr().out)
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    program = (
+        "import sys, time; began = time.perf_counter(); sys.argv = ['trm-ray', '--help']\n"
+        "try:\n    from trm_ray.cli import app; app()\n"
+        "except SystemExit:\n    heavy = {'torch', 'ray', 'matplotlib', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "    print(time.perf_counter() - began, *heavy, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    seconds, *heavy = ended.stderr.split()
+    assert "sweep" in ended.stdout
+    assert heavy == []
+    assert float(seconds) < 5  # half a second on an idle machine
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+def assert_refused(result: Result, told: str) -> None:
+    """Exit code 2 and one line on the error stream, whatever went to the other before."""
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert re.search(told, result.stderr), result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("learning_rate=1e-3", r"learning_rate=.* has an unknown key; did you mean `lr`\?"),
+        ("arch.hiden_size=64", r"arch\.hiden_size=64 has an unknown key; did you mean `arch\.hidden_size`\?"),
+        ("max_steps=many", "max_steps=many must be a whole number of at least 1 or null"),
+        ("lr=-1", "lr=-1 must be a number above 0"),
+        ("deep_supervision_weight=1.5", "deep_supervision_weight=1.5 must be a number from 0 to 1"),
+        ("deep_supervision_schedule=linear", "did you mean `linear_decay`"),
+        ("ray.num_workers=3", r"global_batch_size=8 must be divisible by ray\.num_workers=3; use 6 or 9"),
+        ("task=sudoku5", "task=sudoku5 must name an existing task; did you mean"),
+        ("just words", "must be key=value"),
+        ("lr=[", "lr=.* must be a YAML value"),
+        ("device=tpu", "device=tpu must be one of auto, cpu, cuda"),
+    ],
+)
+def test_a_wrong_config_ends_with_one_line(data: Path, tmp_path: Path, word: str, told: str):
+    assert_refused(run(*train_words(data, tmp_path / "run", word)), told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_with_a_wrong_key_ends_with_one_line():
+    assert_refused(run("sweep", "learning_rate=1e-3"), "learning_rate=.* has an unknown key; did you mean `lr`")
+    assert_refused(run("sweep", "keep=[nobody]"), "keep=.* must name scenarios, and `nobody` is none")
+
+
+def test_an_unknown_scenario_ends_with_the_nearest():
+    assert_refused(run("train", "--config-name", "deep_supervision_liner"), "did you mean `deep_supervision_linear`")
+
+
+def test_a_missing_dataset_ends_with_the_command_that_makes_it(tmp_path: Path):
+    result = run(*train_words(tmp_path / "nowhere", tmp_path / "run"))
+    assert_refused(result, r"nowhere does not exist; make it with `trm-ray prepare sudoku --output \S*nowhere`")
+
+
+def test_a_corrupt_dataset_is_refused_before_training(data: Path, tmp_path: Path):
+    shutil.copytree(data, tmp_path / "data")
+    part = tmp_path / "data" / "train" / "part-00000.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    assert_refused(run(*train_words(tmp_path / "data", tmp_path / "run")), r"part-00000\.parquet.*(SHA-256|checksum)")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "dashboard", "compare"])
+def test_a_folder_that_is_no_run_ends_with_one_line(tmp_path: Path, command: str):
+    assert_refused(run(command, tmp_path), "no run|must be a run's folder")
+    assert_refused(run(command, tmp_path / "nowhere"), "nowhere")
+
+
+@pytest.mark.parametrize("words", [("--subsample", "5"), ("--min-difficulty", "1")])
+def test_options_of_a_csv_without_one_are_refused(tmp_path: Path, words: tuple[str, ...]):
+    assert_refused(run("prepare", "sudoku", "--output", tmp_path / "new", *words), "--from-csv")
+
+
+def test_a_dataset_is_not_replaced_unasked(tmp_path: Path):
+    words = ["prepare", "sudoku", "--size", "4", "--train", "8", "--test", "2", "--output", str(tmp_path / "new")]
+    assert run(*words).exit_code == 0
+    assert_refused(run(*words), "already holds a dataset; pass --overwrite")
+    assert run(*words, "--seed", "1", "--clues", "5", "7", "--overwrite").exit_code == 0
+    info = DatasetInfo.load(tmp_path / "new")
+    assert (info.seed, list(info.arguments["clues"]), info.split("train").rows) == (1, [5, 7], 8)
+
+
+def test_a_csv_file_becomes_a_dataset(tmp_path: Path):
+    solved = "".join(str((3 * (r % 3) + r // 3 + c) % 9 + 1) for r in range(9) for c in range(9))
+    puzzles = ["." * (i + 1) + solved[i + 1 :] for i in range(8)]  # none symmetric to another
+    rows = [f"mine,{puzzle},{solved},{i}" for i, puzzle in enumerate(puzzles)]
+    (tmp_path / "all.csv").write_text("\n".join(["source,question,answer,rating", *rows]) + "\n")
+    words = ["--from-csv", str(tmp_path / "all.csv"), "--test", "3", "--min-difficulty", "2"]
+    result = run("prepare", "sudoku", "--output", tmp_path / "new", *words)
+    assert result.exit_code == 0, result.output
+    info = DatasetInfo.load(tmp_path / "new")
+    assert (info.seq_len, info.vocab_size, info.split("test").rows) == (81, 11, 3)
+
+
+def test_a_loss_that_is_not_finite_ends_with_what_to_try(data: Path, tmp_path: Path):
+    result = run(*train_words(data, tmp_path / "run", "lr=1e30"))
+    assert result.exit_code == 1
+    assert re.match(r"error: the loss .* is not finite: step=2, .*try a lower lr", result.stderr)
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+# ---- from training to pictures ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("runs") / "linear"
+    words = ["compute_gradient_stats=true", "gradient_stats_interval=3", "arch.H_cycles=3"]
+    return folder, run(*train_words(data, folder, *words))
+
+
+def test_training_prints_the_config_and_the_lines_that_people_know(trained: tuple[Path, Result]):
+    folder, result = trained
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0] == "Training Configuration"
+    assert "global_batch_size: 8" in lines
+    number = r"\d+\.\d{4}"
+    step = (
+        rf"Step +6 \| Loss: {number} \(ACT: {number}, Sup: {number}\) \| LR: \d\.\d\de-\d\d \| GradNorm: {number} \| "
+    )
+    assert len([line for line in lines if re.fullmatch(step + r"Steps: \d\.\d\d", line)]) == 1
+    assert lines.count("         Deep supervision: 3 steps, weight=0.500, schedule=linear_decay") == 6
+    assert len([line for line in lines if line.startswith("Eval ")]) == 2
+    assert lines[-1] == f"Finished 6 steps. See it: trm-ray dashboard {folder} --save dashboard.png"
+
+
+def test_training_leaves_what_a_run_s_folder_holds(trained: tuple[Path, Result]):
+    folder, _ = trained
+    names = {path.name.partition(".out.")[0] for path in folder.iterdir()}
+    assert names == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "events",
+        "checkpoint_step_3",
+        "checkpoint_step_6",
+        "final_model",
+    }
+    promised = {
+        "train/total_loss", "train/act_loss", "train/supervised_loss", "train/lm_loss", "train/curriculum_weight",
+        "train/grad_norm", "train/learning_rate", "train/act/steps", "train/act/accuracy", "train/act/exact_accuracy",
+        "train/act/q_halt_accuracy", "train/act/q_halt_loss", "eval/loss", "eval/accuracy", "eval/exact_accuracy",
+        "eval/exact_accuracy_first", "eval/exact_accuracy_halting", "eval/act_steps", "eval/q_halt_accuracy",
+        "throughput/puzzles_per_s", "throughput/steps_per_s", "throughput/data_wait_fraction",
+        *(f"train/deep_supervision/step_{i}_loss" for i in range(3)),
+        *(f"eval/step_{i}_loss" for i in range(3)),
+        *(f"train/gradients/step_{i}_grad_norm_{kind}" for i in range(3) for kind in ("mean", "max", "min")),
+    }  # fmt: skip
+    assert promised | {"step", "wall_s"} == set(read_run(folder).rows[-1])
+
+
+def test_tensorboard_holds_the_same_numbers(trained: tuple[Path, Result]):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _ = trained
+    board = EventAccumulator(str(folder)).Reload()
+    rows = read_run(folder).rows
+    assert set(board.Tags()["scalars"]) == {tag for row in rows for tag in row} - {"step", "wall_s"}
+    for tag in ("train/total_loss", "train/deep_supervision/step_0_loss", "throughput/steps_per_s"):
+        told = {event.step: event.value for event in board.Scalars(tag)}
+        assert told == pytest.approx({int(row["step"]): row[tag] for row in rows}, rel=1e-6)
+
+
+def test_a_finished_run_is_neither_mixed_into_nor_trained_again(data: Path, trained: tuple[Path, Result]):
+    folder, _ = trained
+    words = ["compute_gradient_stats=true", "gradient_stats_interval=3", "arch.H_cycles=3"]
+    assert_refused(run(*train_words(data, folder, *words)), r"already holds a run; .*--resume.*--overwrite")
+    before = (folder / "metrics.jsonl").read_bytes()
+    again = run(*train_words(data, folder, *words), "--resume")
+    assert again.exit_code == 0
+    assert "has been trained to step 6 of 6; nothing to do" in again.stdout
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_trained_run_is_evaluated(trained: tuple[Path, Result]):
+    folder, _ = trained
+    result = run("evaluate", folder)
+    assert result.exit_code == 0, result.output
+    last = read_run(folder).rows[-1]
+    assert f"{folder}, step 6" in result.stdout
+    assert re.search(rf"eval/loss +{last['eval/loss']:.4f}", result.stdout)
+    written = json.loads((folder / "report" / "evaluation_test.json").read_text())
+    assert written["eval/loss"] == pytest.approx(last["eval/loss"])
+    assert_refused(run("evaluate", folder, "--split", "validation"), "no validation split")
+
+
+def test_the_dashboard_is_drawn_into_the_run_s_report_or_where_asked(trained: tuple[Path, Result], tmp_path: Path):
+    folder, _ = trained
+    for words, path in (
+        ((), folder / "report" / "dashboard.png"),
+        (("--save", tmp_path / "new" / "one.png"), tmp_path / "new" / "one.png"),
+    ):
+        result = run("dashboard", folder, *words)
+        assert result.exit_code == 0, result.output
+        assert f"Wrote {path}" in result.stdout
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_are_compared(trained: tuple[Path, Result], tmp_path: Path):
+    folder, _ = trained
+    result = run("compare", folder, "--save", tmp_path / "comparison.png", "--threshold", "0.1")
+    assert result.exit_code == 0, result.output
+    assert "linear" in result.stdout
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- Ctrl-C ------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_a_run_that_resumes_to_the_same_steps(data: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    long = ["max_steps=250", "eval_interval=50", "log_interval=10"]
+    words = train_words(data, folder, *long)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trm_ray.cli", *words],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "checkpoint_step_50").is_dir():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert complaint == "error: interrupted; the same command with --resume goes on from the last checkpoint\n"
+    assert not (folder / "final_model").exists()
+    resumed = run(*words, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(10, 251, 10))
+    first = next(line for line in resumed.stdout.splitlines() if line.startswith("Step"))
+    assert int(first.split()[1]) > 50

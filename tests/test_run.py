@@ -1,0 +1,231 @@
+"""One run's plan and folder: what is taken, gone on with, cleared, refused."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from helpers import assert_same, metric_rows, sudoku
+from run_helpers import final_weights, run_config, some_puzzles, write_puzzles
+
+from trm_ray.config import ConfigError, config_from_run
+from trm_ray.data.schema import DatasetError, DatasetInfo
+from trm_ray.reporting.run_log import read_run
+from trm_ray.run import RunPlan, claim_folder, evaluate_run, plan_run, start_step, train_in_process
+
+GENERATED = ["generator.size=4", "generator.train=40", "generator.test=8", "generator.seed=3"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return some_puzzles(tmp_path_factory.mktemp("data") / "puzzles", train=64, test=9)
+
+
+def planned(data: Path, folder: Path, *words: str) -> RunPlan:
+    return plan_run(run_config(data, folder, *words))
+
+
+def begin(plan: RunPlan, *, steps_left: int = 3) -> None:
+    """Train a run, and forget its last steps as if it had been killed there."""
+    claim_folder(plan)
+    train_in_process(plan)
+    if steps_left:
+        for name in ("final_model", f"checkpoint_step_{plan.num_steps}"):
+            for path in sorted((plan.folder / name).glob("*")):
+                path.unlink()
+            (plan.folder / name).rmdir()
+
+
+def test_a_new_folder_holds_the_config_and_what_it_runs_on(data: Path, tmp_path: Path):
+    plan = planned(data, tmp_path / "deep" / "run", "lr=0.01")
+    claim_folder(plan)
+    assert config_from_run(plan.folder) == plan.config
+    environment = json.loads((plan.folder / "environment.json").read_text())
+    assert environment["total_steps"] == 6
+    assert {
+        "trm_ray",
+        "python",
+        "torch",
+        "ray",
+        "numpy",
+        "pyarrow",
+        "platform",
+        "processor",
+        "gpus",
+    } <= environment.keys()
+
+
+def test_planning_writes_nothing(data: Path, tmp_path: Path):
+    planned(data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_below_the_storage_path_is_the_run_s(data: Path, tmp_path: Path):
+    config = run_config(data, Path("runs/one"), f"ray.storage_path={tmp_path}")
+    assert plan_run(config).folder == tmp_path / "runs" / "one"
+
+
+def test_a_claimed_folder_in_which_nothing_was_trained_may_be_claimed_again(data: Path, tmp_path: Path):
+    claim_folder(planned(data, tmp_path / "run"))
+    claim_folder(planned(data, tmp_path / "run", "lr=0.5"))
+    assert config_from_run(tmp_path / "run").lr == 0.5
+
+
+def test_a_folder_that_holds_a_run_is_refused_with_the_ways_out(data: Path, tmp_path: Path):
+    plan = planned(data, tmp_path / "run")
+    begin(plan)
+    before = sorted(path.stat().st_mtime_ns for path in plan.folder.rglob("*"))
+    with pytest.raises(ConfigError, match=r"log_dir=.*already holds a run.*--resume.*--overwrite.*another log_dir"):
+        claim_folder(plan)
+    assert sorted(path.stat().st_mtime_ns for path in plan.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_that_holds_something_else_is_never_touched(data: Path, tmp_path: Path, flags: dict[str, bool]):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds files but no run; choose another log_dir"):
+        claim_folder(planned(data, tmp_path), **flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_overwrite_leaves_nothing_of_the_run_before(data: Path, tmp_path: Path):
+    begin(planned(data, tmp_path / "run"))
+    claim_folder(planned(data, tmp_path / "run", "lr=0.5"), overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "environment.json"]
+    assert config_from_run(tmp_path / "run").lr == 0.5
+
+
+def test_resume_and_overwrite_exclude_each_other(data: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="--resume and --overwrite exclude each other"):
+        claim_folder(planned(data, tmp_path / "run"), resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("lr=0.5", r"lr=0\.5 differs from the run in .*, which has lr=0\.03; resume it with that value"),
+        ("arch.hidden_size=32", r"arch\.hidden_size=32 differs .* arch\.hidden_size=16"),
+        ("seed=1", "seed=1 differs .* seed=0"),
+        ("augment=false", "augment=False differs .* augment=True"),
+        ("deep_supervision_schedule=constant", "deep_supervision_schedule=constant differs .*=linear_decay"),
+        ("global_batch_size=16", "global_batch_size=16 differs .* global_batch_size=8"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another_one(data: Path, tmp_path: Path, word: str, told: str):
+    begin(planned(data, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=told):
+        claim_folder(planned(data, tmp_path / "run", word), resume=True)
+    assert config_from_run(tmp_path / "run") == run_config(data, tmp_path / "run")
+
+
+def test_a_resumed_run_may_be_longer_watched_differently_and_run_elsewhere(data: Path, tmp_path: Path):
+    begin(planned(data, tmp_path / "run", "lr_min_ratio=1"))
+    words = ["max_steps=8", "eval_interval=4", "log_interval=2", "eval_batch_size=4", "device=cpu", "ray.num_workers=0"]
+    longer = planned(data, tmp_path / "run", "lr_min_ratio=1", *words)
+    claim_folder(longer, resume=True)
+    assert start_step(longer) == 3
+    train_in_process(longer)
+    assert list(metric_rows(longer.folder)) == [1, 2, 3, 4, 6, 8]
+    assert read_run(longer.folder).finished
+
+
+def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(data: Path, tmp_path: Path):
+    whole, resumed = planned(data, tmp_path / "whole"), planned(data, tmp_path / "resumed")
+    begin(whole, steps_left=0)
+    begin(resumed)
+    claim_folder(resumed, resume=True)
+    train_in_process(resumed)
+    assert_same(final_weights(resumed.folder), final_weights(whole.folder))
+    assert metric_rows(resumed.folder) == metric_rows(whole.folder)
+    steps = [json.loads(line)["step"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_to_resume_what_has_not_begun_is_to_begin(data: Path, tmp_path: Path):
+    plan = planned(data, tmp_path / "run")
+    claim_folder(plan, resume=True)
+    assert start_step(plan) == 0
+
+
+def test_epochs_count_passes_over_the_training_puzzles(data: Path, tmp_path: Path):
+    """64 puzzles in batches of 8 are 8 steps an epoch."""
+    assert planned(data, tmp_path / "run", "epochs=5", "max_steps=null").num_steps == 40
+    assert planned(data, tmp_path / "run", "epochs=5", "max_steps=7").num_steps == 7
+
+
+def test_a_missing_dataset_of_a_generated_task_is_made_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = [*GENERATED, "generator.clues=[6,8]"]
+    plan = plan_run(run_config(tmp_path / "made", tmp_path / "run", *words))
+    assert "Making 48 Sudoku puzzles 4×4 with 6–8 clues" in capsys.readouterr().out
+    info = DatasetInfo.load(tmp_path / "made")
+    assert (info.seed, info.split("train").rows, info.split("test").rows) == (3, 40, 8)
+    assert plan.info.seq_len == 16
+    plan_run(run_config(tmp_path / "made", tmp_path / "run", *words))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["generator.train=41"],
+            r"generator\.train=41 but .*made was made with train=40; set data_paths to a new folder",
+        ),
+        (["generator.seed=4"], r"generator\.seed=4 but .* seed=3"),
+        (["generator.clues=[5,6]"], r"generator\.clues=.* but .* clues=\[4, 8\]"),
+    ],
+)
+def test_a_dataset_that_was_made_with_other_arguments_is_refused(tmp_path: Path, words: Sequence[str], told: str):
+    plan_run(run_config(tmp_path / "made", tmp_path / "run", *GENERATED))
+    with pytest.raises(ConfigError, match=told):
+        plan_run(run_config(tmp_path / "made", tmp_path / "run", *GENERATED, *words))
+
+
+def test_a_missing_dataset_that_nobody_can_make_is_told_with_the_command(tmp_path: Path):
+    with pytest.raises(DatasetError, match="nowhere does not exist; make it with `trm-ray prepare sudoku --output"):
+        plan_run(run_config(tmp_path / "nowhere", tmp_path / "run"))
+
+
+def test_the_test_split_may_lie_in_another_dataset(data: Path, tmp_path: Path):
+    other = write_puzzles(tmp_path / "other", sudoku(5, seed=8), sudoku(4, seed=9))
+    plan = planned(data, tmp_path / "run", f"data_paths_test=[{other}]")
+    assert (plan.train_paths, plan.test_paths) == ((data,), (other,))
+    claim_folder(plan)
+    assert train_in_process(plan)["eval/exact_accuracy"] * 4 == pytest.approx(0, abs=4)
+    row, _ = evaluate_run(plan.folder)
+    assert row["eval/accuracy"] * 4 * 16 == pytest.approx(round(row["eval/accuracy"] * 4 * 16), abs=1e-4)
+
+
+def test_a_test_split_of_other_puzzles_is_refused(data: Path, tmp_path: Path):
+    words = ["generator.size=6", "generator.train=4", "generator.test=2"]
+    plan_run(run_config(tmp_path / "six", tmp_path / "run", *words))
+    with pytest.raises(ConfigError, match=r"data_paths_test=.* has seq_len=36, data_paths has 16; they must be equal"):
+        planned(data, tmp_path / "run", f"data_paths_test=[{tmp_path / 'six'}]")
+
+
+@pytest.mark.parametrize("ema", ["true", "false"])
+def test_evaluating_a_run_repeats_its_last_evaluation(data: Path, tmp_path: Path, ema: str):
+    plan = planned(data, tmp_path / "run", f"ema={ema}", "ema_rate=0.5")
+    claim_folder(plan)
+    last = train_in_process(plan)
+    row, path = evaluate_run(plan.folder)
+    assert row == {"step": 6.0, **last}
+    assert json.loads(path.read_text()) == row
+    raw, _ = evaluate_run(plan.folder, averaged=False)
+    assert (raw == row) == (ema == "false")
+
+
+def test_the_training_split_can_be_evaluated_too(data: Path, tmp_path: Path):
+    plan = planned(data, tmp_path / "run")
+    begin(plan)
+    row, path = evaluate_run(plan.folder, split="train")
+    assert row["step"] == 3
+    assert row["eval/exact_accuracy"] * 64 == pytest.approx(round(row["eval/exact_accuracy"] * 64), abs=1e-4)
+    assert path == plan.folder / "report" / "evaluation_train.json"
+
+
+def test_a_run_without_a_checkpoint_cannot_be_evaluated(data: Path, tmp_path: Path):
+    plan = planned(data, tmp_path / "run")
+    claim_folder(plan)
+    with pytest.raises(ValueError, match="holds no checkpoint yet"):
+        evaluate_run(plan.folder)
