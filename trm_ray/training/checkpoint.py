@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
         raise ValueError(f"{folder} holds no {STATE_FILE}; name a checkpoint_step_N or {FINAL_MODEL} folder of a run")
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove {folder} to go on from an earlier one") from error
+    except Exception as error:  # damaged and hostile files raise all sorts
+        told = f"{path} cannot be read ({type(error).__name__}); remove {folder} to go on from an earlier one"
+        raise ValueError(told) from error
     if state.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version={state.get('format_version')}, this trm-ray reads {FORMAT_VERSION}"
@@ -60,5 +62,5 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """Find the checkpoint of the highest step in a run's folder."""
-    found = [path for path in run_dir.glob("checkpoint_step_*") if (path / STATE_FILE).is_file()]
-    return max(found, key=checkpoint_step, default=None)
+    named = (path for path in run_dir.glob("checkpoint_step_*") if re.fullmatch(r"checkpoint_step_\d+", path.name))
+    return max((path for path in named if (path / STATE_FILE).is_file()), key=checkpoint_step, default=None)

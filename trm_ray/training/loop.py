@@ -56,6 +56,8 @@ def run_training(config: Config, shape: TokenShape, num_steps: int, session: Ses
                 _save(state, config, session, FINAL_MODEL)
             if eval_due:
                 session.report(state.step, row)
+    if state.step == num_steps and not (session.run_dir / FINAL_MODEL).exists():
+        _save(state, config, session, FINAL_MODEL)  # the run was killed before this, or ended earlier than it now does
     return evaluation
 
 

@@ -20,6 +20,7 @@ class MetricSums:
         self.names = names
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
 
+    @torch.no_grad()
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add one step's sums; nothing waits for the device."""
         self.sums += torch.stack([values[name].double() for name in self.names])

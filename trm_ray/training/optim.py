@@ -47,7 +47,7 @@ class AdamAtan2(Optimizer):
         go = torch.ones((), device=weight.device) if found_inf is None else 1 - found_inf
         grad = torch.where(go > 0, grad, 0.0)
         beta1, beta2 = group["betas"]
-        state["step"] += go
+        state["step"] = state["step"].to(weight.device) + go  # loading a checkpoint leaves it on the CPU
         state["exp_avg"].lerp_(grad, go * (1 - beta1))
         state["exp_avg_sq"].lerp_(grad.square(), go * (1 - beta2))
         mean = state["exp_avg"] / (1 - beta1 ** state["step"])
@@ -129,7 +129,7 @@ class FiniteGuard:
         if self.found_inf.item() == 0:
             return
         parts = {name: value.item() for name, value in self._first.items()}
-        told = ", ".join(f"{name}={value:.4g}" for name, value in parts.items())
+        told = ", ".join(f"{name}={value:{'.0f' if name == 'step' else '.4g'}}" for name, value in parts.items())
         raise NonFiniteError(
             f"the loss or the gradient norm is not finite: {told}. That update was not made and the last checkpoint "
             "stands; try a lower lr, a lower deep_supervision_weight or curriculum_enabled=true"

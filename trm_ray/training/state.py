@@ -162,9 +162,11 @@ class TrainState:
         """Put the averaged weights, if there are any, into the model for as long as this lasts."""
         if self.average:
             self.average.swap(self.model)
-        yield
-        if self.average:
-            self.average.swap(self.model)
+        try:
+            yield
+        finally:
+            if self.average:
+                self.average.swap(self.model)
 
     def state_dict(self, session: Session) -> dict[str, Any]:
         """Collect the state as tensors and plain containers; every rank must call it, since rows are gathered."""
