@@ -84,7 +84,7 @@ SWEEP_MISTAKES = [
     (["asha.metric=eval/accuracy"], "asha.mode=min must be max for asha.metric=eval/accuracy"),
     (["asha.metric=train/total_loss"], "asha.metric=train/total_loss must be one of eval/loss"),
     (["asha.reduction_factor=1"], "asha.reduction_factor=1 must be a number above 1"),
-    (["asha.max_t=100"], "asha.grace_period=300 must be at most asha.max_t=100; use asha.grace_period=50"),
+    (["asha.max_t=100"], "asha.grace_period=400 must be at most asha.max_t=100; use asha.grace_period=50"),
     (["max_concurrent_trials=0"], "max_concurrent_trials=0 must be"),
     (["search_space=3"], "search_space=3 must be a mapping"),
     (["search_space.hidden_size=[1]"], "did you mean `search_space.arch.hidden_size`?"),

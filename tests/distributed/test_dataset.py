@@ -65,8 +65,9 @@ def test_rows_come_in_the_order_of_the_files(loaded: Any, puzzles: Path, loaded_
 
 def test_two_workers_get_equally_many_rows_and_none_twice(loaded_for_two: Any):
     @ray.remote(num_cpus=0.5)
-    def read(shard: Any) -> list[bytes]:  # a puzzle identifier of its own tells every row apart
-        return [line.tobytes() for line in lines(read_rows(shard))]
+    def read(shard: Any) -> list[bytes]:  # a puzzle's identifier tells it apart from its like
+        rows = read_rows(shard)
+        return [inputs.tobytes() + n.tobytes() for inputs, n in zip(rows.inputs, rows.puzzle_identifiers, strict=True)]
 
     first, second = ray.get([read.remote(shard) for shard in loaded_for_two.streaming_split(2, equal=True)])
     assert len(first) == len(second) == (768 + 11) // 2

@@ -146,16 +146,14 @@ def test_steps_are_as_many_as_fit_ten_seconds_within_limits(step_s, num_steps):
 @pytest.mark.slow
 def test_a_case_is_measured_in_a_process_of_its_own():
     held = torch.ones(2**27)  # 512 MiB in this process, which the case must not count
-    threads = torch.get_num_threads()
-    (result,) = run_benchmark(["sudoku6"], ["baseline"], num_steps=2, threads=2)
-    assert torch.get_num_threads() == threads
+    (result,) = run_benchmark(["sudoku6"], ["baseline"], num_steps=2, threads=1)
     # At least what the last cycle keeps for its backward pass: one (rows, cells, features) array a layer's product.
     applications, state_mib = 4 * 2, 32 * 36 * 64 * 4 / 2**20
-    assert applications * 6 * state_mib < result.peak_mib < 400
+    assert applications * 6 * state_mib < result.peak_mib < 100
     # Two layers of (36·2·48 + 48·36) over the cells and (64·2·96 + 96·64) over the features, two tables of 8 tokens,
     # the halt head of 2·64 + 2.
     assert result.parameters == 2 * (3 * 36 * 48 + 3 * 64 * 96) + 2 * 8 * 64 + 2 * 64 + 2
-    assert (result.num_steps, result.threads, result.batch_size) == (2, 2, 32)
+    assert (result.num_steps, result.threads, result.batch_size) == (2, 1, 32)
     assert 0 < result.machine_share < 1
     assert held[-1] == 1
 

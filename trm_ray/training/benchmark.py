@@ -1,14 +1,16 @@
 """What a training step costs: time, its split, memory, and its share of what this machine can multiply.
 
-The steps are `train_step` on random tokens: what is measured is what trains. Every case (a shape under a scenario) runs
-in a process of its own, so that neither its peak memory nor its threads touch another's.
+The steps are `train_step` on random tokens: what is measured is what trains. Time and memory of every case (a shape
+under a scenario) are taken in processes of their own, so that neither its memory nor its threads touch another's.
 
 Shapes are tasks with overrides, so `trm-ray train task=… KEY=VALUE…` trains what was measured.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import multiprocessing
 import resource
 import statistics
@@ -16,9 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +38,8 @@ SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum")
 TIME_BUDGET_S = 10.0
 _FEWEST_STEPS, _MOST_STEPS = 2, 50
 _MIB = 2**20
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class BenchResult:
     wall. forward_ms: the model's segment. backward_ms: losses and backward pass. optimizer_ms: clipping, update and
     metrics. The three are wall time on a GPU and processor time else. flops: operations of the matrix multiplications
     of a step. machine_rate: FLOP/s of the matrix multiplication in this dtype, measured after the steps.
-    peak_mib: weights, optimizer state, activations and temporaries at their highest, without the libraries.
+    peak_mib: weights, optimizer state, activations and temporaries at their highest, without the libraries. A long run
+    may hold some more: freed memory that is in pieces too small to use.
     """
 
     shape: str
@@ -151,19 +156,22 @@ def _check_names(key: str, names: Sequence[str], known: tuple[str, ...]) -> None
 
 def _in_own_process(shape: str, scenario: str, num_steps: int | None, threads: int) -> BenchResult:
     context = multiprocessing.get_context("spawn")  # a fork would inherit this process's memory and threads
-    with ProcessPoolExecutor(1, mp_context=context) as executor:
-        return executor.submit(measure_case, shape, scenario, num_steps, threads).result()
+
+    def run(measure: Callable[..., _T], *arguments: Any) -> _T:
+        with ProcessPoolExecutor(1, mp_context=context) as executor:
+            return executor.submit(measure, *arguments).result()
+
+    peak = run(peak_bytes, shape, scenario, threads)
+    return replace(run(measure_case, shape, scenario, num_steps, threads), peak_mib=peak / _MIB)
 
 
 def measure_case(shape: str, scenario: str, num_steps: int | None, threads: int) -> BenchResult:
-    """Measure one case in this process. Sets this process's number of threads."""
+    """Measure one case in this process, all but its memory. Sets this process's number of threads."""
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     config, tokens = SHAPES[shape].config(scenario), SHAPES[shape].tokens(scenario)
-    before = _bytes_of_libraries(config, tokens, device)
     state = _state_at_full_supervision(config, tokens, device)
     times = _time_steps(state, config, tokens, device, num_steps)
-    peak = _peak_bytes(device) - before
     dtype = getattr(torch, config.arch.forward_dtype)
     return BenchResult(
         shape=shape,
@@ -177,7 +185,7 @@ def measure_case(shape: str, scenario: str, num_steps: int | None, threads: int)
         **{name: statistics.median(step[name] for step in times) for name in times[0]},
         flops=step_flops(config, tokens),
         machine_rate=machine_rate(dtype, threads),
-        peak_mib=peak / _MIB,
+        peak_mib=math.nan,
     )
 
 
@@ -284,16 +292,34 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _bytes_of_libraries(config: Config, tokens: TokenShape, device: torch.device) -> int:
-    """Take a step of next to no size, which loads what a step needs of the libraries, and return the peak after it."""
+def peak_bytes(shape: str, scenario: str, threads: int) -> int:
+    """Measure the memory of a case in this process, which must be fresh and is of no use for timing afterwards."""
+    torch.set_num_threads(threads)
+    device, config, tokens = _device(), SHAPES[shape].config(scenario), SHAPES[shape].tokens(scenario)
+    _return_freed_memory_at_once()
+    # A step of next to no size loads what a step needs of the libraries.
     small = with_overrides(config, {"global_batch_size": 1, "arch.hidden_size": 2 * config.arch.num_heads})
     _time_steps(_state_at_full_supervision(small, tokens, device), small, tokens, device, num_steps=1)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    return _peak_bytes(device)
+    before = _highest_bytes(device)
+    _time_steps(_state_at_full_supervision(config, tokens, device), config, tokens, device, num_steps=1)
+    return _highest_bytes(device) - before
 
 
-def _peak_bytes(device: torch.device) -> int:
+def _return_freed_memory_at_once() -> None:
+    """Make glibc give every tensor pages of its own; else what is freed in pieces counts too, differently in every run.
+
+    Elsewhere (musl, macOS) nothing happens and the measured peak is a little higher.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _highest_bytes(device: torch.device) -> int:
     """Highest memory of this process so far: of the GPU's tensors, or resident in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -341,7 +367,7 @@ def machine_rate(dtype: torch.dtype, threads: int, min_s: float = 0.5) -> float:
     Sets this process's number of threads.
     """
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     size, rounds = (8192, 10) if device.type == "cuda" else (1024, 5)
     linear = Linear(size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     x = torch.ones(size, size, device=device, dtype=dtype)
