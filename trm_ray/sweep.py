@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -108,9 +109,24 @@ def best_command(values: dict[str, object]) -> str:
     """Write the command that trains a run's config, from its scenario and whatever differs from that."""
     given = {key: value for key, value in values.items() if key != "format_version"}
     config = Config(**given)
-    task = [] if config.task is None else [f"task={config.task}"]
-    plain = flat(load_config(config.config_name, task))
+    task = ["task=null" if config.task is None else f"task={config.task}"]
+    # Whoever has no task names data and length himself; they must be there for the scenario to load.
+    needed = (
+        [f"{key}={_word(flat(config)[key])}" for key in ("data_paths", "max_steps", "epochs")]
+        if config.task is None
+        else []
+    )
+    plain = flat(load_config(config.config_name, [*task, *needed]))
     skipped = ("config_name", "task", "log_dir")
-    different = [f"{key}={value}" for key, value in flat(config).items() if plain[key] != value and key not in skipped]
+    values_now = {key: value for key, value in flat(config).items() if key not in skipped}
+    different = [
+        *needed,
+        *(f"{key}={_word(value)}" for key, value in values_now.items() if plain.get(key, ...) != value),
+    ]
     words = ["trm-ray", "train", "--config-name", config.config_name, *task, *different]
     return " ".join(map(shlex.quote, words))
+
+
+def _word(value: object) -> str:
+    """Write a value as the command line reads it: text as it is, the rest as JSON, which is YAML."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

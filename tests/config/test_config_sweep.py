@@ -119,3 +119,11 @@ def test_a_mistake_in_a_sweep_s_file_is_named_with_file_and_line(tmp_path):
     write(tmp_path, sweep__mine=f"scenarios: [{LINEAR}]\nsearch_space:\n  lr: [abc]\n")
     message = complaint(load_sweep, "mine", config_dir=tmp_path)
     assert message.startswith(f"{tmp_path / 'sweep' / 'mine.yaml'}:3: search_space.lr=abc must be a number")
+
+
+def test_a_sweep_on_one_s_own_data_leaves_the_generator_out():
+    loaded = sweep("generator=null", "data_paths=[data/mine]")
+    assert loaded.overrides == {"generator": None, "data_paths": ["data/mine"]}
+    assert {(config.generator, tuple(config.data_paths)) for config in trial_configs(loaded)} == {
+        (None, ("data/mine",))
+    }

@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 # Scenarios of these tests: one learns, two stand still, of which one is kept, and one explodes.
 GOOD, IDLE, KEPT, WILD = ("good", "idle", "kept", "wild")
 RATES = {GOOD: 3e-2, IDLE: 1e-9, KEPT: 1e-9, WILD: 1e30}
+# The one to be stopped has far to go: with workers of its own it trains on until the stop has reached them.
+STEPS = {GOOD: 6, IDLE: 600, KEPT: 6, WILD: 6}
 
 
 def trial(scenario: str) -> str:
@@ -46,7 +48,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("work")
     (folder / "configs").mkdir()
     for name, rate in RATES.items():
-        (folder / "configs" / f"{name}.yaml").write_text(f"task: sudoku4\nlr: {rate}\n")
+        (folder / "configs" / f"{name}.yaml").write_text(f"task: sudoku4\nlr: {rate}\nmax_steps: {STEPS[name]}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield
@@ -54,7 +56,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def sweep_config(data: Path, folder: Path, scenarios: Sequence[str], **more: Any) -> SweepConfig:
     """ASHA judges at step 3, the first evaluation, where a trial that stands still is behind one that learns."""
-    common = {key: value for key, value in TINY_RUN.items() if key != "lr"}
+    common = {key: value for key, value in TINY_RUN.items() if key not in ("lr", "max_steps")}
     values = {
         "scenarios": list(scenarios),
         "overrides": {**common, "data_paths": [str(data)], **more},
@@ -271,6 +273,6 @@ def test_ctrl_c_leaves_a_sweep_that_can_be_gone_on_with(puzzles: Path, tmp_path:
     assert process.returncode == 130, complaint
     assert "2 trials did not finish; the same command with --resume goes on with them" in complaint
     assert "Traceback" not in printed + complaint
-    assert "stopped early" not in printed
+    assert "stopped early at" not in printed
     assert not list(tmp_path.glob(f"runs/*/{STOPPED}"))
     assert not any(run.finished for run in find_runs([tmp_path / "runs"]))

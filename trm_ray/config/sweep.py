@@ -139,7 +139,8 @@ def _run_keys(values: Any, prefix: str, suggested: Sequence[str]) -> dict[str, A
     for key, value in flat.items():
         if key in _SET_BY_SWEEP:
             raise ValueError(f"{prefix}{key}={show(value)} must not be set in a sweep; use {_SET_BY_SWEEP[key]}")
-        if key not in known_keys():
+        removes_section = value is None and key in Config.model_fields  # generator=null
+        if key not in known_keys() and not removes_section:
             raise ValueError(unknown_key(f"{prefix}{key}", value, suggested))
     return flat
 

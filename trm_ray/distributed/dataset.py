@@ -24,7 +24,9 @@ def load_split(folders: Sequence[Path], split: str, num_workers: int = 1) -> Any
     to the point of deadlock.
     """
     files = [str(path) for folder in folders for path in sorted((folder / split).glob("*.parquet"))]
-    dataset = ray.data.read_parquet(files).map_batches(_to_tensors, batch_format="pyarrow")
+    dataset = ray.data.read_parquet(files)
+    dataset.context.execution_options.preserve_order = True  # the same blocks, so the same shards, in every run
+    dataset = dataset.map_batches(_to_tensors, batch_format="pyarrow")
     return dataset.repartition(_BLOCKS_PER_WORKER * num_workers).materialize()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -20,7 +21,7 @@ from ray.tune.search import BasicVariantGenerator
 from trm_ray.config import SweepConfig, flat, with_overrides
 from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
-from trm_ray.distributed.trainer import build_trainer
+from trm_ray.distributed.trainer import build_trainer, told_cause
 from trm_ray.distributed.worker import train_trial
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
@@ -97,7 +98,9 @@ class _Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show why a trial failed."""
         self.num_ended += 1
-        error = str(trial.get_error() or "unknown error").strip().splitlines()[-1]
+        # Not `trial.get_error()`: Tune copies the file to where that looks only after this call.
+        told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "unknown error"
+        error = told.strip().splitlines()[-1]
         self.failed[str(trial)] = error
         self._display.ended(str(trial), "failed")
 
@@ -169,16 +172,23 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
         plan = plan.vary(config, Path(config.log_dir))
         claim_folder(plan, resume=(plan.folder / "config.yaml").is_file())
         _report_again(plan.folder)
-        if (plan.folder / STOPPED).is_file():
+        if (plan.folder / STOPPED).is_file() or (plan.folder / FINAL_MODEL).is_dir():
             return
         train, test = data[plan.train_paths, plan.test_paths]
         if several:
-            build_trainer(plan, train, test, [TuneReportCallback()]).fit()
+            try:
+                build_trainer(plan, train, test, [TuneReportCallback()]).fit()
+            except WorkerGroupError as error:
+                raise told_cause(error) from error
         else:
             train_trial(plan, train, test)
 
     # A trial with workers of its own only waits for them.
-    resources = {"cpu": 0.01} if several else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
+    resources = (
+        {"node:__internal_head__": 0.001}
+        if several
+        else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
+    )
     return tune.with_resources(tune.with_parameters(trial, data=data), resources)
 
 
