@@ -254,6 +254,13 @@ def test_the_mlp_mixer_mixes_and_norms_over_the_positions_as_the_original():
     torch.testing.assert_close(mixer(x), h.transpose(1, 2))
 
 
+def test_the_mlp_mixer_can_norm_over_the_features_instead():
+    mixer, x = MLPMixer(5, 12, eps=1e-5, generator=seeded(), norm="features"), normal(3, 5, 8)
+    gate, up = F.linear(x.transpose(1, 2), mixer.mlp.gate_up_proj.weight).chunk(2, -1)
+    update = F.linear(F.silu(gate) * up, mixer.mlp.down_proj.weight).transpose(1, 2)
+    torch.testing.assert_close(mixer(x), composed_norm(x + update, 1e-5, -1))
+
+
 def test_a_block_mixes_then_feeds_forward_each_with_its_norm_after_the_residual():
     mixer = AttentionMixer(8, 2, rotary=None, eps=1e-5, generator=seeded())
     block, x = Block(mixer, SwiGLU(8, 16, generator=seeded(1)), 1e-5), normal(3, 5, 8)

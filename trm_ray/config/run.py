@@ -43,6 +43,7 @@ class ArchConfig(Settings):
     expansion: PositiveNumber = 4.0
     ffn_multiple_of: Positive = 256  # the feed-forward width is rounded up to a multiple of it
     mixer: Literal["attention", "mlp"] = "attention"
+    mixer_norm: Literal["positions", "features"] = "positions"  # axis of the MLP mixer's norm; positions = the original
     pos_encodings: Literal["rope", "learned", "none"] = "rope"
     rope_theta: PositiveNumber = 10000.0
     rms_norm_eps: PositiveNumber = 1e-5

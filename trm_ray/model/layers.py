@@ -10,11 +10,13 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+MixerNorm = Literal["positions", "features"]
 
 # A normal truncated at ±2 has this standard deviation; dividing by it restores the one asked for.
 _TRUNCATED_STD = 0.87962566103423978
@@ -200,7 +202,11 @@ class AttentionMixer(nn.Module):
 
 
 class MLPMixer(nn.Module):
-    """Post-norm residual of a SwiGLU over the positions; its norm runs over the positions too, as in the original."""
+    """Post-norm residual of a SwiGLU over the positions.
+
+    Args:
+        norm: the axis that the norm runs over; the original's are the `positions`.
+    """
 
     def __init__(
         self,
@@ -209,15 +215,16 @@ class MLPMixer(nn.Module):
         *,
         eps: float,
         generator: torch.Generator,
+        norm: MixerNorm = "positions",
         residual_init_scale: float = 1.0,
     ):
         super().__init__()
-        self.eps = eps
+        self.eps, self.norm_dim = eps, {"positions": 1, "features": 2}[norm]
         self.mlp = SwiGLU(num_positions, inner_size, generator=generator, residual_init_scale=residual_init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, L, D) over L."""
-        return residual_norm(x, self.mlp.over_positions(x), self.eps, dim=1)
+        return residual_norm(x, self.mlp.over_positions(x), self.eps, dim=self.norm_dim)
 
 
 class Block(nn.Module):

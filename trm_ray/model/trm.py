@@ -14,6 +14,7 @@ from trm_ray.model.layers import (
     AttentionMixer,
     Block,
     Linear,
+    MixerNorm,
     MLPMixer,
     Rotary,
     SwiGLU,
@@ -255,11 +256,12 @@ def mlp_mixers(
     ffn_multiple_of: int,
     eps: float,
     generator: torch.Generator,
+    norm: MixerNorm = "positions",
     residual_init_scale: float = 1.0,
 ) -> list[nn.Module]:
     """Build one MLP mixer over the positions a layer."""
     inner_size = swiglu_inner_size(seq_len, expansion, ffn_multiple_of)
     return [
-        MLPMixer(seq_len, inner_size, eps=eps, generator=generator, residual_init_scale=residual_init_scale)
+        MLPMixer(seq_len, inner_size, eps=eps, generator=generator, norm=norm, residual_init_scale=residual_init_scale)
         for _ in range(num_layers)
     ]

@@ -75,7 +75,7 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
         mixers = attention_mixers(arch.L_layers, seq_len=shape.seq_len, **sizes, **common)
     else:
         widths: dict[str, Any] = {"expansion": arch.expansion, "ffn_multiple_of": arch.ffn_multiple_of}
-        mixers = mlp_mixers(arch.L_layers, seq_len=shape.seq_len, **widths, **common)
+        mixers = mlp_mixers(arch.L_layers, seq_len=shape.seq_len, norm=arch.mixer_norm, **widths, **common)
     return TinyRecursiveModel(
         vocab_size=shape.vocab_size,
         seq_len=shape.seq_len,
