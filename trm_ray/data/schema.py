@@ -3,7 +3,7 @@
     <dataset>/dataset.json, train/part-00000.parquet …, test/part-00000.parquet …
 
 A row is a puzzle: `inputs` and `labels` (FixedSizeList<int32>[L]), `puzzle_identifier` and `group` (int32).
-The index of a row in file order identifies it: augmentation and shuffling are seeded by it.
+Where a row stands does not matter: shuffling and augmentation are seeded by what it holds (`stream.row_keys`).
 """
 
 from __future__ import annotations

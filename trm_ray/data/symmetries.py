@@ -43,7 +43,7 @@ class Symmetry(Protocol):
             inputs: (B, L) token ids; left as they are.
             labels: (B, L) token ids or the ignored label; left as they are.
             epoch: one for all rows, or (B,): a batch may cross from one epoch into the next.
-            index: (B,) the rows' places in their split.
+            index: (B,) a number that names each row (`stream.row_keys`).
 
         Returns:
             New (B, L) inputs and labels of the same dtypes.
