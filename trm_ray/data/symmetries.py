@@ -1,6 +1,6 @@
 """Symmetries of puzzles: augmentation while streaming, and the canonical form that symmetric puzzles share.
 
-Augmentation is a pure function of (seed, epoch, row index): how rows are batched, sharded or ordered cannot
+Augmentation is a pure function of (seed, epoch, row): how rows are batched, sharded or ordered cannot
 change what a row becomes. A hash in counter mode stands in for a random generator, which keeps it vectorised.
 """
 
