@@ -47,7 +47,8 @@ def _reported(command: _Command) -> _Command:
             _complain(str(error))
             raise typer.Exit(USAGE_ERROR) from error
         except KeyboardInterrupt as error:
-            _complain("interrupted; the same command with --resume goes on from the last checkpoint")
+            way_on = "; the same command with --resume goes on from the last checkpoint" if "resume" in kwargs else ""
+            _complain(f"interrupted{way_on}")
             raise typer.Exit(INTERRUPTED) from error
 
     return wrapped  # type: ignore[return-value]
@@ -86,7 +87,8 @@ def prepare_sudoku_command(
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     difficulty: Annotated[str, typer.Option(help="`singles`: no guessing needed; `any`.")] = "singles",
     from_csv: Annotated[
-        Path | None, typer.Option(help="Read `source,question,answer,rating` instead: a file, or a folder of two.")
+        Path | None,
+        typer.Option(help="Read 9×9 puzzles (`source,question,answer,rating`) instead: a file, or a folder of two."),
     ] = None,
     subsample: Annotated[int | None, typer.Option(help="With --from-csv: training puzzles to draw.")] = None,
     min_difficulty: Annotated[float | None, typer.Option(help="With --from-csv: least rating to keep.")] = None,
@@ -153,6 +155,8 @@ def train(
     claim_folder(plan, resume=resume, overwrite=overwrite)
     console.print(banner(config), highlight=False, markup=False)
     first_step = start_step(plan)
+    if resume and first_step == 0:
+        console.print(f"No checkpoint in {config.log_dir}: starting anew", highlight=False, markup=False)
     if first_step >= plan.num_steps:
         console.print(f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
         return
@@ -171,6 +175,7 @@ def train(
             else:
                 from trm_ray.distributed.trainer import train_on_ray
 
+                console.print(f"Starting Ray with {config.ray.num_workers} workers …", highlight=False)
                 train_on_ray(plan)
     except NonFiniteError as error:
         _complain(str(error))
@@ -201,10 +206,10 @@ def sweep(
     console = Console()
     plan = plan_sweep(load_sweep(config_name, overrides or []))
     outcome = start_sweep(plan, console, resume=resume, overwrite=overwrite)
-    compare_trials(plan, outcome, console)
     if outcome.unfinished:
         _complain(f"{outcome.unfinished} trials did not finish; the same command with --resume goes on with them")
         raise typer.Exit(INTERRUPTED)
+    compare_trials(plan, outcome, console)
     if outcome.failed:
         raise typer.Exit(FAILED)
 
@@ -225,7 +230,8 @@ def evaluate(
     from trm_ray.run import evaluate_run
 
     console = Console()
-    with console.status("evaluating") if console.is_terminal else _nothing():
+    console.print(f"Evaluating {run} on its {split} split", highlight=False, markup=False, soft_wrap=True)
+    with console.status("a few seconds") if console.is_terminal else _nothing():
         row, path = evaluate_run(run, split=split, averaged=not raw_weights)
     console.print(f"{run}, step {row['step']:.0f}", highlight=False, markup=False, soft_wrap=True)
     console.print(_evaluation_table(row))
@@ -318,7 +324,7 @@ def bench(
     names = shapes.split(",") if shapes else list(SHAPES)
     arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)
     console, cases = Console(), planned_cases(*arguments)
-    console.print(f"Measuring {len(cases)} cases, 10 to 60 s each", highlight=False)
+    console.print(f"Measuring {len(cases)} cases, one after the other", highlight=False)
     results = list(
         track(
             run_benchmark(*arguments),

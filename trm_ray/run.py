@@ -280,6 +280,8 @@ def evaluate_run(folder: Path, *, split: str = "test", averaged: bool = True) ->
     Returns:
         The numbers by tag, with the checkpoint's `step`, and the file that holds them.
     """
+    import torch
+
     from trm_ray.data.stream import test_batches
     from trm_ray.training.checkpoint import FINAL_MODEL, latest_checkpoint, load_checkpoint
     from trm_ray.training.loop import evaluate_state
@@ -287,6 +289,7 @@ def evaluate_run(folder: Path, *, split: str = "test", averaged: bool = True) ->
     from trm_ray.training.state import TrainState, build_recipe
 
     config = config_from_run(folder)
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
     plan = plan_run(config)
     checkpoint = folder / FINAL_MODEL if (folder / FINAL_MODEL).is_dir() else latest_checkpoint(folder)
     if checkpoint is None:

@@ -57,6 +57,7 @@ def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: b
     known = {name: (plan.folder / name, run.num_steps) for name, run in zip(names, plan.runs, strict=False)}
     number = len(plan.runs) * plan.sweep.num_samples
     console.print(f"Sweep {plan.sweep.name}: {number} trials in {plan.sweep.log_dir}", highlight=False)
+    console.print("Starting Ray and reading the data; trials begin in half a minute …", highlight=False)
     with SweepDisplay(console, known) as display:
         return run_sweep(plan.sweep, plan.runs, plan.folder, display)
 

@@ -116,10 +116,13 @@ def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: tune.C
             metric=sweep.asha.metric,
             mode=sweep.asha.mode,
             scheduler=build_scheduler(sweep, plans),
-            # Seeded: a resumed sweep samples the same trials.
-            search_alg=BasicVariantGenerator(random_state=min(sweep.seeds)),
+            # Seeded: a resumed sweep samples the same trials. The limit stands here because Tune passes its own one by
+            # where a search algorithm is given.
+            search_alg=BasicVariantGenerator(
+                random_state=min(sweep.seeds),
+                max_concurrent=sweep.max_concurrent_trials or _most_concurrent(plans[0]),
+            ),
             num_samples=sweep.num_samples,
-            max_concurrent_trials=sweep.max_concurrent_trials or _most_concurrent(plans[0]),
             trial_dirname_creator=name,
             trial_name_creator=name,
         ),
@@ -140,10 +143,10 @@ def _distributions(sweep: SweepConfig) -> dict[str, Any]:
     }
 
 
-def _most_concurrent(plan: RunPlan) -> int | None:
-    """Say how many trials of several workers fit; Tune itself counts those of one worker."""
+def _most_concurrent(plan: RunPlan) -> int:
+    """Say how many trials of several workers fit; 0 leaves it to Tune, which counts those of one worker."""
     if plan.config.ray.num_workers <= 1:
-        return None
+        return 0
     there, asked = ray.cluster_resources(), worker_resources(plan.config)
     return max(
         1, min(int(there.get(kind, 0) / (amount * plan.config.ray.num_workers)) for kind, amount in asked.items())

@@ -295,6 +295,10 @@ def _run_folders(path: Path) -> Iterator[Path]:
 def _check_is_run(folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name the log_dir of a run, such as runs/deep_supervision_linear")
+    if (folder / "sweep.yaml").is_file():
+        raise ValueError(
+            f"{folder} is a sweep; name one of its trials, or draw them all with `trm-ray compare {folder}`"
+        )
     missing = [name for name in (CONFIG_FILE, METRICS_FILE) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
