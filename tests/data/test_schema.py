@@ -145,8 +145,8 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "set").mkdir()
-    write(tmp_path / "set")
-    schema.open_dataset(tmp_path / "set")
+    written = write(tmp_path / "set")
+    assert schema.open_dataset(tmp_path / "set") == written
 
 
 def test_a_bad_row_is_not_even_written(tmp_path):

@@ -110,8 +110,10 @@ def test_without_a_resume_step_the_rows_of_an_earlier_attempt_are_dropped(tmp_pa
 
 def test_a_log_can_be_closed_twice(tmp_path: Path) -> None:
     log = RunLog(tmp_path, None)
+    log.write(1, 0.5, {"train/lm_loss": 2.0})
     log.close()
     log.close()
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
 
 
 # ---- console lines
