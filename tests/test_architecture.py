@@ -21,8 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reporting": {"config"},
     "run": {"config", "model", "data", "training", "reporting"},
     "distributed": {"config", "model", "data", "training", "reporting", "run"},
-    "sweep": {"config", "reporting", "run", "distributed"},
-    "cli": {"config", "model", "data", "training", "reporting", "run", "distributed", "sweep"},
+    "sweeps": {"config", "reporting", "run", "distributed"},
+    "cli": {"config", "model", "data", "training", "reporting", "run", "distributed", "sweeps"},
 }
 FORBIDDEN: dict[str, set[str]] = {
     "config": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
@@ -31,7 +31,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "data": {"torch", "ray", "matplotlib"},
     "reporting": {"ray"},
     "run": {"ray"},
-    "sweep": {"ray"},
+    "sweeps": {"ray"},
     "cli": {"ray"},
 }
 

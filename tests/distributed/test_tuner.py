@@ -27,7 +27,7 @@ from trm_ray.config import SweepConfig, to_yaml
 from trm_ray.distributed.tuner import STOPPED, Outcome
 from trm_ray.reporting.run_log import find_runs, read_run
 from trm_ray.run import claim_folder, plan_run, train_in_process
-from trm_ray.sweep import SweepPlan, compare_trials, plan_sweep, start_sweep
+from trm_ray.sweeps import SweepPlan, compare_trials, plan_sweep, start_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 

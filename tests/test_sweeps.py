@@ -14,7 +14,7 @@ from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
 from trm_ray.config import Config, ConfigError, SweepConfig, config_names, flat, load_config, load_sweep, to_yaml
 from trm_ray.data.schema import DatasetInfo, SplitInfo
 from trm_ray.run import claim_folder, plan_run, train_in_process
-from trm_ray.sweep import SweepPlan, best_command, compare_trials, plan_sweep, start_sweep
+from trm_ray.sweeps import SweepPlan, best_command, compare_trials, plan_sweep, start_sweep
 
 CONFIGS = ROOT / "configs"
 LINEAR, BASELINE = "deep_supervision_linear", "deep_supervision_baseline"

@@ -1,0 +1,5 @@
+"""`python -m trm_ray.cli`."""
+
+from trm_ray.cli import app
+
+app()

@@ -1,0 +1,106 @@
+"""`trm-ray train` and `trm-ray sweep`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trm_ray.cli.common import (
+    FAILED,
+    INTERRUPTED,
+    Overrides,
+    Overwrite,
+    Resume,
+    Verbose,
+    app,
+    complain,
+    quiet_unless,
+    reported,
+)
+
+
+@app.command()
+@reported
+def train(
+    overrides: Overrides = None,
+    config_name: Annotated[str, typer.Option(help="A scenario of `configs/`.")] = "deep_supervision_linear",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train one run.
+
+    Example: `trm-ray train --config-name deep_supervision_linear task=sudoku6 deep_supervision_weight=0.7`
+    """
+    quiet_unless(verbose)
+    from rich.console import Console
+
+    from trm_ray.config import banner, load_config
+    from trm_ray.reporting.console import RunDisplay
+    from trm_ray.run import claim_folder, plan_run, start_step, train_in_process
+    from trm_ray.training.optim import NonFiniteError
+
+    config = load_config(config_name, overrides or [])
+    console = Console()
+    plan = plan_run(config)
+    claim_folder(plan, resume=resume, overwrite=overwrite)
+    console.print(banner(config), highlight=False, markup=False)
+    first_step = start_step(plan)
+    if resume and first_step == 0:
+        console.print(f"No checkpoint in {config.log_dir}: starting anew", highlight=False, markup=False)
+    if first_step >= plan.num_steps:
+        console.print(f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
+        return
+    display = RunDisplay(
+        plan.folder,
+        console,
+        num_cycles=config.arch.H_cycles,
+        schedule=config.deep_supervision_schedule,
+        first_step=first_step,
+        num_steps=plan.num_steps,
+    )
+    try:
+        with display:
+            if config.ray.num_workers == 0:
+                train_in_process(plan)
+            else:
+                from trm_ray.distributed.trainer import train_on_ray
+
+                console.print(f"Starting Ray with {config.ray.num_workers} workers …", highlight=False)
+                train_on_ray(plan)
+    except NonFiniteError as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from error
+    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {config.log_dir} --save dashboard.png"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+@reported
+def sweep(
+    overrides: Overrides = None,
+    config_name: Annotated[str, typer.Option(help="A sweep of `configs/sweep/`.")] = "five_scenarios",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run scenarios and variants as concurrent trials, stop the bad ones early, compare the rest.
+
+    Example: `trm-ray sweep --config-name five_scenarios seeds=[0,1,2] lr=1e-3`
+    """
+    quiet_unless(verbose)
+    from rich.console import Console
+
+    from trm_ray.config import load_sweep
+    from trm_ray.sweeps import compare_trials, plan_sweep, start_sweep
+
+    console = Console()
+    plan = plan_sweep(load_sweep(config_name, overrides or []))
+    outcome = start_sweep(plan, console, resume=resume, overwrite=overwrite)
+    if outcome.unfinished:
+        complain(f"{outcome.unfinished} trials did not finish; the same command with --resume goes on with them")
+        raise typer.Exit(INTERRUPTED)
+    compare_trials(plan, outcome, console)
+    if outcome.failed:
+        raise typer.Exit(FAILED)
