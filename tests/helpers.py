@@ -18,7 +18,7 @@ from trm_ray.training.loop import run_training
 from trm_ray.training.session import Session
 from trm_ray.training.state import TokenShape, build_model
 
-SHAPE = TokenShape(seq_len=16, vocab_size=6)  # PAD, blank, digits 1 to 4
+SHAPE = TokenShape(seq_len=16, vocab_size=6, num_puzzle_identifiers=32)  # PAD, blank, digits 1 to 4
 SOLUTION = np.array([[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]])
 
 TINY_ARCH: dict[str, Any] = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from helpers import Puzzles, sudoku
 
 from trm_ray.config import Config, load_config
+from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import Rows, write_dataset
 from trm_ray.training.checkpoint import load_checkpoint
 
@@ -38,6 +39,9 @@ TINY_RUN: dict[str, Any] = {
     "lr_warmup_steps": 0,
 }
 
+# The same for all datasets, so that they can be used together.
+IDENTIFIERS = PuzzleIdentifiers.plain([f"puzzle {number}" for number in range(1, 1000)])
+
 
 def tiny_overrides(**changes: Any) -> list[str]:
     """The tiny run as words of a command line."""
@@ -54,13 +58,12 @@ def run_config(data: Path, log_dir: Path, *words: str, scenario: str = "deep_sup
 def write_puzzles(folder: Path, train: Puzzles, test: Puzzles) -> Path:
     """Write 4×4 puzzles as a dataset, every one a group of its own."""
     splits = {
-        name: Rows(rows.inputs, rows.labels, rows.puzzle_identifiers, np.arange(len(rows), dtype=np.int32))
+        name: replace(Rows.of_single_puzzles(rows.inputs, rows.labels), puzzle_identifiers=rows.puzzle_identifiers)
         for name, rows in (("train", train), ("test", test))
     }
     symmetry = {"name": "sudoku", "box": [2, 2]}
     told: dict[str, Any] = {"generator": "test", "arguments": {}, "seed": 0, "symmetry": symmetry}
-    most = 1 + max(int(rows.puzzle_identifiers.max()) for rows in splits.values())
-    write_dataset(folder, splits, vocab_size=6, num_puzzle_identifiers=most, **told)
+    write_dataset(folder, splits, vocab_size=6, identifiers=IDENTIFIERS, **told)
     return folder
 
 

@@ -19,10 +19,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"config"},
     "training": {"config", "model"},
     "reporting": {"config"},
-    "run": {"config", "model", "data", "training", "reporting"},
+    "conversions": {"config", "data", "training"},
+    "run": {"config", "model", "data", "training", "reporting", "conversions"},
     "distributed": {"config", "model", "data", "training", "reporting", "run"},
     "sweeps": {"config", "reporting", "run", "distributed"},
-    "cli": {"config", "model", "data", "training", "reporting", "run", "distributed", "sweeps"},
+    "evaluations": {"config", "model", "data", "training", "reporting", "run", "distributed"},
+    "predictions": {"config", "model", "data", "training", "reporting"},
+    "api": {"config", "model", "training", "reporting", "run", "distributed", "sweeps", "evaluations"},
+    "cli": {
+        *("config", "model", "data", "training", "reporting"),
+        *("run", "distributed", "sweeps", "predictions", "evaluations", "conversions"),
+    },
 }
 FORBIDDEN: dict[str, set[str]] = {
     "config": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
@@ -30,8 +37,12 @@ FORBIDDEN: dict[str, set[str]] = {
     "training": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},
     "data": {"torch", "ray", "matplotlib"},
     "reporting": {"ray"},
+    "conversions": {"ray", "numpy", "pyarrow", "matplotlib"},
     "run": {"ray"},
     "sweeps": {"ray"},
+    "predictions": {"ray", "matplotlib"},
+    "api": {"ray"},
+    "evaluations": {"ray"},
     "cli": {"ray"},
 }
 
@@ -113,6 +124,12 @@ def heavy_after(code: str) -> list[str]:
 @pytest.mark.parametrize("module", ["trm_ray", "trm_ray.config"])
 def test_an_import_loads_nothing_heavy(module):
     assert heavy_after(f"import {module}") == []
+
+
+def test_naming_the_python_api_loads_nothing_heavy_and_neither_does_a_config():
+    assert (
+        heavy_after("import trm_ray; dir(trm_ray); trm_ray.solve; trm_ray.load_config('deep_supervision_linear')") == []
+    )
 
 
 HELP = """

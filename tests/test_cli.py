@@ -52,7 +52,8 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 
 def test_the_promised_commands_exist():
-    promised = {"prepare", "train", "sweep", "evaluate", "dashboard", "compare", "bench"}
+    promised = {"prepare", "train", "sweep", "evaluate", "predict", "dashboard", "compare", "bench"}
+    promised |= {"import-checkpoint", "export-checkpoint"}
     assert {words[0] for words in commands()} == promised
 
 
@@ -132,7 +133,7 @@ def test_an_unknown_scenario_ends_with_the_nearest():
 
 def test_a_missing_dataset_ends_with_the_command_that_makes_it(tmp_path: Path):
     result = run(*train_words(tmp_path / "nowhere", tmp_path / "run"))
-    assert_refused(result, r"nowhere does not exist; make it with `trm-ray prepare sudoku --output \S*nowhere`")
+    assert_refused(result, r"nowhere does not exist; `trm-ray prepare --help` tells")
 
 
 def test_a_corrupt_dataset_is_refused_before_training(data: Path, tmp_path: Path):
@@ -147,7 +148,7 @@ def test_a_corrupt_dataset_is_refused_before_training(data: Path, tmp_path: Path
 
 @pytest.mark.parametrize("command", ["evaluate", "dashboard", "compare"])
 def test_a_folder_that_is_no_run_ends_with_one_line(tmp_path: Path, command: str):
-    assert_refused(run(command, tmp_path), "no run|must be a run's folder")
+    assert_refused(run(command, tmp_path), "no run|must be a run's folder|name a run's folder")
     assert_refused(run(command, tmp_path / "nowhere"), "nowhere")
 
 
@@ -265,9 +266,11 @@ def test_a_trained_run_is_evaluated(trained: tuple[Path, Result]):
     assert result.exit_code == 0, result.output
     last = read_run(folder).rows[-1]
     assert f"{folder}, step 6" in result.stdout
-    assert re.search(rf"eval/loss +{last['eval/loss']:.4f}", result.stdout)
+    assert re.search(rf"as trained: 2 .* {last['eval/loss']:.4f} *\n", result.stdout)
     written = json.loads((folder / "report" / "evaluation_test.json").read_text())
-    assert written["eval/loss"] == pytest.approx(last["eval/loss"])
+    assert written["by_segment"][1]["loss"] == pytest.approx(last["eval/loss"])
+    assert_refused(run("evaluate", folder, "--segments", "4,x"), "--segments=4,x must be whole numbers")
+    assert_refused(run("evaluate", folder, "--augmentations", "some"), "--augmentations=some must be a whole number")
     assert_refused(run("evaluate", folder, "--split", "validation"), "no validation split")
 
 

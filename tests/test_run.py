@@ -4,14 +4,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import assert_same, metric_rows, sudoku
 from run_helpers import final_weights, run_config, some_puzzles, write_puzzles
 
 from trm_ray.config import ConfigError, config_from_run
-from trm_ray.data.schema import DatasetError, DatasetInfo
+from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, write_dataset
 from trm_ray.reporting.run_log import read_run
-from trm_ray.run import RunPlan, claim_folder, evaluate_run, plan_run, start_step, train_in_process
+from trm_ray.run import RunPlan, claim_folder, plan_run, start_step, train_in_process
 
 GENERATED = ["generator.size=4", "generator.train=40", "generator.test=8", "generator.seed=3"]
 
@@ -182,8 +184,10 @@ def test_a_dataset_that_was_made_with_other_arguments_is_refused(tmp_path: Path,
 
 
 def test_a_missing_dataset_that_nobody_can_make_is_told_with_the_command(tmp_path: Path):
-    with pytest.raises(DatasetError, match="nowhere does not exist; make it with `trm-ray prepare sudoku --output"):
+    with pytest.raises(DatasetError, match="nowhere does not exist; `trm-ray prepare --help` tells"):
         plan_run(run_config(tmp_path / "nowhere", tmp_path / "run"))
+    with pytest.raises(DatasetError, match=r"nowhere does not exist; make it with `python mine.py`"):
+        plan_run(run_config(tmp_path / "nowhere", tmp_path / "run", "prepare_command=python mine.py"))
 
 
 def test_the_test_split_may_lie_in_another_dataset(data: Path, tmp_path: Path):
@@ -192,8 +196,19 @@ def test_the_test_split_may_lie_in_another_dataset(data: Path, tmp_path: Path):
     assert (plan.train_paths, plan.test_paths) == ((data,), (other,))
     claim_folder(plan)
     assert train_in_process(plan)["eval/exact_accuracy"] * 4 == pytest.approx(0, abs=4)
-    row, _ = evaluate_run(plan.folder)
-    assert row["eval/accuracy"] * 4 * 16 == pytest.approx(round(row["eval/accuracy"] * 4 * 16), abs=1e-4)
+
+
+def test_a_test_split_whose_identifiers_mean_other_puzzles_is_refused(data: Path, tmp_path: Path):
+    boards = np.ones((2, 16), np.int32)
+    told = {"vocab_size": 6, "generator": "test", "arguments": {}, "seed": 0, "symmetry": None}
+    for name, identifiers in (("named", PuzzleIdentifiers.plain(["a"])), ("plain", PuzzleIdentifiers.blank())):
+        write_dataset(
+            tmp_path / name, {"test": Rows.of_single_puzzles(boards, boards)}, identifiers=identifiers, **told
+        )
+    with pytest.raises(DatasetError, match="identifiers of data_paths_test and data_paths differ"):
+        planned(data, tmp_path / "run", f"data_paths_test=[{tmp_path / 'named'}]")
+    plan = planned(data, tmp_path / "run", f"data_paths_test=[{tmp_path / 'plain'}]")
+    assert len(plan.identifiers()) == plan.info.num_puzzle_identifiers == 1000
 
 
 def test_a_test_split_of_other_puzzles_is_refused(data: Path, tmp_path: Path):
@@ -201,31 +216,3 @@ def test_a_test_split_of_other_puzzles_is_refused(data: Path, tmp_path: Path):
     plan_run(run_config(tmp_path / "six", tmp_path / "run", *words))
     with pytest.raises(ConfigError, match=r"data_paths_test=.* has seq_len=36, data_paths has 16; they must be equal"):
         planned(data, tmp_path / "run", f"data_paths_test=[{tmp_path / 'six'}]")
-
-
-@pytest.mark.parametrize("ema", ["true", "false"])
-def test_evaluating_a_run_repeats_its_last_evaluation(data: Path, tmp_path: Path, ema: str):
-    plan = planned(data, tmp_path / "run", f"ema={ema}", "ema_rate=0.5")
-    claim_folder(plan)
-    last = train_in_process(plan)
-    row, path = evaluate_run(plan.folder)
-    assert row == {"step": 6.0, **last}
-    assert json.loads(path.read_text()) == row
-    raw, _ = evaluate_run(plan.folder, averaged=False)
-    assert (raw == row) == (ema == "false")
-
-
-def test_the_training_split_can_be_evaluated_too(data: Path, tmp_path: Path):
-    plan = planned(data, tmp_path / "run")
-    begin(plan)
-    row, path = evaluate_run(plan.folder, split="train")
-    assert row["step"] == 3
-    assert row["eval/exact_accuracy"] * 64 == pytest.approx(round(row["eval/exact_accuracy"] * 64), abs=1e-4)
-    assert path == plan.folder / "report" / "evaluation_train.json"
-
-
-def test_a_run_without_a_checkpoint_cannot_be_evaluated(data: Path, tmp_path: Path):
-    plan = planned(data, tmp_path / "run")
-    claim_folder(plan)
-    with pytest.raises(ValueError, match="holds no checkpoint yet"):
-        evaluate_run(plan.folder)

@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trm_ray import __version__
-from trm_ray.config import Config, ConfigError, SudokuGenerator, config_from_run, flat, run_dir, to_yaml
-from trm_ray.data.schema import DatasetInfo, Rows, open_datasets, read_splits
+from trm_ray.config import Config, ConfigError, SudokuGenerator, config_from_run, flat, run_dir, to_yaml, with_overrides
+from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.schema import (
+    DatasetInfo,
+    Rows,
+    check_same_identifiers,
+    open_datasets,
+    read_identifiers,
+    read_splits,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from trm_ray.conversions import InitialWeights
+    from trm_ray.data.stream import Shard
     from trm_ray.training.session import LogRow, Session
     from trm_ray.training.state import TokenShape
 
@@ -32,6 +42,10 @@ RESUMABLE_KEYS = (
     "compute_gradient_stats",
     "gradient_stats_interval",
     "eval_batch_size",
+    "eval_max_puzzles",
+    "eval_augmentations",
+    "prepare_command",
+    "init_from",
     "log_dir",
     "device",
 )
@@ -53,7 +67,11 @@ class RunPlan:
         """The tokens that the model reads and writes."""
         from trm_ray.training.state import TokenShape
 
-        return TokenShape(self.info.seq_len, self.info.vocab_size)
+        return TokenShape(self.info.seq_len, self.info.vocab_size, self.info.num_puzzle_identifiers)
+
+    def identifiers(self) -> PuzzleIdentifiers:
+        """Read what the puzzle identifiers stand for."""
+        return read_identifiers(*self.train_paths, *self.test_paths)
 
     def vary(self, config: Config, folder: Path) -> RunPlan:
         """Plan another run on the same data."""
@@ -67,6 +85,8 @@ def plan_run(config: Config) -> RunPlan:
         ValueError: the data is missing or bad, or the config leaves nothing to train.
     """
     info = open_data(config)
+    if config.init_from is not None:  # workers have working directories of their own
+        config = with_overrides(config, {"init_from": str(Path(config.init_from).expanduser().resolve())})
     train = tuple(Path(path).resolve() for path in config.data_paths)
     test = tuple(Path(path).resolve() for path in config.data_paths_test) or train
     return RunPlan(config, run_dir(config), train, test, info, _count_steps(config, info))
@@ -97,15 +117,20 @@ def open_data(config: Config) -> DatasetInfo:
     """Open the datasets of a config, all of them checked; make what a generated task lacks."""
     if config.generator is not None:
         _generate(config.generator, config.data_paths)
-    info = open_datasets(config.data_paths, require=["train"] if config.data_paths_test else ["train", "test"])
+    hint = config.prepare_command
+    splits = ["train"] if config.data_paths_test else ["train", "test"]
+    info = open_datasets(config.data_paths, command_hint=hint, require=splits)
     if config.data_paths_test:
-        test = open_datasets(config.data_paths_test, require=["test"])
+        test = open_datasets(config.data_paths_test, command_hint=hint, require=["test"])
         for key in ("seq_len", "vocab_size"):
             if getattr(info, key) != getattr(test, key):
                 raise ConfigError(
                     f"data_paths_test={config.data_paths_test} has {key}={getattr(test, key)}, data_paths has "
                     f"{getattr(info, key)}; they must be equal"
                 )
+        check_same_identifiers({"data_paths": info, "data_paths_test": test})
+        named = max(info, test, key=lambda info: info.num_puzzle_identifiers)
+        info = replace(info, num_puzzle_identifiers=named.num_puzzle_identifiers, files=named.files)
     return info
 
 
@@ -144,6 +169,11 @@ def _clear_way(folder: Path, config: Config, *, resume: bool, overwrite: bool) -
     begun = (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint_step_*"))
     if overwrite:
         shutil.rmtree(folder)
+    elif not begun and (folder / "final_model").is_dir():
+        raise ConfigError(
+            f"log_dir={config.log_dir} holds weights only, from an imported file, so no training can go on from it; "
+            f"use --init-from {config.log_dir} with another log_dir"
+        )
     elif resume and begun:
         _check_same_run(config, config_from_run(folder))
     elif begun:
@@ -183,8 +213,7 @@ def describe_environment() -> dict[str, Any]:
 def execute(
     plan: RunPlan,
     *,
-    train_chunks: Callable[[], Iterable[Rows]],
-    num_rows: int,
+    train: Rows | Shard,
     test_rows: Rows,
     device: torch.device,
     session_type: type[Session],
@@ -192,8 +221,7 @@ def execute(
     """Train in this process, whatever launched it; return the last evaluation.
 
     Args:
-        train_chunks: gives this worker's rows of one epoch.
-        num_rows: how many those are.
+        train: the whole train split, or where that does not fit into memory this worker's shard of it.
         test_rows: the whole test split; each worker takes its share.
     """
     import torch
@@ -205,21 +233,42 @@ def execute(
     config = plan.config
     torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
     rank, world_size = _place()
+    symmetry = symmetry_from(plan.info.symmetry, plan.identifiers())
+    test_rows = test_rows[: config.eval_max_puzzles]
     stream = RowStream(
-        train_chunks,
-        num_rows=num_rows,
-        batch_size=config.global_batch_size // world_size,
+        train,
+        batch_size=config.global_batch_size,
         seed=config.seed,
-        symmetry=symmetry_from(plan.info.symmetry) if config.augment else None,
+        symmetry=symmetry if config.augment else None,
+        rank=rank,
+        world_size=world_size,
     )
     eval_batch_size = (config.eval_batch_size or config.global_batch_size) // world_size
 
     def test_tokens() -> Iterator[Any]:
-        return test_batches(test_rows, max(1, eval_batch_size), rank, world_size)
+        variants: dict[str, Any] = {"symmetry": symmetry, "augmentations": config.eval_augmentations}
+        return test_batches(test_rows, max(1, eval_batch_size), rank, world_size, **variants)
 
+    def weights() -> dict[str, Any]:
+        return beginning(plan).model
+
+    begin_with = None if config.init_from is None else weights
+    identifiers = plan.identifiers().to_bytes()
     with _row_writer(plan.folder, rank) as log_row:
-        session = session_type(plan.folder, device, stream.batches, test_tokens, log_row)
-        return run_training(config, plan.shape, plan.num_steps, session)
+        session = session_type(plan.folder, device, stream.batches, test_tokens, log_row, identifiers=identifiers)
+        return run_training(config, plan.shape, plan.num_steps, session, begin_with)
+
+
+def beginning(plan: RunPlan) -> InitialWeights:
+    """Read the weights that a run with `init_from` begins with.
+
+    Raises:
+        ValueError: they are not there or are another network's.
+    """
+    from trm_ray.conversions import initial_weights
+
+    assert plan.config.init_from is not None
+    return initial_weights(plan.config.init_from, plan.config, plan.shape, plan.identifiers().to_bytes())
 
 
 def _place() -> tuple[int, int]:
@@ -246,11 +295,9 @@ def train_in_process(plan: RunPlan) -> dict[str, float]:
     """Train without Ray."""
     from trm_ray.training.session import Session
 
-    rows = read_splits(plan.train_paths, "train")
     return execute(
         plan,
-        train_chunks=lambda: [rows],
-        num_rows=len(rows),
+        train=read_splits(plan.train_paths, "train"),
         test_rows=read_splits(plan.test_paths, "test"),
         device=choose_device(plan.config),
         session_type=Session,
@@ -272,46 +319,6 @@ def start_step(plan: RunPlan) -> int:
 
     latest = latest_checkpoint(plan.folder)
     return 0 if latest is None else checkpoint_step(latest)
-
-
-def evaluate_run(folder: Path, *, split: str = "test", averaged: bool = True) -> tuple[dict[str, float], Path]:
-    """Evaluate a run's final model, or its latest checkpoint while it has none.
-
-    Returns:
-        The numbers by tag, with the checkpoint's `step`, and the file that holds them.
-    """
-    import torch
-
-    from trm_ray.data.stream import test_batches
-    from trm_ray.training.checkpoint import FINAL_MODEL, latest_checkpoint, load_checkpoint
-    from trm_ray.training.loop import evaluate_state
-    from trm_ray.training.session import Session
-    from trm_ray.training.state import TrainState, build_recipe
-
-    config = config_from_run(folder)
-    torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
-    plan = plan_run(config)
-    checkpoint = folder / FINAL_MODEL if (folder / FINAL_MODEL).is_dir() else latest_checkpoint(folder)
-    if checkpoint is None:
-        raise ValueError(f"{folder} holds no checkpoint yet; evaluate it after its first evaluation")
-    rows = read_splits(plan.test_paths if split == "test" else plan.train_paths, split)
-    batch_size = config.eval_batch_size or config.global_batch_size
-    session = Session(
-        folder,
-        choose_device(config),
-        lambda start: iter(()),
-        lambda: test_batches(rows, batch_size, 0, 1),
-        _log_nothing,
-    )
-    state = TrainState(config, plan.shape, session.device)
-    state.load_state_dict(load_checkpoint(checkpoint), session)
-    if not averaged:
-        state.average = None
-    row = {"step": float(state.step), **evaluate_state(state, build_recipe(config, plan.num_steps), session)}
-    path = folder / "report" / f"evaluation_{split}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
-    return row, path
 
 
 def _log_nothing(step: int, wall_s: float, metrics: Mapping[str, float]) -> None:

@@ -111,3 +111,36 @@ def test_the_schedule_variants_are_three_schedules_by_three_weights_by_the_ramp(
     }
     assert len(configs) == len(seen) == 3 * 3 * 2
     assert {weight for _, weight, _ in seen} == {0.3, 0.5, 0.7}
+
+
+# The commands of the original's README on top of its config/cfg_pretrain.yaml and config/arch/trm.yaml:
+# task -> (mixer, positions, L_cycles, epochs, weight decay, puzzle_emb_lr, puzzle_emb_weight_decay).
+RECIPES = {
+    "sudoku_extreme_mlp": ("mlp", "none", 6, 50_000, 1.0, 1e-4, 1.0),
+    "sudoku_extreme": ("attention", "rope", 6, 50_000, 1.0, 1e-4, 1.0),
+    "maze_hard": ("attention", "rope", 4, 50_000, 1.0, 1e-4, 1.0),
+    "arc1": ("attention", "rope", 4, 100_000, 0.1, 1e-2, 0.1),
+    "arc2": ("attention", "rope", 4, 100_000, 0.1, 1e-2, 0.1),
+}
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_the_benchmarks_are_trained_as_the_original_trains_them(task):
+    config = load(f"task={task}", name="deep_supervision_baseline")
+    arch = config.arch
+    assert RECIPES[task] == (
+        arch.mixer,
+        arch.pos_encodings,
+        arch.L_cycles,
+        config.epochs,
+        config.weight_decay,
+        config.puzzle_emb_lr,
+        config.puzzle_emb_weight_decay,
+    )
+    assert (arch.H_cycles, arch.L_layers, arch.hidden_size, arch.num_heads, arch.expansion) == (3, 2, 512, 8, 4)
+    assert (arch.puzzle_emb_ndim, arch.puzzle_emb_len, arch.ffn_multiple_of) == (512, 16, 256)
+    assert (arch.halt_max_steps, arch.halt_exploration_prob, arch.forward_dtype) == (16, 0.1, "bfloat16")
+    assert (arch.residual_init_scale, arch.mixer_norm) == (1.0, "positions")
+    assert (config.global_batch_size, config.lr, config.lr_min_ratio, config.lr_warmup_steps) == (768, 1e-4, 1.0, 2000)
+    assert (config.optimizer, config.beta1, config.beta2, config.grad_clip_norm) == ("adam_atan2", 0.9, 0.95, None)
+    assert (config.loss_type, config.ema, config.ema_rate) == ("stablemax_cross_entropy", True, 0.999)

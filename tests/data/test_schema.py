@@ -7,17 +7,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from trm_ray.data import schema
+from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import DatasetError, DatasetInfo, Rows
 
 
 def some_rows(count=10, length=4, seed=0):
+    """Puzzles of two examples, two puzzles a group."""
     rng = np.random.default_rng(seed)
+    puzzles = np.arange(count, dtype=np.int32) // 2
     return Rows(
         inputs=rng.integers(0, 6, (count, length), dtype=np.int32),
         labels=np.where(rng.random((count, length)) < 0.2, -100, 5).astype(np.int32),
-        puzzle_identifiers=(np.arange(count, dtype=np.int32) // 2) % 3,
-        groups=np.arange(count, dtype=np.int32) // 4,
+        puzzle_identifiers=puzzles % 3,
+        puzzles=puzzles,
+        groups=puzzles // 2,
     )
+
+
+def named(*names):
+    return PuzzleIdentifiers.plain(names)
 
 
 def write(folder, splits=None, **changes):
@@ -27,7 +35,7 @@ def write(folder, splits=None, **changes):
         "arguments": {"size": 2},
         "seed": 0,
         "symmetry": None,
-        "num_puzzle_identifiers": 3,
+        "identifiers": named("a", "b"),
         **changes,
     }
     splits = {"train": some_rows(), "test": some_rows(4)} if splits is None else splits
@@ -60,6 +68,7 @@ def columns(rows=None, **changes):
         "inputs": board_column(rows.inputs),
         "labels": board_column(rows.labels),
         "puzzle_identifier": pa.array(rows.puzzle_identifiers),
+        "puzzle": pa.array(rows.puzzles),
         "group": pa.array(rows.groups),
     }
     return {name: column for name, column in {**made, **changes}.items() if column is not None}
@@ -71,7 +80,7 @@ def board_column(tokens, kind=np.int32):
 
 def test_rows_come_back_as_they_were_written(dataset):
     rows, expected = schema.read_split(dataset, "train"), some_rows()
-    for name in ("inputs", "labels", "puzzle_identifiers", "groups"):
+    for name in ("inputs", "labels", "puzzle_identifiers", "puzzles", "groups"):
         found = getattr(rows, name)
         np.testing.assert_array_equal(found, getattr(expected, name))
         assert found.dtype == np.int32
@@ -85,7 +94,7 @@ def test_any_parquet_reader_sees_lists_of_int32(dataset):
 
 
 def test_groups_and_mean_puzzle_examples_are_counted_as_worked_by_hand(dataset):
-    # groups 0000 1111 22, identifiers 0011 2200 11: pairs 00 01 12 10 21, so 10 rows / 5 pairs.
+    # puzzles 0011 2233 44, groups 0000 1111 22: 10 rows / 5 puzzles.
     split = DatasetInfo.load(dataset).splits["train"]
     assert (split.rows, split.groups, split.mean_puzzle_examples) == (10, 3, 2.0)
 
@@ -113,7 +122,12 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 3
+    assert [str(file) for file in files] == [
+        "dataset.json",
+        "identifiers.json",
+        "test/part-00000.parquet",
+        "train/part-00000.parquet",
+    ]
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -131,8 +145,8 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 def test_a_dataset_is_replaced_only_on_request(dataset):
     with pytest.raises(DatasetError, match=r"set already holds a dataset; pass --overwrite"):
         write(dataset)
-    write(dataset, {"train": some_rows(7)}, overwrite=True)
-    assert DatasetInfo.load(dataset).splits["train"].rows == 7
+    write(dataset, {"train": some_rows(8)}, overwrite=True)
+    assert DatasetInfo.load(dataset).splits["train"].rows == 8
     assert [path.name for path in dataset.parent.iterdir()] == ["set"]
 
 
@@ -164,14 +178,15 @@ def test_a_bad_row_is_not_even_written(tmp_path):
 def test_a_missing_folder_is_answered_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(DatasetError, match=r"nowhere does not exist; make it with `trm-ray prepare sudoku --size 6`"):
         schema.open_dataset(tmp_path / "nowhere", command_hint="trm-ray prepare sudoku --size 6")
-    with pytest.raises(DatasetError, match=r"`trm-ray prepare sudoku --output .*nowhere`"):
+    with pytest.raises(DatasetError, match=r"nowhere does not exist; `trm-ray prepare --help` tells"):
         schema.open_dataset(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw.update(format_version=99), "format_version=99 is unknown, this release reads 1"),
+        (lambda raw: raw.update(format_version=99), "format_version=99 is unknown, this release reads 2"),
+        (lambda raw: raw.update(format_version=1), "make the dataset again with `trm-ray prepare`"),
         (lambda raw: raw.pop("vocab_size"), "it lacks vocab_size"),
         (lambda raw: raw.update(vocab=3), "it has vocab"),
         (lambda raw: raw.update(seq_len="4"), "seq_len='4' has the wrong type"),
@@ -183,10 +198,8 @@ def test_a_missing_folder_is_answered_with_the_command_that_makes_it(tmp_path):
         (lambda raw: raw["splits"]["train"].update(groups=4), "groups=3; dataset.json says 4"),
         (lambda raw: raw["splits"]["train"].update(mean_puzzle_examples=1.0), "examples=2.0; .* says 1.0"),
         (lambda raw: raw.update(seq_len=5), "inputs have 4 tokens; dataset.json says seq_len=5"),
-        (
-            lambda raw: raw.update(num_puzzle_identifiers=2),
-            r"puzzle_identifier, row 4: 2 .* below num_puzzle_identifiers=2",
-        ),
+        (lambda raw: raw.update(num_puzzle_identifiers=2), "names 3 identifiers; .* num_puzzle_identifiers=2"),
+        (lambda raw: raw.update(files={"notes.txt": ""}), "files must name identifiers.json; it names notes.txt"),
         (lambda raw: raw["splits"]["train"].update(files={}, rows=0), "the train split is empty"),
     ],
 )
@@ -242,7 +255,7 @@ def with_token(name, row, cell, value):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (columns(group=None), "its columns are inputs, labels, puzzle_identifier; they must be"),
+        (columns(group=None), "its columns are inputs, labels, puzzle_identifier, puzzle; they must be"),
         (columns(labels=board_column(np.zeros((10, 3)))), "labels have 3 tokens and inputs 4; they must be equal"),
         (
             columns(inputs=board_column(np.zeros((10, 4)), np.int64)),
@@ -256,6 +269,19 @@ def with_token(name, row, cell, value):
         (columns(with_token("labels", 3, 1, -1)), "train labels, row 3, token 1: -1 .* or -100 where"),
         (columns(with_token("labels", 3, 1, 6)), "train labels, row 3, token 1: 6 must"),
         (columns(group=pa.array([-1] * 10, pa.int32())), "train group, row 0: -1"),
+        (columns(puzzle=pa.array([-1] * 10, pa.int32())), "train puzzle, row 0: -1"),
+        (
+            columns(puzzle_identifier=pa.array([0] * 9 + [3], pa.int32())),
+            "puzzle_identifier, row 9: 3 .* below num_puzzle_identifiers=3",
+        ),
+        (
+            columns(puzzle=pa.array([0, 0, 1, 1, 1, 2, 2, 2, 3, 3], pa.int32())),
+            "train: puzzle 1 is in groups 0 and 1; it must be in one",
+        ),
+        (
+            columns(puzzle=pa.array([0, 0, 1, 1, 2, 2, 2, 3, 4, 4], pa.int32())),
+            "train: puzzle 2 of group 1 has 3 rows and puzzle 3 has 1; the puzzles of one group must have equally many",
+        ),
         (columns(some_rows(9)), "train split has rows=9; dataset.json says 10"),
         (columns(some_rows(0)), "the train split is empty"),
     ],
@@ -273,18 +299,73 @@ def test_a_required_split_must_be_there(tmp_path):
         schema.open_dataset(tmp_path / "set", require=["train", "test"])
 
 
+def test_the_test_split_may_hold_uneven_puzzles(tmp_path):
+    write(tmp_path / "set", {"train": some_rows(8), "test": some_rows(7)})
+    assert schema.open_dataset(tmp_path / "set").splits["test"].mean_puzzle_examples == 7 / 4
+
+
+def test_what_breaks_the_stream_is_not_even_written(tmp_path):
+    with pytest.raises(DatasetError, match="puzzle 2 of group 1 has 2 rows and puzzle 3 has 1"):
+        write(tmp_path / "set", {"train": some_rows(7)})
+    with pytest.raises(DatasetError, match=r"puzzle_identifier, row 4: 2 .* below num_puzzle_identifiers=2"):
+        write(tmp_path / "set", identifiers=named("a"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_names_of_the_identifiers_are_kept(dataset, tmp_path):
+    assert schema.read_identifiers(dataset).all_names() == ["<blank>", "a", "b"]
+    numbers = np.zeros((3, 4), np.int32)
+    write(tmp_path / "plain", {"train": Rows.of_single_puzzles(numbers, numbers)}, identifiers=None)
+    assert schema.read_identifiers(tmp_path / "plain").all_names() == ["<blank>"]
+    assert schema.read_identifiers(tmp_path / "plain", dataset).all_names() == ["<blank>", "a", "b"]
+
+
+def test_side_files_are_kept_and_watched(tmp_path):
+    info = write(tmp_path / "set", side_files={"test_puzzles.json": b"{}"})
+    assert schema.open_dataset(tmp_path / "set") == info
+    assert info.files["test_puzzles.json"] == hashlib.sha256(b"{}").hexdigest()
+    assert (tmp_path / "set/test_puzzles.json").read_bytes() == b"{}"
+    (tmp_path / "set/test_puzzles.json").write_bytes(b"[]")
+    with pytest.raises(DatasetError, match=r"test_puzzles.json: the checksum does not match"):
+        schema.open_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "is missing"), (b"{", "identifiers.json is no map")])
+def test_identifiers_that_are_missing_or_damaged_are_named(dataset, content, message):
+    path = dataset / "identifiers.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    digest = hashlib.sha256(content or b"").hexdigest()
+    edit_info(dataset, lambda raw: raw["files"].update({path.name: digest}))
+    with pytest.raises(DatasetError, match=message):
+        schema.open_dataset(dataset)
+
+
 def test_several_datasets_are_described_as_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     write(one)
-    write(two, {"train": some_rows(20, seed=1)}, num_puzzle_identifiers=5)
+    write(two, {"train": some_rows(20, seed=1)})
     merged = schema.open_datasets([one, two], require=["train"])
     train = merged.splits["train"]
-    # 10 rows in 5 pairs and 20 rows in 10 pairs; 3 and 5 groups.
+    # 10 rows of 5 puzzles and 20 rows of 10 puzzles; 3 and 5 groups.
     assert (train.rows, train.groups, train.mean_puzzle_examples) == (30, 8, 2.0)
-    assert (list(merged.splits), merged.num_puzzle_identifiers) == (["train"], 5)
+    assert (list(merged.splits), merged.num_puzzle_identifiers) == (["train"], 3)
     assert str(two / "train/part-00000.parquet") in train.files
     rows = schema.read_splits([one, two], "train")
-    assert (len(rows), len(np.unique(rows.groups))) == (30, 8)
+    assert (len(rows), len(np.unique(rows.groups)), len(np.unique(rows.puzzles))) == (30, 8, 15)
+    assert (rows.puzzles.dtype, rows.groups.dtype) == (np.int32, np.int32)
+
+
+def test_datasets_without_names_go_with_a_named_one_and_two_sets_of_names_do_not(tmp_path):
+    plain = Rows.of_single_puzzles(*(np.ones((3, 4), np.int32) for _ in range(2)))
+    write(tmp_path / "plain", {"train": plain}, identifiers=None)
+    for name, names in (("one", "ab"), ("same", "ab"), ("other", "ac")):
+        write(tmp_path / name, identifiers=named(*names))
+    paths = {path.name: path for path in tmp_path.iterdir()}
+    merged = schema.open_datasets([paths["plain"], paths["one"], paths["same"]], require=["train"])
+    assert merged.num_puzzle_identifiers == 3
+    assert merged.files["identifiers.json"] == named("a", "b").digest()
+    with pytest.raises(DatasetError, match=r"identifiers of .*other and .*one differ, .* prepare them together"):
+        schema.open_datasets([paths["plain"], paths["one"], paths["other"]])
 
 
 def test_datasets_that_cannot_be_used_together_are_refused(tmp_path):

@@ -1,9 +1,11 @@
+import hashlib
 import itertools
+import json
 
 import numpy as np
 import pytest
 
-from trm_ray.data import sudoku
+from trm_ray.data import generation, sudoku
 from trm_ray.data.schema import DatasetInfo, read_split
 from trm_ray.data.symmetries import canonical_forms
 
@@ -200,7 +202,7 @@ def test_impossible_arguments_are_refused(tmp_path, changes, message):
 
 
 def test_clues_that_hardly_any_puzzle_reaches_are_refused_rather_than_searched_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(sudoku, "_BARREN_CHUNKS", 1)
+    monkeypatch.setattr(generation, "BARREN_CHUNKS", 1)
     with pytest.raises(ValueError, match="ask for fewer test puzzles or widen --clues"):
         generated(tmp_path, size=9, train=100, test=10, clues=(17, 17))
 
@@ -247,6 +249,8 @@ def test_a_folder_of_public_csv_files_becomes_a_dataset_without_leaks(tmp_path):
     write_csv(tmp_path / "train.csv", [*train, transposed(test[2])])
     write_csv(tmp_path / "test.csv", test)
     info = sudoku.prepare_sudoku_from_csv(tmp_path, tmp_path / "set")
+    chosen = chosen_rows(tmp_path / "set")
+    assert (chosen["train"]["lines"], chosen["test"]["lines"]) == (list(range(2, 22)), None)
     assert {name: split.rows for name, split in info.splits.items()} == {"train": 20, "test": 5}
     rows = read_split(tmp_path / "set", "train")
     np.testing.assert_array_equal(rows.inputs[3] - 1, sudoku.parse_board(train[3].split(",")[1]))
@@ -259,14 +263,59 @@ def test_a_subsample_is_seeded_and_recorded(tmp_path):
     arguments = {"test": 6, "subsample": 10, "min_difficulty": 2}
     info = sudoku.prepare_sudoku_from_csv(file, tmp_path / "a", **arguments)
     sudoku.prepare_sudoku_from_csv(file, tmp_path / "b", **arguments)
+    sudoku.prepare_sudoku_from_csv(file, tmp_path / "c", **arguments, seed=1)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    other = sudoku.prepare_sudoku_from_csv(file, tmp_path / "c", **arguments, seed=1)
-    chosen, held_out = info.arguments["train_lines"], info.arguments["test_lines"]
-    assert (len(chosen), len(held_out), other.arguments["train_lines"] == chosen) == (10, 6, False)
-    assert not set(chosen) & set(held_out)
-    ratings = [int(lines[line - 2].rsplit(",", 1)[1]) for line in chosen + held_out]
+    chosen, other = (chosen_rows(tmp_path / name) for name in "ac")
+    train, test = (chosen[split]["lines"] for split in ("train", "test"))
+    assert (chosen["seed"], len(train), len(test), other["train"]["lines"] == train) == (0, 10, 6, False)
+    assert not set(train) & set(test)
+    ratings = [int(lines[line - 2].rsplit(",", 1)[1]) for line in train + test]
     assert min(ratings) == 2
+    assert info.arguments == {**arguments, "files": {"all.csv": hashlib.sha256(file.read_bytes()).hexdigest()}}
     assert DatasetInfo.load(tmp_path / "a") == info
+
+
+def chosen_rows(folder):
+    return json.loads((folder / "chosen_rows.json").read_text())
+
+
+def test_the_recorded_lines_alone_give_the_subset_again(tmp_path):
+    write_csv(tmp_path / "train.csv", csv_lines(0, 40))
+    write_csv(tmp_path / "test.csv", csv_lines(1, 9))
+    sudoku.prepare_sudoku_from_csv(tmp_path, tmp_path / "set", subsample=8, test=3, seed=5)
+    chosen = chosen_rows(tmp_path / "set")
+    for split in ("train", "test"):
+        file = tmp_path / chosen[split]["file"]
+        assert chosen[split]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        lines = file.read_text().splitlines()
+        questions = boards(*(lines[line - 1].split(",")[1] for line in chosen[split]["lines"]))
+        np.testing.assert_array_equal(read_split(tmp_path / "set", split).inputs - 1, questions)
+
+
+def test_which_rows_a_seed_chooses_does_not_depend_on_other_rows_or_the_release_of_numpy(tmp_path):
+    lines = csv_lines(0, 40)
+    for name, count in (("short", 30), ("long", 40)):
+        file = write_csv(tmp_path / f"{name}.csv", lines[:count])
+        write_csv(tmp_path / f"{name}_test.csv", csv_lines(1, 2))
+        held_out = tmp_path / f"{name}_test.csv"
+        sudoku.prepare_sudoku_from_csv(file, tmp_path / name, test_csv=held_out, subsample=5, seed=7)
+    short, long = (chosen_rows(tmp_path / name)["train"]["lines"] for name in ("short", "long"))
+    assert set(long) <= set(short) | set(range(32, 42))
+    assert short == sorted(sorted(range(2, 32), key=lambda line: splitmix64(7, line))[:5])
+
+
+def splitmix64(seed, line):
+    """The documented hash, in whole numbers: seed, epoch 0 and line are mixed in one after the other."""
+    golden, state = 0x9E3779B97F4A7C15, seed
+
+    def mixed(z):
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    for part in (0, line):
+        state = mixed((state + golden) % 2**64) ^ part
+    return mixed((mixed((state + golden) % 2**64) + golden) % 2**64)
 
 
 LONG = f"made,{QUESTION},{ANSWER},1"

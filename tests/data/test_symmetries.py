@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from trm_ray.data import sudoku, symmetries
+from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import IGNORED_LABEL, PAD_ID
-from trm_ray.data.symmetries import SudokuSymmetry, canonical_forms, symmetry_from
+from trm_ray.data.symmetries import DihedralSymmetry, SudokuSymmetry, TokenBatch, canonical_forms, symmetry_from
 
 
 def puzzles(size, count, seed=0):
@@ -21,8 +22,15 @@ def tokens(size, count, seed=0):
 
 
 def augmented(size, inputs, labels, seed=0, epoch=0, index=None):
+    return transformed(SudokuSymmetry(sudoku.BOXES[size]), inputs, labels, seed, epoch, index)
+
+
+def transformed(symmetry, inputs, labels, seed=0, epoch=0, index=None):
     index = np.arange(len(inputs)) if index is None else index
-    return SudokuSymmetry(sudoku.BOXES[size]).augment(inputs, labels, seed=seed, epoch=epoch, index=index)
+    rows = TokenBatch(inputs, labels, np.arange(len(inputs), dtype=np.int32))
+    image = symmetry.augment(rows, seed=seed, epoch=epoch, puzzle_keys=index.astype(np.uint64), row_keys=index)
+    np.testing.assert_array_equal(image.puzzle_identifiers, rows.puzzle_identifiers)
+    return image.inputs, image.labels
 
 
 @pytest.mark.parametrize("size", [4, 6, 9])
@@ -107,11 +115,10 @@ def line_orders(size, lines):
 def test_all_3072_symmetries_of_a_4x4_board_are_equally_likely():
     board = np.arange(16, dtype=np.int32)[None]  # cells told apart: every cell its own "digit" …
     draws = 60_000
-    symmetry, index = SudokuSymmetry((2, 2)), np.arange(draws)
     places = np.repeat(board + 100, draws, axis=0)  # … beyond the digits, so that only places move
     digits = np.repeat(np.arange(16, dtype=np.int32)[None] % 4 + 2, draws, axis=0)
-    moved, _ = symmetry.augment(places, places, seed=5, epoch=0, index=index)
-    renamed, _ = symmetry.augment(digits, digits, seed=5, epoch=0, index=index)
+    moved, _ = augmented(4, places, places, seed=5)
+    renamed, _ = augmented(4, digits, digits, seed=5)
     names = np.zeros((draws, 4), np.int32)
     names[np.arange(draws)[:, None], (moved - 100) % 4] = renamed
     _, counts = np.unique(np.concatenate([moved, names], axis=1), axis=0, return_counts=True)
@@ -190,13 +197,50 @@ def test_a_board_without_clues_is_refused_rather_than_searched_for_ever():
 
 
 def test_dataset_json_names_the_symmetry():
-    assert symmetry_from(None) is None
-    assert symmetry_from({"name": "sudoku", "box": [2, 3]}) == SudokuSymmetry((2, 3))
+    nobody = PuzzleIdentifiers.blank()
+    assert symmetry_from(None, nobody) is None
+    assert symmetry_from({"name": "sudoku", "box": [2, 3]}, nobody) == SudokuSymmetry((2, 3))
+    assert symmetry_from({"name": "dihedral"}, nobody) == DihedralSymmetry()
     with pytest.raises(ValueError, match=r"'hexagon'.* is unknown"):
-        symmetry_from({"name": "hexagon"})
+        symmetry_from({"name": "hexagon"}, nobody)
 
 
 def test_boards_of_another_size_are_refused():
     inputs, labels = tokens(4, 2)
     with pytest.raises(ValueError, match=r"must both be \(rows, 36\)"):
         augmented(6, inputs, labels)
+    with pytest.raises(ValueError, match="the symmetry is that of 3×3 boards"):
+        transformed(DihedralSymmetry(), inputs[:, :12], labels[:, :12])
+
+
+def test_a_sudoku_has_no_variants():
+    symmetry = SudokuSymmetry((2, 2))
+    batch = TokenBatch(*tokens(4, 3), np.zeros(3, np.int32))
+    assert symmetry.num_variants(batch.puzzle_identifiers).tolist() == [1, 1, 1]
+    assert symmetry.variant(batch, np.zeros(3, int)) is batch
+
+
+TURNS = ("012345678", "258147036", "876543210", "630741852", "210543876", "678345012", "036147258", "852741630")
+
+
+def test_a_square_has_eight_symmetries_numbered_as_the_original_numbers_them():
+    # By hand: as it is, three quarter turns counter-clockwise, mirrored sideways, upside down, transposed both ways.
+    board = np.arange(9, dtype=np.int32)[None].repeat(8, axis=0)
+    rows = TokenBatch(board, board + 10, np.arange(8, dtype=np.int32))
+    image = DihedralSymmetry().variant(rows, np.arange(8))
+    assert ["".join(map(str, row)) for row in image.inputs.tolist()] == list(TURNS)
+    np.testing.assert_array_equal(image.labels, image.inputs + 10)
+    np.testing.assert_array_equal(image.puzzle_identifiers, rows.puzzle_identifiers)
+    assert DihedralSymmetry().num_variants(rows.puzzle_identifiers).tolist() == [8] * 8
+    assert image.inputs.dtype == image.labels.dtype == np.int32
+
+
+def test_mazes_are_turned_each_way_equally_often():
+    board = np.arange(9, dtype=np.int32)[None].repeat(8000, axis=0)
+    inputs, labels = transformed(DihedralSymmetry(), board, board)
+    np.testing.assert_array_equal(inputs, labels)
+    found, counts = np.unique(inputs, axis=0, return_counts=True)
+    assert {"".join(map(str, row)) for row in found.tolist()} == set(TURNS)
+    assert abs(counts - 1000).max() < 5 * np.sqrt(1000)
+    again, _ = transformed(DihedralSymmetry(), board[:5], board[:5], index=np.arange(7995, 8000))
+    np.testing.assert_array_equal(again, inputs[7995:])

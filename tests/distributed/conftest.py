@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import sudoku
-from run_helpers import some_puzzles, write_puzzles
+from run_helpers import some_puzzles
 
 import trm_ray.distributed  # noqa: F401  # before Ray, whose import reads the settings that it makes
 
@@ -45,10 +44,3 @@ def cluster() -> Iterator[None]:
 def puzzles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset whose training rows lie in three files; 65 test rows, which two workers cannot halve."""
     return some_puzzles(tmp_path_factory.mktemp("data") / "puzzles")
-
-
-@pytest.fixture(scope="session")
-def one_puzzle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of one training puzzle, 64 times: whoever shuffles and deals it out, every batch is the same."""
-    train = sudoku(1)[[0] * 64]  # type: ignore[index]  # numpy takes a list too
-    return write_puzzles(tmp_path_factory.mktemp("data") / "one_puzzle", train, sudoku(65, seed=1))

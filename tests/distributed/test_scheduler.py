@@ -36,7 +36,7 @@ def sweep(**changes: Any) -> SweepConfig:
 
 
 def plans(of: SweepConfig) -> list[RunPlan]:
-    info = DatasetInfo(1, 16, 6, 0, -100, 1, {}, "test", {}, 0, None)
+    info = DatasetInfo(2, 16, 6, 0, -100, 1, {}, "test", {}, 0, None, {})
     return [RunPlan(config, Path(), (), (), info, 8) for config in trial_configs(of)]
 
 

@@ -10,6 +10,7 @@ from helpers import assert_same, metric_rows
 from run_helpers import final_weights, run_config
 
 from trm_ray.config import ConfigError
+from trm_ray.data import stream
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.run import RunPlan, claim_folder, plan_run, train_in_process
 
@@ -32,11 +33,11 @@ def test_one_worker_trains_bitwise_as_a_process_without_ray(puzzles: Path, tmp_p
 
 
 @pytest.fixture(scope="module")
-def alone_and_together(one_puzzle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """The same run in this process and by two workers, who each take half of every batch."""
-    folder, words = tmp_path_factory.mktemp("runs"), ["augment=false", "arch.halt_exploration_prob=0.5", "ema=true"]
-    alone = claimed(one_puzzle, folder / "alone", *words)
-    together = claimed(one_puzzle, folder / "together", *words, "ray.num_workers=2", "ray.cpus_per_worker=0.5")
+def alone_and_together(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """The same run in this process and by two workers, who each take half of every batch of augmented puzzles."""
+    folder, words = tmp_path_factory.mktemp("runs"), ["arch.halt_exploration_prob=0.5", "ema=true"]
+    alone = claimed(puzzles, folder / "alone", *words)
+    together = claimed(puzzles, folder / "together", *words, "ray.num_workers=2", "ray.cpus_per_worker=0.5")
     train_in_process(alone)
     train_on_ray(together)
     return alone.folder, together.folder
@@ -72,6 +73,15 @@ def test_two_workers_count_every_test_row_once(alone_and_together: tuple[Path, P
     for tag in ("eval/exact_accuracy", "eval/exact_accuracy_first", "eval/act_steps", "eval/q_halt_accuracy"):
         assert row[tag] * 65 == pytest.approx(round(row[tag] * 65), abs=1e-4)
         assert row[tag] == pytest.approx(expected[tag])
+
+
+def test_a_split_that_does_not_fit_into_memory_is_dealt_out(
+    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stream, "MAX_BYTES_IN_MEMORY", 1000)
+    plan = claimed(puzzles, tmp_path / "run", "ray.num_workers=2", "ray.cpus_per_worker=0.5")
+    assert train_on_ray(plan)["eval/loss"] > 0
+    assert sorted(metric_rows(plan.folder)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_more_workers_than_the_machine_holds_are_refused_at_once(puzzles: Path, tmp_path: Path):

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from trm_ray.training import checkpoint
-from trm_ray.training.checkpoint import checkpoint_name, latest_checkpoint, load_checkpoint, save_checkpoint
+from trm_ray.training.checkpoint import (
+    checkpoint_name,
+    find_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    load_identifiers,
+    save_checkpoint,
+)
 
 STATE = {"step": 7, "model": {"w": torch.arange(3.0)}, "ema": None, "config": {"lr": 1e-4, "data_paths": ["a"]}}
 
@@ -22,7 +29,27 @@ def test_a_checkpoint_makes_a_round_trip_and_leaves_nothing_else_behind(tmp_path
     assert files(folder) == {"state.pt"}
     state = load_checkpoint(folder)
     assert torch.equal(state["model"].pop("w"), torch.arange(3.0))
-    assert state == {"format_version": 1, "step": 7, "model": {}, "ema": None, "config": STATE["config"]}
+    assert state == {"format_version": 2, "step": 7, "model": {}, "ema": None, "config": STATE["config"]}
+
+
+def test_the_map_of_the_puzzles_lies_with_the_checkpoint(tmp_path):
+    folder = save_checkpoint(tmp_path / checkpoint_name(7), STATE, b'{"names": []}')
+    assert files(folder) == {"state.pt", "identifiers.json"}
+    assert load_identifiers(folder) == b'{"names": []}'
+    assert load_identifiers(save_checkpoint(tmp_path / checkpoint_name(8), STATE)) is None
+
+
+def test_a_run_means_its_final_model_else_its_latest_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint yet; name a run's folder after its first evaluation"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        find_checkpoint(tmp_path / "nowhere")
+    for step in (2, 10):
+        save_checkpoint(tmp_path / checkpoint_name(step), STATE)
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint_step_10"
+    assert find_checkpoint(tmp_path / "checkpoint_step_2") == tmp_path / "checkpoint_step_2"
+    save_checkpoint(tmp_path / "final_model", STATE)
+    assert find_checkpoint(tmp_path) == tmp_path / "final_model"
 
 
 def test_a_run_that_dies_while_saving_leaves_the_earlier_checkpoint_and_no_half_one(tmp_path, monkeypatch):
@@ -98,7 +125,7 @@ def test_a_damaged_state_is_refused_with_the_way_out(tmp_path, kind):
 def test_another_format_version_is_refused(tmp_path):
     folder = save_checkpoint(tmp_path / checkpoint_name(5), STATE)
     torch.save({**STATE, "format_version": 99}, folder / "state.pt")
-    with pytest.raises(ValueError, match=r"format_version=99, this trm-ray reads 1"):
+    with pytest.raises(ValueError, match=r"format_version=99, this trm-ray reads 2"):
         load_checkpoint(folder)
 
 

@@ -3,14 +3,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import local_session, sudoku, tiny_config, tiny_model
 from torch import nn
 
-from trm_ray.model.trm import Batch, Carry, SegmentOutput
-from trm_ray.training.evaluation import evaluate
+from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel
+from trm_ray.training.evaluation import evaluate, measure_rows
+from trm_ray.training.inference import run_segments
 from trm_ray.training.losses import softmax_cross_entropy
 
 # Three puzzles of two cells and three tokens; the second counts one cell only.
@@ -64,6 +66,57 @@ def test_all_numbers_equal_those_worked_by_hand(tmp_path):
         }
     )
     assert model.training
+
+
+def test_rows_without_labels_count_nowhere(tmp_path):
+    session, model, puzzles = local_session(tmp_path, tiny_config()), tiny_model(), sudoku(5, blanks=9)
+    puzzles.labels[[1, 3]] = -100
+    labelled = puzzles[np.array([0, 2, 4])]
+    expected = evaluate(model, [labelled.batch()], softmax_cross_entropy, session)
+    assert evaluate(model, [puzzles.batch()], softmax_cross_entropy, session) == pytest.approx(expected)
+    nothing = evaluate(model, [puzzles[np.array([1, 3])].batch()], softmax_cross_entropy, session)
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+def halting_model() -> TinyRecursiveModel:
+    """A model that was never trained, whose halt head stops some rows early and some never."""
+    model = tiny_model()
+    model.q_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    model.q_head.get_parameter("bias").data.fill_(-1.0)
+    return model
+
+
+@pytest.mark.parametrize("halt", [False, True])
+def test_measured_rows_equal_those_measured_one_by_one(halt):
+    model, puzzles = halting_model(), sudoku(9, blanks=9)
+    puzzles.labels[4] = -100
+    rows = measure_rows(model, puzzles.batch(), 5, softmax_cross_entropy, halt=halt)
+    assert rows.labelled.tolist() == [row != 4 for row in range(9)]
+    for row in range(9):
+        batch = puzzles[row : row + 1].batch()
+        for segment, output in enumerate(run_segments(model, batch, 5)):
+            for cycle, logits in enumerate(output.cycle_logits):
+                right = (logits.argmax(-1) == batch.labels).float().mean()
+                assert rows.cells[segment:, cycle, row].tolist()[0] == pytest.approx(right.item())
+                assert bool(rows.solved[segment, cycle, row]) == (right == 1 or row == 4)
+            assert rows.halt_logits[segment, row].item() == pytest.approx(output.halt_logits.item(), abs=1e-5)
+            loss = F.cross_entropy(logits[0], batch.labels[0].long()).nan_to_num()
+            assert rows.losses[segment, row].item() == pytest.approx(loss.item(), abs=1e-5)
+            if halt and output.halt_logits > 0:
+                break
+        assert rows.num_run[row] == segment + 1
+        assert rows.answers[row].tolist() == logits.argmax(-1)[0].tolist()
+        frozen = (rows.cells, rows.losses, rows.halt_logits)
+        assert all((values[segment:, ..., row] == values[segment, ..., row]).all() for values in frozen)
+    assert (len(set(rows.num_run.tolist())) > 1) == halt
+
+
+def test_the_batch_shrinks_as_rows_halt():
+    model, sizes = halting_model(), []
+    model.register_forward_hook(lambda module, arguments, output: sizes.append(len(output.halt_logits)))
+    rows = measure_rows(model, sudoku(9, blanks=9).batch(), 5, softmax_cross_entropy, halt=True)
+    assert sizes == [int((rows.num_run > segment).sum()) for segment in range(len(sizes))]
+    assert sizes[0] == 9 > sizes[1]
 
 
 def test_every_row_counts_once_when_the_last_batch_is_smaller(tmp_path):

@@ -34,7 +34,7 @@ from trm_ray.training.loop import run_training, train_step
 from trm_ray.training.losses import softmax_cross_entropy
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import Session
-from trm_ray.training.state import TrainState, build_recipe, total_steps
+from trm_ray.training.state import TrainState, build_model, build_recipe, total_steps
 
 CURRICULUM = supervised(curriculum_enabled=True, curriculum_start_step=3, curriculum_end_step=6)
 
@@ -393,7 +393,7 @@ def test_a_cycles_gradient_norms_are_those_of_its_own_loss(tmp_path):
 
 RESUMABLE: dict[str, dict[str, Any]] = {
     "baseline": {"optimizer": "adam_atan2", "arch": {"forward_dtype": "bfloat16"}},
-    "curriculum with an average": CURRICULUM | {"ema": True, "ema_rate": 0.9},
+    "curriculum with an average": CURRICULUM | {"ema": True, "ema_rate": 0.9, "arch": {"puzzle_emb_ndim": 16}},
 }
 INTERVALS = {"eval_interval": 2, "log_interval": 3}
 
@@ -467,13 +467,28 @@ def test_a_finished_run_has_nothing_left_to_train(tmp_path):
     assert_same(load_checkpoint(tmp_path / "final_model"), before)
 
 
+def test_frozen_weights_stay_while_the_puzzle_embedding_learns(tmp_path):
+    config = tiny_config(freeze_weights=True, puzzle_emb_lr=0.1, arch={"puzzle_emb_ndim": 16})
+    run_training(config, SHAPE, 4, local_session(tmp_path, config))
+    before, after = build_model(config, SHAPE).state_dict(), load_checkpoint(tmp_path / "final_model")["model"]
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"puzzle_embedding.table"}
+
+
+def test_only_rows_of_puzzles_that_were_seen_move(tmp_path):
+    config = tiny_config(puzzle_emb_lr=0.1, arch={"puzzle_emb_ndim": 16})
+    run_training(config, SHAPE, 4, local_session(tmp_path, config, sudoku(8)))
+    moved = load_checkpoint(tmp_path / "final_model")["model"]["puzzle_embedding.table"].any(1)
+    assert moved.tolist() == [True] * 8 + [False] * 24
+
+
 def test_a_run_killed_between_its_last_checkpoint_and_its_final_model_is_finished_by_a_resume(tmp_path, monkeypatch):
     config, save = tiny_config(), loop.save_checkpoint
 
-    def killed(folder, state):
+    def killed(folder, state, identifiers):
         if folder.name == "final_model":
             raise RunDiedError
-        return save(folder, state)
+        return save(folder, state, identifiers)
 
     monkeypatch.setattr(loop, "save_checkpoint", killed)
     with pytest.raises(RunDiedError):

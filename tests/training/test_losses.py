@@ -14,6 +14,7 @@ from trm_ray.training.losses import (
     softmax_cross_entropy,
     solved_cells,
     stablemax_cross_entropy,
+    stablemax_cross_entropy_float64,
 )
 
 
@@ -40,20 +41,45 @@ def test_stablemax_values_worked_by_hand():
     # s(1) = 2, s(-1) = 1/2, s(0) = 1: probabilities 4/7, 1/7, 2/7.
     logits, labels = torch.tensor([[[1.0, -1.0, 0.0]] * 3]), torch.tensor([[0, 1, 2]])
     expected = [math.log(7 / 4), math.log(7), math.log(7 / 2)]
-    assert stablemax_cross_entropy(logits, labels)[0].tolist() == pytest.approx(expected, rel=1e-12)
+    assert stablemax_cross_entropy(logits, labels)[0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert stablemax_cross_entropy_float64(logits, labels)[0].tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_stablemax_computes_in_float64_and_softmax_in_float32():
+def test_losses_compute_in_float32_and_one_in_float64():
     logits, labels = logits_and_labels()
-    assert stablemax_cross_entropy(logits.bfloat16(), labels).dtype == torch.float64
+    assert stablemax_cross_entropy(logits.bfloat16(), labels).dtype == torch.float32
+    assert stablemax_cross_entropy_float64(logits.bfloat16(), labels).dtype == torch.float64
     assert softmax_cross_entropy(logits.bfloat16(), labels).dtype == torch.float32
     exact = F.cross_entropy(logits.bfloat16().float().flatten(0, 1), labels.flatten().long(), reduction="none")
     torch.testing.assert_close(softmax_cross_entropy(logits.bfloat16(), labels).flatten(), exact)
 
 
-def test_gradients_of_stablemax_equal_finite_differences():
+def test_gradients_of_stablemax_in_float64_equal_finite_differences():
     logits, labels = logits_and_labels()
-    assert torch.autograd.gradcheck(lambda x: stablemax_cross_entropy(x, labels), (logits.double().requires_grad_(),))
+    parameter = logits.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: stablemax_cross_entropy_float64(x, labels), (parameter,))
+
+
+def value_and_gradient(cell_loss, logits, labels):
+    leaf = logits.clone().requires_grad_()
+    loss = cell_loss(leaf, labels).double()
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    return loss.detach(), gradient
+
+
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 1e4, 1e30])
+def test_stablemax_in_float32_is_that_in_float64_at_every_scale(scale):
+    logits, labels = logits_and_labels(scale)
+    single = value_and_gradient(stablemax_cross_entropy, logits, labels)
+    double = value_and_gradient(stablemax_cross_entropy_float64, logits, labels)
+    torch.testing.assert_close(single[0], double[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(single[1], double[1], rtol=1e-4, atol=1e-7)
+
+
+def test_stablemax_has_a_slope_at_zero_logits():
+    # All s are 1, so each probability is 1/4, and the slope of log s is 1 at 0: gradients are p − label.
+    gradient = value_and_gradient(stablemax_cross_entropy, torch.zeros(1, 1, 4), torch.tensor([[2]]))[1]
+    assert gradient.tolist() == [[[0.25, 0.25, -0.75, 0.25]]]
 
 
 def test_gradients_of_softmax_are_probabilities_less_the_label():

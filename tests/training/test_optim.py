@@ -46,7 +46,8 @@ def literal(name: str, weight: float, grads: list[float], rates: list[float]) ->
         mean = 0.9 * mean + 0.1 * grad
         square = 0.95 * square + 0.05 * grad * grad
         m, v = mean / (1 - 0.9**step), square / (1 - 0.95**step)
-        update = m / (math.sqrt(v) + 1e-8) if name == "adamw" else 1.27 * math.atan2(m, 1.0 * math.sqrt(v))
+        # The kernel of the `adam-atan2` package takes lr / (1 − β₁ᵗ) times the angle of the moving average itself.
+        update = m / (math.sqrt(v) + 1e-8) if name == "adamw" else math.atan2(mean, math.sqrt(v)) / (1 - 0.9**step)
         weight = weight * (1 - rate * 0.1) - rate * update
     return weight
 

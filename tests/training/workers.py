@@ -19,6 +19,7 @@ NUM_STEPS = 8
 RUNS: dict[str, dict[str, Any]] = {
     "supervised": supervised(ema=True, compute_gradient_stats=True, gradient_stats_interval=3, log_interval=2),
     "stablemax": {"loss_type": "stablemax_cross_entropy", "optimizer": "adam_atan2"},
+    "puzzles": supervised(arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3),
     "bfloat16": supervised(arch={"forward_dtype": "bfloat16"}),
 }
 

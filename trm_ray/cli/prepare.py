@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from trm_ray.cli.common import Overwrite, prepare_app, reported
 
@@ -24,7 +25,10 @@ def prepare_sudoku_command(
         Path | None,
         typer.Option(help="Read 9×9 puzzles (`source,question,answer,rating`) instead: a file, or a folder of two."),
     ] = None,
-    subsample: Annotated[int | None, typer.Option(help="With --from-csv: training puzzles to draw.")] = None,
+    subsample: Annotated[
+        int | None,
+        typer.Option(help="With --from-csv: training puzzles to draw with --seed; chosen_rows.json names them."),
+    ] = None,
     min_difficulty: Annotated[float | None, typer.Option(help="With --from-csv: least rating to keep.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -60,3 +64,132 @@ def prepare_sudoku_command(
         difficulty=difficulty,  # type: ignore[arg-type]  # checked there
         overwrite=overwrite,
     )
+
+
+@prepare_app.command("maze")
+@reported
+def prepare_maze_command(
+    output: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
+    size: Annotated[int, typer.Option(help="Cells a side.")] = 30,
+    min_length: Annotated[int, typer.Option(help="Fewest steps from S to G.")] = 110,
+    train: Annotated[int, typer.Option(help="Training mazes to generate.")] = 1000,
+    test: Annotated[int, typer.Option(help="Held-out mazes, none a rotation or mirror image of another.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    augment: Annotated[
+        str,
+        typer.Option(
+            help="`none`, or `dihedral`: rotate and mirror while training. Off, for it is known to hurt mazes."
+        ),
+    ] = "none",
+    from_csv: Annotated[
+        Path | None,
+        typer.Option(help="Read mazes (`source,question,answer,rating`) instead: a file, or a folder of two."),
+    ] = None,
+    subsample: Annotated[
+        int | None,
+        typer.Option(help="With --from-csv: training mazes to draw with --seed; chosen_rows.json names them."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Generate mazes, each with the one path from S to G, or read them from CSV.
+
+    Example: `trm-ray prepare maze --size 30 --min-length 110 --train 1000 --test 1000 --seed 0 --output data/maze30`
+    """
+    from trm_ray.data import maze
+
+    if from_csv is not None:
+        maze.prepare_maze_from_csv(
+            from_csv,
+            output,
+            test=test if from_csv.is_file() else None,
+            subsample=subsample,
+            seed=seed,
+            augment=augment,  # type: ignore[arg-type]  # checked there
+            overwrite=overwrite,
+        )
+        return
+    if subsample is not None:
+        raise ValueError("--subsample chooses among the rows of a file; name it with --from-csv FILE")
+    maze.prepare_maze(
+        output,
+        size=size,
+        min_length=min_length,
+        train=train,
+        test=test,
+        seed=seed,
+        augment=augment,  # type: ignore[arg-type]  # checked there
+        overwrite=overwrite,
+    )
+
+
+class _SeveralWords(TyperCommand):
+    """Let `--subsets a b c` take several words, as `--subsets a --subsets b --subsets c` does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            option = word if word.startswith("-") else option
+            follows = option == "--subsets" and spread[-2:-1] == [option] and word != option
+            spread += [option, word] if follows else [word]
+        return super().parse_args(ctx, spread)
+
+
+@prepare_app.command("arc", cls=_SeveralWords)
+@reported
+def prepare_arc_command(
+    input_prefix: Annotated[
+        Path,
+        typer.Option(
+            "--input",
+            metavar="PREFIX",
+            help="What stands before `_SUBSET_challenges.json` and `_SUBSET_solutions.json`; or a folder that holds a "
+            "folder for each subset, one JSON file a task.",
+        ),
+    ],
+    subsets: Annotated[
+        list[str],
+        typer.Option(metavar="SUBSET...", help="What to read, in words or with commas: `training evaluation`."),
+    ],
+    test_set: Annotated[str, typer.Option(help="The subset whose test pairs are held out.")],
+    augmentations: Annotated[
+        int, typer.Option(help="Augmentations of each puzzle, each with an identifier of its own; 0: none.")
+    ] = 1000,
+    output: Annotated[Path, typer.Option(help="Folder of the new dataset.")] = Path("data/arc1"),
+    seed: Annotated[int, typer.Option(help="Same seed, same augmentations.")] = 42,
+    overwrite: Overwrite = False,
+) -> None:
+    """Read the ARC puzzles; their augmentations take no disk, for training computes them.
+
+    Example: `trm-ray prepare arc --input arc-agi --subsets training evaluation concept --test-set evaluation`
+    """
+    from trm_ray.data.arc import prepare_arc
+
+    prepare_arc(
+        output,
+        prefix=input_prefix,
+        subsets=[name for word in subsets for name in word.split(",") if name],
+        test_set=test_set,
+        augmentations=augmentations,
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+@prepare_app.command("import-original")
+@reported
+def import_original_command(
+    folder: Annotated[Path, typer.Argument(help="What a builder of the original TRM code wrote: train/, test/ …")],
+    output: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
+    keep_augmentations: Annotated[
+        bool, typer.Option("--keep-augmentations", help="Copy ARC's stored augmentations, rather than compute them.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Import a dataset of the original TRM code; puzzle identifiers keep their numbers, so its checkpoints fit.
+
+    Example: `trm-ray prepare import-original data/arc1concept-aug-1000 --output data/arc1`
+    """
+    from trm_ray.data.official import import_original
+
+    import_original(folder, output, keep_augmentations=keep_augmentations, overwrite=overwrite)

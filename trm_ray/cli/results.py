@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,41 +13,69 @@ from trm_ray.cli.common import app, escaped, reported
 @app.command()
 @reported
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run or a checkpoint.")],
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
+    segments: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="Numbers of segments, also more than trained with.")
+    ] = None,
+    halt: Annotated[bool, typer.Option("--halt", help="Stop each puzzle where the halt head says so.")] = False,
     raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Use the weights, not their average.")] = False,
+    data: Annotated[list[Path] | None, typer.Option(help="Dataset instead of the run's own; repeatable.")] = None,
+    augmentations: Annotated[
+        str, typer.Option(metavar="N|all", help="ARC: augmentations of each puzzle to vote over.")
+    ] = "all",
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 = this process.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Puzzles at a time; by default as in the run.")] = None,
+    max_puzzles: Annotated[int | None, typer.Option(min=1, help="Only the first so many puzzles.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write into; by default the run's `report/`.")] = None,
 ) -> None:
-    """Measure a trained run on held-out puzzles.
+    """Measure a trained model on held-out puzzles: accuracy by segment with intervals, halt head, ARC votes.
 
-    Example: `trm-ray evaluate runs/deep_supervision_linear`
+    Example: `trm-ray evaluate runs/deep_supervision_linear --segments 8,16,32`
     """
     from rich.console import Console
 
-    from trm_ray.run import evaluate_run
+    from trm_ray.evaluations import evaluate_run
+    from trm_ray.reporting.evaluation import evaluation_lines, evaluation_table
 
     console = Console()
-    console.print(f"Evaluating {run} on its {split} split", highlight=False, markup=False, soft_wrap=True)
-    with console.status("a few seconds") if console.is_terminal else _nothing():
-        row, path = evaluate_run(run, split=split, averaged=not raw_weights)
-    console.print(f"{run}, step {row['step']:.0f}", highlight=False, markup=False, soft_wrap=True)
-    console.print(_evaluation_table(row))
-    console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
+    report = evaluate_run(
+        run,
+        split=split,
+        segments=_whole_numbers("--segments", segments),
+        halt=halt,
+        averaged=not raw_weights,
+        data=data or (),
+        augmentations=_augmentations(augmentations),
+        num_workers=workers,
+        batch_size=batch_size,
+        max_puzzles=max_puzzles,
+        output=output,
+    )
+    console.print(report.headline, highlight=False, markup=False, soft_wrap=True)
+    console.print(evaluation_table(report.evaluation))
+    for line in evaluation_lines(report.evaluation, report.compute, report.voting):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for path in report.files:
+        console.print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _nothing() -> Any:
-    from contextlib import nullcontext
+def _whole_numbers(option: str, words: str | None) -> list[int] | None:
+    """Read numbers of at least 1 with commas between them."""
+    if words is None:
+        return None
+    numbers = [int(word) for word in words.split(",") if word.strip().isdecimal() and int(word) >= 1]
+    if len(numbers) != len(words.split(",")):
+        raise ValueError(f"{option}={words} must be whole numbers of at least 1, such as {option} 8,16,32")
+    return numbers
 
-    return nullcontext()
 
-
-def _evaluation_table(row: dict[str, float]) -> Any:
-    from rich.table import Table
-
-    table = Table("metric", "value", box=None, pad_edge=False)
-    for tag, value in row.items():
-        if tag.startswith("eval/"):
-            table.add_row(tag, f"{value:.4f}")
-    return table
+def _augmentations(words: str) -> int | None:
+    if words == "all":
+        return None
+    if not words.isdecimal():
+        raise ValueError(f"--augmentations={words} must be a whole number of at least 0, or all")
+    return int(words)
 
 
 @app.command()

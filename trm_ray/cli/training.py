@@ -25,6 +25,10 @@ from trm_ray.cli.common import (
 def train(
     overrides: Overrides = None,
     config_name: Annotated[str, typer.Option(help="A scenario of `configs/`.")] = "deep_supervision_linear",
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|FILE", help="Begin with the weights of a run, a checkpoint or the original's file."),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
@@ -38,12 +42,15 @@ def train(
 
     from trm_ray.config import banner, load_config
     from trm_ray.reporting.console import RunDisplay
-    from trm_ray.run import claim_folder, plan_run, start_step, train_in_process
+    from trm_ray.run import beginning, claim_folder, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
 
-    config = load_config(config_name, overrides or [])
+    begin = [] if init_from is None else [f"init_from={init_from}"]
+    config = load_config(config_name, [*(overrides or []), *begin])
     console = Console()
     plan = plan_run(config)
+    if config.init_from is not None and (overwrite or start_step(plan) == 0):
+        console.print(beginning(plan).told, highlight=False, markup=False, soft_wrap=True)
     claim_folder(plan, resume=resume, overwrite=overwrite)
     console.print(banner(config), highlight=False, markup=False)
     first_step = start_step(plan)

@@ -47,6 +47,7 @@ PositiveOrNull = Annotated[int | None, Field(ge=1, description="a whole number o
 Count = Annotated[int, Field(ge=0, description="a whole number of at least 0"), _Number]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to below 2**32"), _Number]
 PositiveNumber = Annotated[float, Field(gt=0, description="a number above 0"), _Number]
+PositiveNumberOrNull = Annotated[float | None, Field(gt=0, description="a number above 0 or null"), _Number]
 NonNegative = Annotated[float, Field(ge=0, description="a number of at least 0"), _Number]
 AboveOne = Annotated[float, Field(gt=1, description="a number above 1"), _Number]
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), _Number]

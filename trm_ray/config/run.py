@@ -20,6 +20,7 @@ from trm_ray.config.keys import (
     PairOrNull,
     Positive,
     PositiveNumber,
+    PositiveNumberOrNull,
     PositiveOrNull,
     Seed,
     Settings,
@@ -30,6 +31,7 @@ from trm_ray.config.keys import (
 )
 
 Schedule = Literal["constant", "linear_decay", "exponential_decay"]
+LossType = Literal["softmax_cross_entropy", "stablemax_cross_entropy", "stablemax_cross_entropy_float64"]
 
 
 class ArchConfig(Settings):
@@ -47,6 +49,8 @@ class ArchConfig(Settings):
     pos_encodings: Literal["rope", "learned", "none"] = "rope"
     rope_theta: PositiveNumber = 10000.0
     rms_norm_eps: PositiveNumber = 1e-5
+    puzzle_emb_ndim: Count = 0  # size of the vector that is learned for every puzzle identifier; 0 = none
+    puzzle_emb_len: Count = 16  # positions that it takes before the board; 0 = as many as it fills
     residual_init_scale: NonNegative = 1.0  # 1.0 = the original; 0.1 lets tiny models start
     halt_max_steps: Positive = 16
     halt_exploration_prob: Share = 0.1
@@ -54,6 +58,10 @@ class ArchConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> ArchConfig:
+        room = self.puzzle_emb_len * self.hidden_size
+        if self.puzzle_emb_len and self.puzzle_emb_ndim > room:
+            rule = f"must be at most arch.puzzle_emb_len·arch.hidden_size={room}"
+            raise ValueError(f"arch.puzzle_emb_ndim={self.puzzle_emb_ndim} {rule}; use arch.puzzle_emb_len=0")
         if self.mixer == "mlp" and self.pos_encodings == "rope":
             raise ValueError("arch.pos_encodings=rope must not go with arch.mixer=mlp; use arch.pos_encodings=none")
         rope = self.pos_encodings == "rope"  # which turns pairs: an even number of channels a head
@@ -62,6 +70,13 @@ class ArchConfig(Settings):
             rule = f"must be divisible by {'twice ' if rope else ''}arch.num_heads={heads}"
             raise ValueError(f"arch.hidden_size={width} {rule}; use {_multiples_near(width, unit)}")
         return self
+
+    @property
+    def prefix_len(self) -> int:
+        """Count the positions before the board, which hold the puzzle's embedding."""
+        if self.puzzle_emb_ndim == 0:
+            return 0
+        return self.puzzle_emb_len or -(-self.puzzle_emb_ndim // self.hidden_size)
 
 
 class RayConfig(Settings):
@@ -97,13 +112,17 @@ class Config(Settings):
     data_paths_test: Folders = []  # empty = the test split of data_paths
     generator: SudokuGenerator | None = None
     augment: bool = True
+    prepare_command: TextOrNull = None  # told to whoever lacks the dataset
 
     global_batch_size: Positive = 768
     epochs: PositiveOrNull = None
     max_steps: PositiveOrNull = None
     eval_interval: Positive = 1000
     eval_batch_size: PositiveOrNull = None  # null = global_batch_size
+    eval_max_puzzles: PositiveOrNull = None  # evaluate on the first of the test split; null = all
+    eval_augmentations: Count = 0  # of each test puzzle, where the dataset has any (ARC); `evaluate` takes all
     checkpoint_every_eval: bool = True
+    init_from: TextOrNull = None  # a run, checkpoint or file whose weights to begin with
 
     lr: PositiveNumber = 1e-4
     lr_min_ratio: Share = 1.0
@@ -111,9 +130,12 @@ class Config(Settings):
     beta1: Decay = 0.9
     beta2: Decay = 0.95
     weight_decay: NonNegative = 0.1
-    grad_clip_norm: PositiveNumber = 1.0
+    grad_clip_norm: PositiveNumberOrNull = 1.0  # null = no clipping
     optimizer: Literal["adamw", "adam_atan2"] = "adamw"
-    loss_type: Literal["softmax_cross_entropy", "stablemax_cross_entropy"] = "softmax_cross_entropy"
+    loss_type: LossType = "softmax_cross_entropy"
+    puzzle_emb_lr: PositiveNumber = 1e-2
+    puzzle_emb_weight_decay: NonNegative = 0.1
+    freeze_weights: bool = False  # learn the puzzle embeddings alone
     ema: bool = False
     ema_rate: Decay = 0.999
     seed: Seed = 0
@@ -140,6 +162,8 @@ class Config(Settings):
         _check_data_and_length(self)
         _check_curriculum(self)
         _check_workers(self)
+        if self.freeze_weights and self.arch.puzzle_emb_ndim == 0:
+            raise ValueError("freeze_weights=true leaves nothing to learn with arch.puzzle_emb_ndim=0; set one of them")
         return self
 
 

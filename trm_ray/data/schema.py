@@ -1,9 +1,12 @@
-"""The dataset folder: Parquet parts for each split and a dataset.json that says what they hold.
+"""The dataset folder: Parquet parts for each split, the puzzles' names, and a dataset.json that says what they hold.
 
-    <dataset>/dataset.json, train/part-00000.parquet …, test/part-00000.parquet …
+    <dataset>/dataset.json, identifiers.json, train/part-00000.parquet …, test/part-00000.parquet …
 
-A row is a puzzle: `inputs` and `labels` (FixedSizeList<int32>[L]), `puzzle_identifier` and `group` (int32).
-Where a row stands does not matter: shuffling and augmentation are seeded by what it holds (`stream.row_keys`).
+A row is an example, a question with its answer: `inputs` and `labels` (FixedSizeList<int32>[L]), `puzzle_identifier`,
+`puzzle` and `group` (int32). Rows with one `puzzle` are the examples of one puzzle; a `group` is a set of puzzles of
+which an epoch visits one, with all its examples. Where puzzles have one example and stand for themselves, as in Sudoku,
+both number the rows. Where a row stands does not matter: shuffling and augmentation are seeded by what it holds
+(`stream.row_keys`).
 """
 
 from __future__ import annotations
@@ -13,19 +16,24 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.progress import progress
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PAD_ID = 0
 IGNORED_LABEL = -100
 INFO_NAME = "dataset.json"
+IDENTIFIERS_NAME = "identifiers.json"
 
 # Ray Data shuffles and shards whole blocks, one a file: one file would leave it nothing to distribute.
 MAX_PARTS = 8
@@ -33,7 +41,7 @@ MIN_ROWS_PER_PART = 256
 # The unit that validation holds in memory: 59 MiB of tokens for ARC's 30×30 boards.
 ROWS_PER_ROW_GROUP = 8192
 
-COLUMNS = ("inputs", "labels", "puzzle_identifier", "group")
+COLUMNS = ("inputs", "labels", "puzzle_identifier", "puzzle", "group")
 
 
 class DatasetError(ValueError):
@@ -42,19 +50,27 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Rows:
-    """Hold N puzzles of L tokens, all int32 and C-contiguous.
+    """Hold N examples of L tokens, all int32 and C-contiguous.
 
     Args:
         inputs: (N, L) token ids.
-        labels: (N, L) token ids or `IGNORED_LABEL`.
+        labels: (N, L) token ids or `IGNORED_LABEL`; a row of nothing else has no known solution.
         puzzle_identifiers: (N,) rows of the embedding table.
-        groups: (N,) puzzles that belong together and count once an epoch.
+        puzzles: (N,) which puzzle each is an example of; a puzzle belongs to one group.
+        groups: (N,) sets of puzzles of which an epoch visits one.
     """
 
     inputs: np.ndarray
     labels: np.ndarray
     puzzle_identifiers: np.ndarray
+    puzzles: np.ndarray
     groups: np.ndarray
+
+    @classmethod
+    def of_single_puzzles(cls, inputs: np.ndarray, labels: np.ndarray) -> Rows:
+        """Hold puzzles (N, L) that have no name, one example each and nothing to do with each other."""
+        numbers = np.arange(len(inputs), dtype=np.int32)
+        return cls(inputs, labels, np.zeros_like(numbers), numbers, numbers)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -68,9 +84,9 @@ class SplitInfo:
     """Describe one split.
 
     Args:
-        rows: puzzles, the augmentations that were stored counted.
+        rows: examples, those of stored augmentations counted.
         groups: distinct values of `group`.
-        mean_puzzle_examples: rows / distinct (group, puzzle_identifier); `epochs` counts with it.
+        mean_puzzle_examples: rows / distinct values of `puzzle`; `epochs` counts with it.
         files: SHA-256 of each file, by its name relative to the dataset folder, in row order.
     """
 
@@ -82,7 +98,11 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Hold the fields of dataset.json."""
+    """Hold the fields of dataset.json.
+
+    Args:
+        files: SHA-256 of each file beside the splits, by its name; identifiers.json is always there.
+    """
 
     format_version: int
     seq_len: int
@@ -95,6 +115,7 @@ class DatasetInfo:
     arguments: dict[str, Any]
     seed: int | None
     symmetry: dict[str, Any] | None
+    files: dict[str, str]
 
     @classmethod
     def load(cls, folder: str | Path) -> DatasetInfo:
@@ -135,7 +156,8 @@ def write_dataset(
     arguments: Mapping[str, Any],
     seed: int | None,
     symmetry: Mapping[str, Any] | None,
-    num_puzzle_identifiers: int = 1,
+    identifiers: PuzzleIdentifiers | None = None,
+    side_files: Mapping[str, bytes] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> DatasetInfo:
     """Write a dataset folder, whole or not at all: it appears under its name when it is finished.
@@ -144,6 +166,9 @@ def write_dataset(
 
     Args:
         arguments: what the generator was called with, as JSON.
+        symmetry: what `symmetries.symmetry_from` makes the augmentation of, or None.
+        identifiers: what the puzzle identifiers stand for; None where all are 0.
+        side_files: further files by name, for whoever evaluates.
         overwrite: replace the dataset that is there. A folder that is no dataset is never replaced.
 
     Raises:
@@ -153,6 +178,7 @@ def write_dataset(
     check_target(folder, overwrite=overwrite)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
+    identifiers = PuzzleIdentifiers.blank() if identifiers is None else identifiers
     try:
         info = DatasetInfo(
             format_version=FORMAT_VERSION,
@@ -160,15 +186,19 @@ def write_dataset(
             vocab_size=vocab_size,
             pad_id=PAD_ID,
             ignored_label=IGNORED_LABEL,
-            num_puzzle_identifiers=num_puzzle_identifiers,
+            num_puzzle_identifiers=len(identifiers),
             splits={},
             generator=generator,
             arguments=dict(arguments),
             seed=seed,
             symmetry=dict(symmetry) if symmetry is not None else None,
+            files={},
         )
         for name, rows in splits.items():
             info.splits[name] = _write_split(partial, name, rows, info)
+        for name, content in {**side_files, IDENTIFIERS_NAME: identifiers.to_bytes()}.items():
+            (partial / name).write_bytes(content)
+            info.files[name] = sha256(partial / name)
         (partial / INFO_NAME).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
         _put_in_place(partial, folder)
     finally:
@@ -204,13 +234,39 @@ def read_split(folder: str | Path, split: str) -> Rows:
 
 
 def read_splits(folders: Sequence[str | Path], split: str) -> Rows:
-    """Read the same split of several datasets, one after the other, their groups kept apart."""
-    parts, first_group = [], 0
-    for folder in folders:
-        rows = read_split(folder, split)
-        parts.append(Rows(rows.inputs, rows.labels, rows.puzzle_identifiers, rows.groups + first_group))
-        first_group = int(parts[-1].groups.max()) + 1
-    return _concatenate(parts)
+    """Read the same split of several datasets, one after the other, their puzzles and groups kept apart."""
+    parts = [read_split(folder, split) for folder in folders]
+    shifts = number_shifts(folders, split)
+    return _concatenate([shifted(rows, *shift) for rows, shift in zip(parts, shifts, strict=True)])
+
+
+def number_shifts(folders: Sequence[str | Path], split: str) -> list[tuple[int, int]]:
+    """Say what to add to the puzzles and groups of each dataset so that they differ from those before it."""
+    import pyarrow.parquet as pq
+
+    after, shifts = np.zeros(2, np.int64), []
+    for folder in map(Path, folders):
+        shifts.append((int(after[0]), int(after[1])))
+        if len(folders) > 1:
+            files = DatasetInfo.load(folder).split(split).files
+            numbers = [pq.read_table(folder / file, columns=["puzzle", "group"]) for file in files]
+            after += np.max([[column.to_numpy().max() for column in table.columns] for table in numbers], axis=0) + 1
+    return shifts
+
+
+def shifted(rows: Rows, puzzle: int, group: int) -> Rows:
+    """Add to the numbers of puzzles and groups."""
+    return replace(rows, puzzles=rows.puzzles + np.int32(puzzle), groups=rows.groups + np.int32(group))
+
+
+def read_identifiers(*folders: str | Path) -> PuzzleIdentifiers:
+    """Read what the puzzle identifiers of a dataset stand for, or those of several that passed `open_datasets`.
+
+    Raises:
+        DatasetError: identifiers.json is missing or unreadable.
+    """
+    named = max(folders, key=lambda folder: DatasetInfo.load(folder).num_puzzle_identifiers)
+    return _load_identifiers(Path(named) / IDENTIFIERS_NAME)
 
 
 def open_dataset(folder: str | Path, *, command_hint: str | None = None, require: Sequence[str] = ()) -> DatasetInfo:
@@ -224,17 +280,19 @@ def open_dataset(folder: str | Path, *, command_hint: str | None = None, require
         DatasetError: one line that names the file, the row, the value, the rule and the way out.
     """
     folder = Path(folder)
-    again = command_hint or f"trm-ray prepare sudoku --output {folder}"
     if not folder.is_dir():
-        raise DatasetError(f"the dataset folder {folder} does not exist; make it with `{again}`")
+        told = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
+        raise DatasetError(f"the dataset folder {folder} does not exist; {told}")
     try:
         info = DatasetInfo.load(folder)
         for name in require:
             info.split(name)
+        _check_side_files(folder, info)
         for name, split in info.splits.items():
             _check_split(folder, name, split, info)
     except DatasetError as error:
-        raise DatasetError(f"{error} (dataset {folder}, made with `{again}`)") from error
+        made = f", made with `{command_hint}`" if command_hint else ""
+        raise DatasetError(f"{error} (dataset {folder}{made})") from error
     return info
 
 
@@ -243,8 +301,8 @@ def open_datasets(
 ) -> DatasetInfo:
     """Validate several datasets and describe them as one.
 
-    The names in `SplitInfo.files` start with their dataset's folder, rows and groups are summed, and the
-    larger `num_puzzle_identifiers` holds: identifiers mean the same puzzle in all of them.
+    The names in `SplitInfo.files` start with their dataset's folder, and rows and groups are summed. Identifiers mean
+    the same puzzle in all of them, so at most one set of them may be there besides datasets that use none.
 
     Raises:
         DatasetError: one is bad, or they differ in what one model and one stream must share.
@@ -255,7 +313,24 @@ def open_datasets(
     for key in ("seq_len", "vocab_size", "symmetry"):
         for folder, info in zip(folders, infos, strict=True):
             _check_agreement(key, folders[0], infos[0], folder, info)
+    check_same_identifiers(dict(zip(map(str, folders), infos, strict=True)))
     return _merged(folders, infos)
+
+
+def check_same_identifiers(infos: Mapping[str, DatasetInfo]) -> None:
+    """Refuse datasets, by name, whose identifiers mean different puzzles; those that use none go with all.
+
+    Raises:
+        DatasetError: two of them name different puzzles.
+    """
+    named = {name: info for name, info in infos.items() if info.num_puzzle_identifiers > 1}
+    for name, info in named.items():
+        first = next(iter(named))
+        if info.files[IDENTIFIERS_NAME] != named[first].files[IDENTIFIERS_NAME]:
+            raise DatasetError(
+                f"the puzzle identifiers of {name} and {first} differ, and a model has one table of them; "
+                "prepare them together as one dataset, or train on one of them"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -282,6 +357,7 @@ _INFO_TYPES: dict[str, type | tuple[type, ...]] = {
     "arguments": dict,
     "seed": (int, type(None)),
     "symmetry": (dict, type(None)),
+    "files": dict,
 }
 _SPLIT_TYPES: dict[str, type | tuple[type, ...]] = {
     "rows": int,
@@ -299,6 +375,8 @@ def _check_keys(path: Path, raw: Mapping[str, Any]) -> None:
     for key, value in (("pad_id", PAD_ID), ("ignored_label", IGNORED_LABEL)):
         if raw[key] != value:
             raise DatasetError(f"{path}: {key}={raw[key]} must be {value} in format {FORMAT_VERSION}")
+    if IDENTIFIERS_NAME not in raw["files"]:
+        raise DatasetError(f"{path}: files must name {IDENTIFIERS_NAME}; it names {', '.join(raw['files']) or 'none'}")
 
 
 def _check_types(where: str, raw: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
@@ -327,7 +405,9 @@ def _common_length(splits: Mapping[str, Rows]) -> int:
 
 def _write_split(partial: Path, name: str, rows: Rows, info: DatasetInfo) -> SplitInfo:
     _check_filled(name, len(rows))
-    _check_tokens(name, 0, rows, info)
+    for first in range(0, len(rows), ROWS_PER_ROW_GROUP):
+        _check_tokens(name, first, rows[first : first + ROWS_PER_ROW_GROUP], info)
+    _check_puzzles(name, rows.puzzles, rows.groups)
     (partial / name).mkdir(parents=True)
     num_parts = min(MAX_PARTS, max(1, len(rows) // MIN_ROWS_PER_PART))
     files = {}
@@ -335,12 +415,20 @@ def _write_split(partial: Path, name: str, rows: Rows, info: DatasetInfo) -> Spl
         file = f"{name}/part-{part:05d}.parquet"
         _write_part(partial / file, rows[chosen[0] : chosen[-1] + 1])
         files[file] = sha256(partial / file)
-    return SplitInfo(len(rows), *_puzzle_counts(rows.groups, rows.puzzle_identifiers), files)
+    return SplitInfo(len(rows), *_puzzle_counts(rows.puzzles, rows.groups), files)
 
 
 def _write_part(path: Path, rows: Rows) -> None:
-    import pyarrow as pa
+    """Write rows, a row group at a time: they may be mapped from a file larger than the memory."""
     import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, _table(rows[:0]).schema, compression="zstd") as writer:
+        for first in range(0, len(rows), ROWS_PER_ROW_GROUP):
+            writer.write_table(_table(rows[first : first + ROWS_PER_ROW_GROUP]))
+
+
+def _table(rows: Rows) -> pa.Table:
+    import pyarrow as pa
 
     def boards(tokens: np.ndarray) -> pa.FixedSizeListArray:
         flat = pa.array(np.ascontiguousarray(tokens, np.int32).reshape(-1))
@@ -349,11 +437,9 @@ def _write_part(path: Path, rows: Rows) -> None:
     columns = (
         boards(rows.inputs),
         boards(rows.labels),
-        pa.array(rows.puzzle_identifiers, pa.int32()),
-        pa.array(rows.groups, pa.int32()),
+        *(pa.array(numbers, pa.int32()) for numbers in (rows.puzzle_identifiers, rows.puzzles, rows.groups)),
     )
-    table = pa.table(dict(zip(COLUMNS, columns, strict=True)))
-    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+    return pa.table(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
@@ -378,9 +464,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _puzzle_counts(groups: np.ndarray, puzzle_identifiers: np.ndarray) -> tuple[int, float]:
-    pairs = groups.astype(np.int64) << 32 | puzzle_identifiers
-    return len(np.unique(groups)), len(groups) / len(np.unique(pairs))
+def _puzzle_counts(puzzles: np.ndarray, groups: np.ndarray) -> tuple[int, float]:
+    return len(np.unique(groups)), len(puzzles) / len(np.unique(puzzles))
+
+
+def _load_identifiers(path: Path) -> PuzzleIdentifiers:
+    try:
+        return PuzzleIdentifiers.load(path)
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
 
 
 def _concatenate(parts: Sequence[Rows]) -> Rows:
@@ -442,18 +534,32 @@ def _check_filled(name: str, rows: int) -> None:
         raise DatasetError(f"the {name} split is empty; it must hold at least one puzzle")
 
 
+def _check_side_files(folder: Path, info: DatasetInfo) -> None:
+    for file, expected in info.files.items():
+        _check_checksum(folder / file, expected)
+    found = len(_load_identifiers(folder / IDENTIFIERS_NAME))
+    if found != info.num_puzzle_identifiers:
+        raise DatasetError(
+            f"{folder / IDENTIFIERS_NAME} names {found} identifiers; dataset.json says "
+            f"num_puzzle_identifiers={info.num_puzzle_identifiers}"
+        )
+
+
 def _check_split(folder: Path, name: str, split: SplitInfo, info: DatasetInfo) -> None:
     for file, expected in split.files.items():
         _check_checksum(folder / file, expected)
     seen, keys = 0, []
-    for file, table in _tables(folder, split):
-        rows = _rows(folder, file, table, info.seq_len)
-        _check_tokens(name, seen, rows, info)
-        seen += len(rows)
-        keys.append((rows.groups, rows.puzzle_identifiers))
+    with progress(f"{name} rows checked", split.rows) as advance:
+        for file, table in _tables(folder, split):
+            rows = _rows(folder, file, table, info.seq_len)
+            _check_tokens(name, seen, rows, info)
+            seen += len(rows)
+            keys.append((rows.puzzles, rows.groups))
+            advance(len(rows))
     _check_filled(name, seen)
-    groups, identifiers = (np.concatenate(column) for column in zip(*keys, strict=True))
-    found = (seen, *_puzzle_counts(groups, identifiers))
+    puzzles, groups = (np.concatenate(column) for column in zip(*keys, strict=True))
+    _check_puzzles(name, puzzles, groups)
+    found = (seen, *_puzzle_counts(puzzles, groups))
     for key, value in zip(("rows", "groups", "mean_puzzle_examples"), found, strict=True):
         if not np.isclose(value, getattr(split, key), rtol=1e-9, atol=0):
             raise DatasetError(f"the {name} split has {key}={value}; dataset.json says {getattr(split, key)}")
@@ -487,7 +593,33 @@ def _check_tokens(name: str, first_row: int, rows: Rows, info: DatasetInfo) -> N
         info.num_puzzle_identifiers,
         identifiers,
     )
+    _check_range(f"{name} puzzle", first_row, rows.puzzles, 2**31, "2^31")
     _check_range(f"{name} group", first_row, rows.groups, 2**31, "2^31")
+
+
+def _check_puzzles(name: str, puzzles: np.ndarray, groups: np.ndarray) -> None:
+    """Check that a puzzle is in one group and, in the train split, that the puzzles of a group have equally many rows.
+
+    Without the second, an epoch would have more rows or fewer as chance picks the puzzles, and no step would know where
+    in the stream it stands.
+    """
+    pairs, rows = np.unique(groups.astype(np.int64) << 32 | puzzles, return_counts=True)
+    group, puzzle = pairs >> 32, pairs & 0xFFFFFFFF
+    again = np.flatnonzero(np.diff(np.sort(puzzle)) == 0)
+    if len(again):
+        number = np.sort(puzzle)[again[0]]
+        told = " and ".join(map(str, group[puzzle == number][:2]))
+        raise DatasetError(
+            f"{name}: puzzle {number} is in groups {told}; it must be in one: number it anew in the other"
+        )
+    uneven = np.flatnonzero((np.diff(group) == 0) & (np.diff(rows) != 0))
+    if name == "train" and len(uneven):
+        first = uneven[0]
+        raise DatasetError(
+            f"{name}: puzzle {puzzle[first]} of group {group[first]} has {rows[first]} rows and puzzle "
+            f"{puzzle[first + 1]} has {rows[first + 1]}; the puzzles of one group must have equally many: put these "
+            "into groups of their own"
+        )
 
 
 def _check_range(
@@ -519,9 +651,11 @@ def _check_agreement(key: str, first: str | Path, expected: DatasetInfo, folder:
 
 def _merged(folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> DatasetInfo:
     names = [name for name in infos[0].splits if all(name in info.splits for info in infos)]
+    named = max(infos, key=lambda info: info.num_puzzle_identifiers)
     merged = {
         **{f.name: getattr(infos[0], f.name) for f in fields(DatasetInfo)},
-        "num_puzzle_identifiers": max(info.num_puzzle_identifiers for info in infos),
+        "num_puzzle_identifiers": named.num_puzzle_identifiers,
+        "files": named.files,
         "splits": {name: _merged_split(name, folders, infos) for name in names},
     }
     return DatasetInfo(**merged)

@@ -1,7 +1,7 @@
-"""One worker's training rows as an endless stream: shuffled every epoch, augmented on the way, never on disk.
+"""Training rows as an endless stream: shuffled every epoch, augmented on the way, never on disk.
 
 Batch k is a pure function of (seed, k) and of the set of rows, whoever reads them in whatever order: a resumed run asks
-for the batch that it needs next and gets it, and one worker under Ray sees what a process without Ray sees.
+for the batch that it needs next and gets it, and workers who take their slices of it see together what one sees alone.
 """
 
 from __future__ import annotations
@@ -12,117 +12,254 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trm_ray.data.schema import Rows
-from trm_ray.data.symmetries import Symmetry, counter_draws
+from trm_ray.data.counters import counter_draws
+from trm_ray.data.schema import DatasetError, DatasetInfo, Rows
+from trm_ray.data.symmetries import Symmetry, TokenBatch
 
-# Rows that are shuffled together, and kept in memory if they are all: 170 MB at 81 tokens.
+# Splits up to this size, as int32 tokens, every worker holds whole: 3.3 million 9×9 boards.
+MAX_BYTES_IN_MEMORY = 2**31
+# Rows of a larger split that are shuffled together: 170 MB at 81 tokens.
 SHUFFLE_ROWS = 2**18
+
+_HASHED_ROWS = 256  # at once: few enough to stay in the cache
+_SALT_PICK = np.uint64(0xD4)  # so that the puzzle picked says nothing of its augmentation
 
 
 @dataclass(frozen=True)
-class TokenBatch:
-    """inputs, labels (B, L) and puzzle_identifiers (B,), all int32."""
+class Shard:
+    """A worker's own part of a split that does not fit into memory.
 
-    inputs: np.ndarray
-    labels: np.ndarray
-    puzzle_identifiers: np.ndarray
+    Args:
+        read: gives its rows in pieces of up to `SHUFFLE_ROWS`, shuffled one by one; the same pieces at every call.
+        num_rows: how many those are.
+    """
+
+    read: Callable[[], Iterable[Rows]]
+    num_rows: int
+
+
+def fits_in_memory(info: DatasetInfo, split: str) -> bool:
+    """Decide whether every worker holds the whole split.
+
+    Raises:
+        DatasetError: it does not fit, and its groups hold several puzzles, of which only a whole split lets one pick.
+    """
+    described = info.split(split)
+    needed = 2 * 4 * info.seq_len * described.rows
+    if needed <= MAX_BYTES_IN_MEMORY:
+        return True
+    if described.rows > round(described.groups * described.mean_puzzle_examples):
+        told = f"the {split} split takes {needed / 2**30:.1f} GiB; beyond {MAX_BYTES_IN_MEMORY / 2**30:g} GiB"
+        raise DatasetError(
+            f"{told} a group must hold one puzzle: leave stored augmentations out, or use ray.num_workers=0"
+        )
+    return False
 
 
 class RowStream:
     """The batches of one worker.
 
+    An epoch visits every group once, in random order, picks one of its puzzles and takes all of that one's examples.
+
     Args:
-        chunks: gives the rows of one epoch in pieces of up to `SHUFFLE_ROWS`, shuffled one by one. Called once if all
-            fit into one piece, otherwise once an epoch; then it must give the same pieces every time.
+        source: all rows, of whose batches the worker takes its slice, or its own shard, which it shuffles for itself.
+        batch_size: rows of a batch over all workers.
         symmetry: augmentation of the puzzles, or None.
+        rank: which of `world_size` equal slices of each batch is the worker's.
     """
 
     def __init__(
         self,
-        chunks: Callable[[], Iterable[Rows]],
+        source: Rows | Shard,
         *,
-        num_rows: int,
         batch_size: int,
         seed: int,
         symmetry: Symmetry | None,
+        rank: int = 0,
+        world_size: int = 1,
     ):
-        self._chunks, self._whole = chunks, num_rows <= SHUFFLE_ROWS
-        self._cache: list[_Chunk] = []
-        self.num_rows, self.batch_size, self.seed, self.symmetry = num_rows, batch_size, seed, symmetry
+        assert batch_size % world_size == 0, "workers take equal slices"
+        self.seed, self.symmetry, self.slice_size = seed, symmetry, batch_size // world_size
+        self._chunks: Callable[[], Iterable[_Chunk]]
+        if isinstance(source, Shard):
+            self._chunks, self.num_rows = (lambda: map(_Chunk.of, source.read())), source.num_rows
+            self.batch_size, self._offset = self.slice_size, 0
+        else:
+            chunk = _Chunk.of(source)
+            self._chunks, self.num_rows = (lambda: [chunk]), chunk.num_visited
+            self.batch_size, self._offset = batch_size, rank * self.slice_size
 
     def batches(self, start: int) -> Iterator[TokenBatch]:
         """Yield the batches from number `start` on, for ever; epochs follow each other within a batch."""
-        first_epoch, skip = divmod(start * self.batch_size, self.num_rows)
-        pieces: list[TokenBatch] = []
-        missing = self.batch_size
-        for epoch, chunk, order in self._shuffled(first_epoch):
-            order, skip = order[skip:], max(0, skip - len(order))
-            for begin, end in _cuts(len(order), missing, self.batch_size):
-                pieces.append(self._take(epoch, chunk, order[begin:end]))
-                missing -= end - begin
-                if missing == 0:
-                    yield _joined(pieces)
-                    pieces, missing = [], self.batch_size
+        rows = _Cursor(self._visits(start * self.batch_size + self._offset))
+        while True:
+            yield self._batch(list(rows.take(self.slice_size)))
+            rows.skip(self.batch_size - self.slice_size)
 
-    def _shuffled(self, first_epoch: int) -> Iterator[tuple[int, _Chunk, np.ndarray]]:
-        for epoch in itertools.count(first_epoch):
-            for number, chunk in enumerate(self._epoch()):
-                yield epoch, chunk, np.random.default_rng([self.seed, epoch, number]).permutation(len(chunk.keys))
+    def _visits(self, first: int) -> Iterator[_Visits]:
+        """Yield the rows of the endless stream from number `first` on, a chunk of an epoch at a time."""
+        epoch, skip = divmod(first, self.num_rows)
+        for number in itertools.count(epoch):
+            for position, chunk in enumerate(self._chunks()):
+                order = chunk.order(self.seed, number, position)
+                yield _Visits(number, chunk, order[skip:])
+                skip = max(0, skip - len(order))
 
-    def _epoch(self) -> Iterable[_Chunk]:
-        if not self._whole:
-            return map(_Chunk.of, self._chunks())
-        if not self._cache:
-            self._cache = [_Chunk.of(rows) for rows in self._chunks()]
-        return self._cache
+    def _batch(self, parts: list[_Visits]) -> TokenBatch:
+        def gathered(name: str) -> np.ndarray:
+            return _joined([getattr(part.chunk.rows, name)[part.rows] for part in parts])
 
-    def _take(self, epoch: int, chunk: _Chunk, picked: np.ndarray) -> TokenBatch:
-        inputs, labels = chunk.rows.inputs[picked], chunk.rows.labels[picked]
-        if self.symmetry is not None:
-            keys = chunk.keys[picked]
-            inputs, labels = self.symmetry.augment(inputs, labels, seed=self.seed, epoch=epoch, index=keys)
-        return TokenBatch(inputs, labels, chunk.rows.puzzle_identifiers[picked])
+        batch = TokenBatch(gathered("inputs"), gathered("labels"), gathered("puzzle_identifiers"))
+        if self.symmetry is None:
+            return batch
+        return self.symmetry.augment(
+            batch,
+            seed=self.seed,
+            epoch=np.repeat([part.epoch for part in parts], [len(part.rows) for part in parts]),
+            puzzle_keys=_joined([part.chunk.puzzle_keys[part.rows] for part in parts]),
+            row_keys=_joined([part.chunk.keys[part.rows] for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class _Visits:
+    """Rows of a chunk, by their places in it, in the order in which an epoch visits them."""
+
+    epoch: int
+    chunk: _Chunk
+    rows: np.ndarray
+
+
+class _Cursor:
+    """Cut what comes in pieces of any length into pieces of the length asked for."""
+
+    def __init__(self, pieces: Iterator[_Visits]):
+        self._pieces, self._left = pieces, next(pieces)
+
+    def take(self, count: int) -> Iterator[_Visits]:
+        while count:
+            if len(self._left.rows) == 0:
+                self._left = next(self._pieces)
+            piece = self._left
+            taken = piece.rows[:count]
+            self._left = _Visits(piece.epoch, piece.chunk, piece.rows[count:])
+            count -= len(taken)
+            yield _Visits(piece.epoch, piece.chunk, taken)
+
+    def skip(self, count: int) -> None:
+        for _ in self.take(count):
+            pass  # rows are only gathered for a batch
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rows in the order of their keys."""
+    """Rows that are shuffled together, sorted by what groups, puzzles and rows hold, wherever they stood.
+
+    Args:
+        keys: (N,) what names each row.
+        puzzle_keys: (N,) what names each row's puzzle.
+        group_keys: (G,) what names each group.
+        starts: (P,) the first row of each puzzle.
+        first_puzzle: (G,) the first puzzle of each group.
+        num_puzzles: (G,) how many it holds.
+        num_examples: (G,) how many rows each of those has.
+    """
 
     rows: Rows
     keys: np.ndarray
+    puzzle_keys: np.ndarray
+    group_keys: np.ndarray
+    starts: np.ndarray
+    first_puzzle: np.ndarray
+    num_puzzles: np.ndarray
+    num_examples: np.ndarray
 
     @classmethod
     def of(cls, rows: Rows) -> _Chunk:
         keys = row_keys(rows)
-        order = np.argsort(keys, kind="stable")
-        return cls(rows[order], keys[order])
+        puzzle_keys, group_keys = _sums(keys, rows.puzzles), _sums(keys, rows.groups)
+        # The numbers part what holds the same, and only that.
+        order = np.lexsort((keys, rows.puzzles, puzzle_keys, rows.groups, group_keys))
+        rows, keys, puzzle_keys, group_keys = rows[order], keys[order], puzzle_keys[order], group_keys[order]
+        starts, group_starts = _starts(rows.puzzles), _starts(rows.groups)
+        first_puzzle = np.searchsorted(starts, group_starts)
+        return cls(
+            rows=rows,
+            keys=keys,
+            puzzle_keys=puzzle_keys,
+            group_keys=group_keys[group_starts],
+            starts=starts,
+            first_puzzle=first_puzzle,
+            num_puzzles=np.diff(first_puzzle, append=len(starts)),
+            num_examples=np.diff(starts, append=len(rows))[first_puzzle],
+        )
+
+    @property
+    def num_visited(self) -> int:
+        """Count the rows that an epoch visits."""
+        return int(self.num_examples.sum())
+
+    def order(self, seed: int, epoch: int, position: int) -> np.ndarray:
+        """Shuffle the groups and pick a puzzle of each: the rows that an epoch visits, by their places."""
+        groups = np.random.default_rng([seed, epoch, position]).permutation(len(self.group_keys))
+        draws = counter_draws(seed, epoch, self.group_keys ^ _SALT_PICK, 1)[:, 0]
+        picked = self.first_puzzle + (draws % self.num_puzzles.astype(np.uint64)).astype(np.int64)
+        first, lengths = self.starts[picked][groups], self.num_examples[groups]
+        ends = np.cumsum(lengths)
+        return np.repeat(first - (ends - lengths), lengths) + np.arange(ends[-1])
 
 
 def row_keys(rows: Rows) -> np.ndarray:
     """Name each row by a 64-bit hash of all that it holds, so that its place in a file or a shard does not matter."""
-    content = np.concatenate([rows.inputs, rows.labels, rows.puzzle_identifiers[:, None]], axis=1)
-    factors = counter_draws(0, 0, np.arange(content.shape[1]), 1).reshape(-1)
-    keys = np.zeros(len(rows), np.uint64)
-    for column, factor in zip(content.T, factors, strict=True):
-        keys += column.astype(np.uint64) * factor  # wraps around, as it should
+    factors = counter_draws(0, 0, np.arange(2 * rows.inputs.shape[1] + 1), 1)[:, 0]
+    keys = np.empty(len(rows), np.uint64)
+    for begin in range(0, len(rows), _HASHED_ROWS):
+        part = slice(begin, begin + _HASHED_ROWS)
+        columns = [rows.inputs[part], rows.labels[part], rows.puzzle_identifiers[part, None]]
+        keys[part] = np.concatenate(columns, axis=1).astype(np.uint64) @ factors  # wraps around, as it should
     return keys
 
 
-def _cuts(length: int, first: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut `length` rows into a piece of `first` and pieces of `size`, the last one shorter."""
-    bounds = [0, *range(first, length, size), length]
-    return itertools.pairwise(bounds) if length else iter(())
+def _sums(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Name what each row (N,) belongs to by the sum of its rows' keys, which wraps around."""
+    order = np.argsort(numbers, kind="stable")
+    starts = _starts(numbers[order])
+    sums = np.empty_like(keys)
+    sums[order] = np.repeat(np.add.reduceat(keys[order], starts), np.diff(starts, append=len(keys)))
+    return sums
 
 
-def _joined(pieces: list[TokenBatch]) -> TokenBatch:
-    if len(pieces) == 1:
-        return pieces[0]
-    return TokenBatch(*(np.concatenate([getattr(p, name) for p in pieces]) for name in TokenBatch.__dataclass_fields__))
+def _starts(numbers: np.ndarray) -> np.ndarray:
+    """Find where runs of equal numbers begin."""
+    return np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
 
 
-def test_batches(rows: Rows, batch_size: int, rank: int, world_size: int) -> Iterator[TokenBatch]:
-    """Yield one worker's share of the test rows, every row exactly once over all workers."""
-    mine = np.arange(rank, len(rows), world_size)
-    for begin in range(0, len(mine), batch_size):
-        picked = mine[begin : begin + batch_size]
-        yield TokenBatch(rows.inputs[picked], rows.labels[picked], rows.puzzle_identifiers[picked])
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def test_batches(
+    rows: Rows,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    *,
+    symmetry: Symmetry | None = None,  # noqa: PT028  # no test of pytest's
+    augmentations: int = 0,  # noqa: PT028
+) -> Iterator[TokenBatch]:
+    """Yield one worker's share of the test rows, every row exactly once over all workers.
+
+    Args:
+        symmetry: what variants of the rows come from.
+        augmentations: up to how many variants of each row follow it.
+    """
+    counts = np.ones(len(rows), np.int64)
+    if symmetry is not None and augmentations:
+        counts = np.minimum(symmetry.num_variants(rows.puzzle_identifiers), 1 + augmentations)
+    ends = np.cumsum(counts)
+    for begin in range(rank, int(ends[-1]), world_size * batch_size):
+        places = np.arange(begin, min(begin + world_size * batch_size, int(ends[-1])), world_size)
+        picked = np.searchsorted(ends, places, side="right")
+        batch = TokenBatch(rows.inputs[picked], rows.labels[picked], rows.puzzle_identifiers[picked])
+        number = places - (ends - counts)[picked]
+        yield batch if symmetry is None or not number.any() else symmetry.variant(batch, number)

@@ -7,19 +7,17 @@ one numpy operation serves them all. Python's own cost vanishes in the batch, so
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
-from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, check_target, sha256, write_dataset
+from trm_ray.data.generation import Puzzles, generate, num_processes
+from trm_ray.data.puzzle_csv import Choice, CsvKind, check_rules, codes_of, read_csv_splits
+from trm_ray.data.schema import DatasetInfo, Rows, check_target, write_dataset
 from trm_ray.data.symmetries import canonical_forms
 
 Difficulty = Literal["singles", "any"]
@@ -36,11 +34,6 @@ BLANK_TOKEN = 1
 _BATCH = 512
 # Below this many boards a second process costs more than it saves.
 _BOARDS_PER_PROCESS = {4: 60_000, 6: 30_000, 9: 5_000}
-# The generator gives up on new puzzles after so many chunks with hardly any (a 4×4 board has few).
-_BARREN_CHUNKS = 12
-_CSV_HEADER = ["source", "question", "answer", "rating"]
-_CSV_BLOCK = 16_384
-_CANONICAL_BLOCK = 2048
 
 
 def box_of(size: int) -> Box:
@@ -238,15 +231,6 @@ def _most_constrained(masks: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Puzzles:
-    """Hold puzzles (P, cells), their solutions (P, cells) and their canonical forms."""
-
-    questions: np.ndarray
-    answers: np.ndarray
-    forms: list[bytes]
-
-
-@dataclass(frozen=True)
 class _Recipe:
     size: int
     clues: tuple[int, int]
@@ -351,14 +335,17 @@ def prepare_sudoku(
     check_target(output, overwrite=overwrite)
     told = f"{train + test:,} Sudoku puzzles {size}×{size} with {recipe.clues[0]}–{recipe.clues[1]} clues"
     print(f"Making {told}", flush=True)
-    collected = _Collected(train, test)
-    with _progress("puzzles", train + test) as advance, _chunks(recipe, processes, train + test) as chunks:
-        for chunk in chunks:
-            advance(collected.take(chunk))
-            if collected.complete:
-                break
-    print(collected.told())
-    splits = {name: part.rows() for name, part in collected.parts.items() if part.wanted}
+    if processes is None:
+        processes = num_processes(train + test, _BOARDS_PER_PROCESS[size])
+    made = generate(
+        partial(_chunk, recipe),
+        train=train,
+        test=test,
+        processes=processes,
+        unit="puzzles",
+        way_out="widen --clues",
+    )
+    splits = {name: rows_of_boards(part.questions, part.answers) for name, part in made.items()}
     arguments = {
         "size": size,
         "train": train,
@@ -366,7 +353,7 @@ def prepare_sudoku(
         "clues": list(recipe.clues),
         "difficulty": difficulty,
     }
-    return _write(output, splits, size, "sudoku", arguments, seed, overwrite)
+    return _write(output, splits, size, "sudoku", arguments, seed, overwrite=overwrite)
 
 
 def _checked_recipe(
@@ -387,124 +374,9 @@ def _checked_recipe(
     return _Recipe(size, (low, high), difficulty, seed)
 
 
-@contextmanager
-def _chunks(recipe: _Recipe, processes: int | None, boards: int) -> Iterator[Iterable[Puzzles]]:
-    """Yield chunks in the order of their numbers, without end, however many processes make them."""
-    if processes is None:
-        processes = min(_cores(), boards // _BOARDS_PER_PROCESS[recipe.size])
-    if processes <= 1:
-        yield (_chunk(recipe, number) for number in _counting())
-        return
-    import multiprocessing
-
-    # Not "fork": the caller may hold threads (Ray, torch) whose locks a forked child would inherit.
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield _ahead(pool, recipe, processes + 1)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ahead(pool: ProcessPoolExecutor, recipe: _Recipe, ahead: int) -> Iterator[Puzzles]:
-    waiting: list[Future[Puzzles]] = []
-    for number in _counting():
-        waiting.append(pool.submit(_chunk, recipe, number))
-        if len(waiting) > ahead:
-            yield waiting.pop(0).result()
-
-
-def _counting() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass
-class _Part:
-    """Collect the puzzles of one split."""
-
-    wanted: int
-    forms: set[bytes] = field(default_factory=set)
-    questions: list[np.ndarray] = field(default_factory=list)
-    answers: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def missing(self) -> int:
-        return self.wanted - len(self.questions)
-
-    def add(self, question: np.ndarray, answer: np.ndarray, form: bytes) -> None:
-        self.forms.add(form)
-        self.questions.append(question)
-        self.answers.append(answer)
-
-    def rows(self) -> Rows:
-        return rows_of_boards(np.stack(self.questions), np.stack(self.answers))
-
-
-class _Collected:
-    """Deal puzzles out: test first, then train, all different; when no new ones come, train may repeat."""
-
-    def __init__(self, train: int, test: int) -> None:
-        self.parts = {"train": _Part(train), "test": _Part(test)}
-        self._barren = 0
-
-    @property
-    def complete(self) -> bool:
-        return not any(part.missing for part in self.parts.values())
-
-    def take(self, chunk: Puzzles) -> int:
-        """Keep what is wanted of a chunk and count it.
-
-        Raises:
-            ValueError: no more puzzles are to be had.
-        """
-        before = sum(part.missing for part in self.parts.values())
-        train, test = self.parts["train"], self.parts["test"]
-        exhausted = self._barren >= _BARREN_CHUNKS
-        if exhausted:
-            self._check_repeatable()
-        fresh = 0
-        for question, answer, form in zip(chunk.questions, chunk.answers, chunk.forms, strict=True):
-            is_new = form not in test.forms and form not in train.forms
-            fresh += is_new
-            if is_new and test.missing:
-                test.add(question, answer, form)
-            elif train.missing and (is_new or (exhausted and form in train.forms)):
-                train.add(question, answer, form)
-        self._barren = self._barren + 1 if fresh * 50 < _BATCH else 0
-        return before - sum(part.missing for part in self.parts.values())
-
-    def told(self) -> str:
-        """Say how many of the puzzles are different, which a small board may not allow for all."""
-        train = self.parts["train"]
-        repeats = train.wanted - len(train.forms)
-        told = f"; {repeats:,} training puzzles repeat another one under symmetry" if repeats else ""
-        return f"No test puzzle is symmetric to a training puzzle{told}"
-
-    def _check_repeatable(self) -> None:
-        train, test = self.parts["train"], self.parts["test"]
-        if test.missing or not train.forms:
-            raise ValueError(
-                f"train={train.wanted} test={test.wanted}: only {len(test.forms):,} puzzles that differ under "
-                "symmetry were found for these clues, and training needs some too; ask for fewer test puzzles "
-                "or widen --clues"
-            )
-
-
 def rows_of_boards(questions: np.ndarray, answers: np.ndarray) -> Rows:
-    """Turn boards (P, cells) into token rows, each a group of its own."""
-    count = len(questions)
-    return Rows(
-        inputs=questions.astype(np.int32) + BLANK_TOKEN,
-        labels=answers.astype(np.int32) + BLANK_TOKEN,
-        puzzle_identifiers=np.zeros(count, np.int32),
-        groups=np.arange(count, dtype=np.int32),
-    )
+    """Turn boards (P, cells) into token rows, each a puzzle and a group of its own."""
+    return Rows.of_single_puzzles(questions.astype(np.int32) + BLANK_TOKEN, answers.astype(np.int32) + BLANK_TOKEN)
 
 
 def _write(
@@ -514,7 +386,7 @@ def _write(
     generator: str,
     arguments: dict[str, Any],
     seed: int,
-    overwrite: bool,
+    **more: Any,
 ) -> DatasetInfo:
     info = write_dataset(
         output,
@@ -524,29 +396,13 @@ def _write(
         arguments=arguments,
         seed=seed,
         symmetry={"name": "sudoku", "box": list(box_of(size))},
-        num_puzzle_identifiers=1,
-        overwrite=overwrite,
+        **more,
     )
     print(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
     return info
 
 
 # --- The public CSV files --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Hold puzzles (P, 81), their answers (P, 81) and the lines (P,) that they stood on."""
-
-    questions: np.ndarray
-    answers: np.ndarray
-    lines: np.ndarray
-
-    def __getitem__(self, chosen: np.ndarray) -> _Table:
-        return _Table(self.questions[chosen], self.answers[chosen], self.lines[chosen])
-
-    def __len__(self) -> int:
-        return len(self.lines)
 
 
 def prepare_sudoku_from_csv(
@@ -563,7 +419,7 @@ def prepare_sudoku_from_csv(
     """Read 9×9 puzzles from CSV files with the columns source, question, answer and rating.
 
     Training puzzles that are symmetric to a test puzzle are left out. The chosen lines are recorded in
-    dataset.json where `subsample` or `test` chooses, so that others can take the same puzzles.
+    chosen_rows.json, so that others can take the same puzzles.
 
     Args:
         csv_path: a folder with train.csv and test.csv, or the training file.
@@ -575,176 +431,38 @@ def prepare_sudoku_from_csv(
     Raises:
         DatasetError: a file is missing or malformed (line and value are named), or holds too few puzzles.
     """
-    train_file, test_file = _csv_files(Path(csv_path), Path(test_csv) if test_csv is not None else None)
-    for name, number in (("subsample", subsample), ("test", test)):
-        if number is not None and number < 1:
-            raise DatasetError(f"{name}={number} must be at least 1")
-    if test_file is None and test is None:
-        raise DatasetError(f"{train_file} has no test file; pass --test N, or a folder with train.csv and test.csv")
     check_target(output, overwrite=overwrite)
-    tables = {file.name: _read_csv(file, min_difficulty) for file in (train_file, test_file) if file}
-    held_out = tables[test_file.name] if test_file else None
-    test_rows, train_rows = _csv_splits(tables[train_file.name], held_out, test, subsample, seed)
-    arguments = {
-        "files": {file.name: sha256(file) for file in (train_file, test_file) if file},
-        "test": test,
-        "subsample": subsample,
-        "min_difficulty": min_difficulty,
-        "train_lines": train_rows.lines.tolist() if subsample is not None else None,
-        "test_lines": test_rows.lines.tolist() if test is not None else None,
-    }
-    splits = {name: rows_of_boards(t.questions, t.answers) for name, t in (("train", train_rows), ("test", test_rows))}
-    return _write(output, splits, 9, "sudoku_csv", arguments, seed, overwrite)
+    choice = Choice(test=test, subsample=subsample, min_difficulty=min_difficulty, seed=seed)
+    read = read_csv_splits(_CSV, Path(csv_path), Path(test_csv) if test_csv is not None else None, choice)
+    splits = {name: rows_of_boards(t.questions, t.answers) for name, t in (("train", read.train), ("test", read.test))}
+    more = {"side_files": read.side_files, "overwrite": overwrite}
+    return _write(output, splits, 9, "sudoku_csv", read.arguments, seed, **more)
 
 
-def _csv_files(path: Path, test_path: Path | None) -> tuple[Path, Path | None]:
-    files = (path / "train.csv", path / "test.csv") if path.is_dir() else (path, test_path)
-    for file in files:
-        if file is not None and not file.is_file():
-            raise DatasetError(f"{file} does not exist; pass a CSV file, or a folder with train.csv and test.csv")
-    if files[1] is not None and files[0].name == files[1].name:
-        raise DatasetError(
-            f"{files[0]} and {files[1]} must have different names, by which dataset.json tells them apart"
-        )
-    return files
-
-
-def _csv_splits(
-    train: _Table, held_out: _Table | None, test: int | None, subsample: int | None, seed: int
-) -> tuple[_Table, _Table]:
-    """Choose the test rows, then training rows that are symmetric to none of them."""
-    rng = np.random.default_rng(seed)
-    pool = train if held_out is None else held_out
-    chosen = rng.permutation(len(pool))[:test] if test is not None else np.arange(len(pool))
-    _check_enough("test", test, len(pool))
-    rest = np.arange(len(train)) if held_out is not None else np.setdiff1d(np.arange(len(train)), chosen)
-    order = rng.permutation(rest) if subsample is not None else rest
-    test_rows = pool[np.sort(chosen)]
-    kept = _unlike(train, order, test_rows, subsample)
-    _check_enough("subsample", subsample, len(kept))
-    if not len(kept):
-        raise DatasetError("no training puzzle is left; lower --min-difficulty or --test")
-    return test_rows, train[np.sort(kept)]
-
-
-def _check_enough(name: str, wanted: int | None, there: int) -> None:
-    if wanted is not None and wanted > there:
-        raise DatasetError(f"{name}={wanted} is more than the {there:,} puzzles that there are; ask for fewer")
-
-
-def _unlike(train: _Table, order: np.ndarray, test: _Table, limit: int | None) -> np.ndarray:
-    """Go through the training rows in `order` and keep up to `limit` that no test row is symmetric to."""
-    limit = len(order) if limit is None else limit
-    kept: list[int] = []
-    with _progress("compared", len(test) + min(limit, len(order))) as advance:
-        test_forms: set[bytes] = set()
-        for start in range(0, len(test), _CANONICAL_BLOCK):
-            forms = canonical_forms(test.questions[start : start + _CANONICAL_BLOCK], BOXES[9])
-            test_forms.update(forms)
-            advance(len(forms))
-        for start in range(0, len(order), _CANONICAL_BLOCK):
-            block = order[start : start + _CANONICAL_BLOCK]
-            forms = canonical_forms(train.questions[block], BOXES[9])
-            kept += [row for row, form in zip(block.tolist(), forms, strict=True) if form not in test_forms]
-            advance(len(block))
-            if len(kept) >= limit:
-                break
-    return np.array(kept[:limit], np.int64)
-
-
-def _read_csv(path: Path, min_difficulty: float | None) -> _Table:
-    print(f"Reading {path}", flush=True)
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if header != _CSV_HEADER:
-            raise DatasetError(f"{path}:1: the header is {','.join(header)!r}; it must be {','.join(_CSV_HEADER)!r}")
-        with _progress("bytes", path.stat().st_size) as advance:
-            blocks = list(_csv_blocks(path, reader, min_difficulty, advance))
-    if not blocks:
-        least = "" if min_difficulty is None else f" with a rating of at least {min_difficulty:g}"
-        raise DatasetError(f"{path} holds no puzzle{least}")
-    columns = zip(*((block.questions, block.answers, block.lines) for block in blocks), strict=True)
-    return _Table(*(np.concatenate(column) for column in columns))
-
-
-def _csv_blocks(path: Path, reader: Any, min_difficulty: float | None, advance: _Advance) -> Iterator[_Table]:
-    rows: list[tuple[int, str, str]] = []
-    try:
-        for row in reader:
-            question, answer, rating = _csv_fields(f"{path}:{reader.line_num}", row)
-            advance(sum(map(len, row)) + len(row))
-            if min_difficulty is None or rating >= min_difficulty:
-                rows.append((reader.line_num, question, answer))
-            if len(rows) == _CSV_BLOCK:
-                yield _checked_table(path, rows)
-                rows = []
-    except csv.Error as error:
-        raise DatasetError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
-    if rows:
-        yield _checked_table(path, rows)
-
-
-def _csv_fields(where: str, row: Sequence[str]) -> tuple[str, str, float]:
-    if len(row) != len(_CSV_HEADER):
-        raise DatasetError(f"{where}: {len(row)} fields; it must have {len(_CSV_HEADER)}: {','.join(_CSV_HEADER)}")
-    _, question, answer, rating = row
-    for name, board in (("question", question), ("answer", answer)):
-        if len(board) != 81:
-            raise DatasetError(f"{where}: {name} has {len(board)} characters, {board!r}; it must have 81")
-    try:
-        return question, answer, float(rating)
-    except ValueError as error:
-        raise DatasetError(f"{where}: rating {rating!r} must be a number") from error
-
-
-def _checked_table(path: Path, rows: Sequence[tuple[int, str, str]]) -> _Table:
-    lines = np.array([line for line, _, _ in rows], np.int64)
-    texts = [(question, answer) for _, question, answer in rows]
-    questions, answers = (_digits_of(column) for column in zip(*texts, strict=True))
-    clues = questions > 0
-    rules = (
-        ((questions > 9).any(1), 0, "the question must hold the characters 0–9 and . alone"),
-        (~is_solution(np.minimum(answers, 9)) | (answers > 9).any(1), 1, "the answer is no valid grid"),
-        ((clues & (questions != answers)).any(1), 0, "the answer does not agree with the question"),
-        (
-            clues.sum(1) < FEWEST_CLUES[9],
-            0,
-            f"with less than {FEWEST_CLUES[9]} clues no puzzle has one solution",
-        ),
+def _csv_boards(questions: Sequence[str], answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    asked, answered = (_digits_of(texts) for texts in (questions, answers))
+    clues = asked > 0
+    no_grid = ~is_solution(np.minimum(answered, 9)) | (answered > 9).any(1)
+    too_few = clues.sum(1) < FEWEST_CLUES[9]
+    check_rules(
+        [
+            (asked.max(1) > 9, questions, "the question must hold the characters 0–9 and . alone"),
+            (no_grid, answers, "the answer is no valid grid"),
+            ((clues & (asked != answered)).any(1), questions, "the answer does not agree with the question"),
+            (too_few, questions, f"with less than {FEWEST_CLUES[9]} clues no puzzle has one solution"),
+        ]
     )
-    for broken, column, rule in rules:
-        if broken.any():
-            row = int(broken.argmax())
-            raise DatasetError(f"{path}:{lines[row]}: {texts[row][column]}: {rule}")
-    return _Table(questions, answers, lines)
+    return asked, answered
+
+
+def _csv_forms(questions: np.ndarray) -> list[bytes]:
+    return canonical_forms(questions, BOXES[9])
 
 
 def _digits_of(texts: Sequence[str]) -> np.ndarray:
     """Turn texts of 81 characters into (P, 81) digits; what is none becomes a number above 9."""
-    codes = np.frombuffer("".join(texts).encode("ascii", errors="replace"), np.uint8).reshape(-1, 81)
+    codes = codes_of(texts)
     return np.where(codes == ord("."), 0, codes - np.uint8(ord("0"))).astype(np.uint8)
 
 
-# --- Progress --------------------------------------------------------------------------------------------
-
-
-class _Advance(Protocol):
-    def __call__(self, amount: int) -> None: ...
-
-
-@contextmanager
-def _progress(unit: str, total: int) -> Iterator[_Advance]:
-    """Show a bar with the time left on a terminal, and nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    console = Console()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(unit, total=total)
-
-        def advance(amount: int) -> None:
-            bar.advance(task, amount)
-
-        yield advance
+_CSV = CsvKind(num_cells=lambda question: 81, boards=_csv_boards, forms=_csv_forms)

@@ -1,23 +1,27 @@
 """Symmetries of puzzles: augmentation while streaming, and the canonical form that symmetric puzzles share.
 
-Augmentation is a pure function of (seed, epoch, row): how rows are batched, sharded or ordered cannot
+Augmentation is a pure function of (seed, epoch, puzzle, row): how rows are batched, sharded or ordered cannot
 change what a row becomes. A hash in counter mode stands in for a random generator, which keeps it vectorised.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
+from trm_ray.data.counters import GOLDEN as _GOLDEN
+from trm_ray.data.counters import counter_draws as counter_draws
+from trm_ray.data.counters import mixed as _mix
+from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import DatasetError
 
 FIRST_DIGIT = 2  # tokens below are PAD and blank, which no relabelling touches
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SALT_ROWS, _SALT_DIGITS, _SALT_CHOSEN = (np.uint64(salt) for salt in (0xA1, 0xB2, 0xC3))
 # Enough for colours to cross a 9×9 board; what they leave undecided is branched over.
 _REFINEMENTS = 4
@@ -25,43 +29,73 @@ _MAX_BRANCHES = 50_000  # of one board
 _BATCH = 2048
 
 
+@dataclass(frozen=True)
+class TokenBatch:
+    """Hold inputs, labels (B, L) and puzzle_identifiers (B,), all int32."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    puzzle_identifiers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
 class Symmetry(Protocol):
     """Transform puzzles into equivalent ones."""
 
     def augment(
         self,
-        inputs: np.ndarray,
-        labels: np.ndarray,
+        rows: TokenBatch,
         *,
         seed: int,
         epoch: int | np.ndarray,
-        index: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Transform each row by a symmetry that (seed, epoch, index) alone decides.
+        puzzle_keys: np.ndarray,
+        row_keys: np.ndarray,
+    ) -> TokenBatch:
+        """Transform each row by a symmetry that (seed, epoch, its puzzle, itself) alone decide.
 
         Args:
-            inputs: (B, L) token ids; left as they are.
-            labels: (B, L) token ids or the ignored label; left as they are.
+            rows: left as they are.
             epoch: one for all rows, or (B,): a batch may cross from one epoch into the next.
-            index: (B,) a number that names each row (`stream.row_keys`).
+            puzzle_keys: (B,) a uint64 that names each row's puzzle; its examples are to be transformed alike.
+            row_keys: (B,) a uint64 that names each row (`stream.row_keys`).
 
         Returns:
-            New (B, L) inputs and labels of the same dtypes.
+            New rows of the same shapes and dtypes.
         """
         ...
 
+    def num_variants(self, puzzle_identifiers: np.ndarray) -> np.ndarray:
+        """Say in how many forms (B,) the model knows each puzzle, itself included: what an evaluation may vote over."""
+        ...
 
-def symmetry_from(symmetry: Mapping[str, Any] | None) -> Symmetry | None:
+    def variant(self, rows: TokenBatch, number: np.ndarray) -> TokenBatch:
+        """Bring each row into the form of that number (B,); 0 is the row as it is."""
+        ...
+
+
+def symmetry_from(symmetry: Mapping[str, Any] | None, identifiers: PuzzleIdentifiers) -> Symmetry | None:
     """Build the symmetry that dataset.json names, or none.
+
+    Args:
+        identifiers: of the dataset; ARC's augmentations are told apart by them.
 
     Raises:
         DatasetError: the name is unknown.
     """
     if symmetry is None:
         return None
-    if symmetry.get("name") != "sudoku":
-        raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows sudoku")
-    return SudokuSymmetry(tuple(symmetry["box"]))
+    name = symmetry.get("name")
+    if name == "sudoku":
+        return SudokuSymmetry(tuple(symmetry["box"]))
+    if name == "dihedral":
+        return DihedralSymmetry()
+    if name == "arc":
+        from trm_ray.data.arc import ArcSymmetry  # which builds on this module
+
+        return ArcSymmetry(identifiers)
+    raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows sudoku, dihedral and arc")
 
 
 @dataclass(frozen=True)
@@ -76,24 +110,29 @@ class SudokuSymmetry:
 
     def augment(
         self,
-        inputs: np.ndarray,
-        labels: np.ndarray,
+        rows: TokenBatch,
         *,
         seed: int,
         epoch: int | np.ndarray,
-        index: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See `Symmetry.augment`."""
+        puzzle_keys: np.ndarray,
+        row_keys: np.ndarray,
+    ) -> TokenBatch:
+        """See `Symmetry.augment`; every row is a puzzle by itself."""
         size = self.box[0] * self.box[1]
-        if inputs.shape != labels.shape or inputs.shape[1] != size * size:
-            raise ValueError(
-                f"inputs {inputs.shape} and labels {labels.shape} must both be (rows, {size * size}): "
-                f"the symmetry is that of {size}×{size} boards"
-            )
-        draws = counter_draws(seed, epoch, index, 5 * size)
+        _check_boards(rows, size)
+        draws = counter_draws(seed, epoch, row_keys, 5 * size)
         cells = self._sources(draws)
         digits = np.argsort(draws[:, 4 * size :], axis=1) + FIRST_DIGIT
-        return _moved(inputs, cells, digits), _moved(labels, cells, digits)
+        return replace(rows, inputs=_moved(rows.inputs, cells, digits), labels=_moved(rows.labels, cells, digits))
+
+    def num_variants(self, puzzle_identifiers: np.ndarray) -> np.ndarray:
+        """See `Symmetry.num_variants`; to the model an augmented Sudoku is another puzzle."""
+        return np.ones(len(puzzle_identifiers), np.int64)
+
+    def variant(self, rows: TokenBatch, number: np.ndarray) -> TokenBatch:
+        """See `Symmetry.variant`."""
+        assert not np.any(number), "a Sudoku has no variants"
+        return rows
 
     def _sources(self, draws: np.ndarray) -> np.ndarray:
         """Say for each cell (B, L) of a transformed board which cell it comes from."""
@@ -110,24 +149,54 @@ class SudokuSymmetry:
         return cells.reshape(len(draws), size * size)
 
 
-def counter_draws(seed: int, epoch: int | np.ndarray, index: np.ndarray, num_draws: int) -> np.ndarray:
-    """Draw uniform 64-bit numbers (B, num_draws) that depend on each row's (seed, epoch, index) alone.
+@dataclass(frozen=True)
+class DihedralSymmetry:
+    """Turn and mirror square boards; `dihedral_cells` numbers the eight ways."""
 
-    Source: splitmix64 (Steele, Lea, Flood, 2014), its state started from a hash of the three.
+    def augment(
+        self,
+        rows: TokenBatch,
+        *,
+        seed: int,
+        epoch: int | np.ndarray,
+        puzzle_keys: np.ndarray,
+        row_keys: np.ndarray,
+    ) -> TokenBatch:
+        """See `Symmetry.augment`."""
+        return self.variant(rows, counter_draws(seed, epoch, puzzle_keys, 1)[:, 0] >> np.uint64(61))
+
+    def num_variants(self, puzzle_identifiers: np.ndarray) -> np.ndarray:
+        """See `Symmetry.num_variants`."""
+        return np.full(len(puzzle_identifiers), 8)
+
+    def variant(self, rows: TokenBatch, number: np.ndarray) -> TokenBatch:
+        """See `Symmetry.variant`."""
+        size = math.isqrt(rows.inputs.shape[1])
+        _check_boards(rows, size)
+        cells = dihedral_cells(size)[number]
+        inputs, labels = (np.take_along_axis(tokens, cells, axis=1) for tokens in (rows.inputs, rows.labels))
+        return replace(rows, inputs=inputs, labels=labels)
+
+
+@lru_cache(maxsize=8)
+def dihedral_cells(size: int) -> np.ndarray:
+    """Say for each cell of a transformed square board which cell it comes from: (8, size²).
+
+    0 to 3 are quarter turns counter-clockwise, 4 mirrors left and right, 5 top and bottom, 6 transposes, 7 transposes
+    along the other diagonal.
     """
-    index = np.asarray(index).astype(np.uint64)
-    epochs = np.broadcast_to(np.asarray(epoch), index.shape).astype(np.uint64)
-    state = np.full(index.shape, seed % 2**64, np.uint64)
-    for part in (epochs, index):
-        state = _mix(state + _GOLDEN) ^ part
-    counters = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN
-    return _mix(_mix(state + _GOLDEN)[:, None] + counters)
+    board = np.arange(size * size).reshape(size, size)
+    turned = [np.rot90(board, turns) for turns in range(4)]
+    return np.stack([*turned, board[:, ::-1], board[::-1], board.T, board[::-1, ::-1].T]).reshape(8, -1)
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+def _check_boards(rows: TokenBatch, size: int) -> None:
+    inputs, labels = rows.inputs, rows.labels
+    if inputs.shape != labels.shape or inputs.shape[1] != size * size:
+        raise ValueError(
+            f"inputs {inputs.shape} and labels {labels.shape} must both be (rows, {size * size}): "
+            f"the symmetry is that of {size}×{size} boards"
+        )
 
 
 def _line_order(block_draws: np.ndarray, line_draws: np.ndarray, lines_per_block: int) -> np.ndarray:

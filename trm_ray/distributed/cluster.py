@@ -47,8 +47,11 @@ def worker_resources(config: Config) -> dict[str, float]:
     return {"CPU": config.ray.cpus_per_worker, **gpus}
 
 
-def check_resources(config: Config) -> None:
+def check_resources(config: Config, option: str = "ray.num_workers") -> None:
     """Refuse workers that this machine can never run; a cluster may still grow.
+
+    Args:
+        option: what the user sets their number with.
 
     Raises:
         ConfigError: they ask for more CPUs or GPUs than there are.
@@ -60,7 +63,7 @@ def check_resources(config: Config) -> None:
         needed, key = amount * config.ray.num_workers, f"ray.{kind.lower()}s_per_worker"
         if needed > there.get(kind, 0):
             raise ConfigError(
-                f"ray.num_workers={config.ray.num_workers} with {key}={amount:g} needs {needed:g} {kind}s, this "
-                f"machine has {there.get(kind, 0):g}; use fewer workers, a smaller {key}, or ray.num_workers=0 to "
-                f"train without Ray"
+                f"{option}={config.ray.num_workers} with {key}={amount:g} needs {needed:g} {kind}s, this "
+                f"machine has {there.get(kind, 0):g}; use fewer workers, a smaller {key}, or {option}=0 to do "
+                f"without Ray"
             )

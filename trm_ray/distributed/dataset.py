@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from trm_ray.data.schema import COLUMNS, Rows
+from trm_ray.data.schema import COLUMNS, Rows, number_shifts, shifted
 from trm_ray.data.stream import SHUFFLE_ROWS
 
 # Blocks a worker: what `streaming_split` can deal out.
@@ -23,14 +24,19 @@ def load_split(folders: Sequence[Path], split: str, num_workers: int = 1) -> Any
     Held, because a lazy dataset costs seconds at every epoch and its tasks compete for CPUs with the training workers,
     to the point of deadlock.
     """
-    files = [str(path) for folder in folders for path in sorted((folder / split).glob("*.parquet"))]
-    dataset = ray.data.read_parquet(files)
+    parts = zip(folders, number_shifts(folders, split), strict=True)
+    first, *others = [_load_folder(folder, split, shift) for folder, shift in parts]
+    dataset = first.union(*others) if others else first
     dataset.context.execution_options.preserve_order = True  # the same blocks, so the same shards, in every run
-    dataset = dataset.map_batches(_to_tensors, batch_format="pyarrow")
     return dataset.repartition(_BLOCKS_PER_WORKER * num_workers).materialize()
 
 
-def _to_tensors(table: pa.Table) -> dict[str, np.ndarray]:
+def _load_folder(folder: Path, split: str, shift: tuple[int, int]) -> Any:
+    dataset = ray.data.read_parquet([str(path) for path in sorted((folder / split).glob("*.parquet"))])
+    return dataset.map_batches(_to_tensors, batch_format="pyarrow", fn_args=shift)
+
+
+def _to_tensors(table: pa.Table, puzzle_shift: int, group_shift: int) -> dict[str, np.ndarray]:
     """Cast fixed-size lists to matrices once; Ray Data would give them as arrays of objects."""
 
     def column(name: str) -> np.ndarray:
@@ -39,7 +45,8 @@ def _to_tensors(table: pa.Table) -> dict[str, np.ndarray]:
             return array.flatten().to_numpy().reshape(len(table), -1)
         return array.to_numpy()
 
-    return {name: column(name) for name in COLUMNS}
+    rows = shifted(Rows(*map(column, COLUMNS)), puzzle_shift, group_shift)
+    return {name: getattr(rows, field.name) for name, field in zip(COLUMNS, fields(rows), strict=True)}
 
 
 def iter_rows(source: Any) -> Iterator[Rows]:

@@ -21,6 +21,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
+from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
@@ -35,6 +36,7 @@ NOTES = ".ray"
 
 def train_on_ray(plan: RunPlan) -> dict[str, float]:
     """Train a run on Ray workers and return its last evaluation."""
+    fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
     with ray_cluster(plan.config.ray.address):
         check_resources(plan.config)
         train = load_split(plan.train_paths, "train", plan.config.ray.num_workers)
@@ -71,19 +73,20 @@ def told_cause(error: WorkerGroupError) -> Exception:
 
 
 def build_trainer(plan: RunPlan, train: Any, test: Any, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
-    """Build the trainer of a run: the train split is dealt out to the workers, the test split goes to all whole."""
+    """Build the trainer of a run: all workers get both splits whole; a train split too large for that is dealt out."""
     shutil.rmtree(plan.folder / NOTES, ignore_errors=True)
+    whole = fits_in_memory(plan.info, "train")
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same shards in every run
     return TorchTrainer(
         train_worker,
-        train_loop_config={"plan": plan},
+        train_loop_config={"plan": plan, "whole": whole},
         scaling_config=ScalingConfig(
             num_workers=plan.config.ray.num_workers,
             use_gpu=plan.config.ray.use_gpu,
             resources_per_worker=worker_resources(plan.config),
         ),
         datasets={"train": train, "test": test},
-        dataset_config=DataConfig(datasets_to_split=["train"], execution_options=options),
+        dataset_config=DataConfig(datasets_to_split=[] if whole else ["train"], execution_options=options),
         run_config=RunConfig(
             name=NOTES,
             storage_path=str(plan.folder),

@@ -19,6 +19,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from trm_ray.config import SweepConfig, flat, with_overrides
+from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
 from trm_ray.distributed.trainer import build_trainer, told_cause
@@ -56,6 +57,8 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
     """
     watch = _Watch(sweep, plans, folder, display)
     shutil.rmtree(folder / NOTES, ignore_errors=True)
+    for plan in plans:
+        fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
     with ray_cluster(plans[0].config.ray.address):
         check_resources(plans[0].config)
         _tuner(sweep, plans, folder, watch).fit()  # returns on Ctrl-C too

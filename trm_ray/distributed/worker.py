@@ -9,6 +9,7 @@ import ray.train
 import ray.train.torch
 from ray import tune
 
+from trm_ray.data.stream import Shard, fits_in_memory
 from trm_ray.distributed.dataset import iter_rows, read_rows
 from trm_ray.run import RunPlan, choose_device, execute
 from trm_ray.training.session import Session
@@ -31,26 +32,29 @@ class TuneSession(Session):
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, float]:
-    """Train as one worker of a `TorchTrainer`, on its shard of the train split and its share of the test split."""
+    """Train as one worker of a `TorchTrainer`, on its slice of each batch and its share of the test split."""
     plan: RunPlan = settings["plan"]
-    shard = ray.train.get_dataset_shard("train")
+    source = ray.train.get_dataset_shard("train")
     return execute(
         plan,
-        train_chunks=lambda: iter_rows(shard),
-        # `streaming_split` gives every worker equally many rows and drops the remainder.
-        num_rows=plan.info.split("train").rows // ray.train.get_context().get_world_size(),
+        train=read_rows(source) if settings["whole"] else _shard(plan, source),
         test_rows=read_rows(ray.train.get_dataset_shard("test")),
         device=ray.train.torch.get_device(),
         session_type=TrainSession,
     )
 
 
+def _shard(plan: RunPlan, source: Any) -> Shard:
+    # `streaming_split` gives every worker equally many rows and drops the remainder.
+    num_workers = max(1, plan.config.ray.num_workers)
+    return Shard(lambda: iter_rows(source), plan.info.split("train").rows // num_workers)
+
+
 def train_trial(plan: RunPlan, train: Any, test: Any) -> dict[str, float]:
     """Train as a Tune trial of one worker."""
     return execute(
         plan,
-        train_chunks=lambda: iter_rows(train),
-        num_rows=plan.info.split("train").rows,
+        train=read_rows(train) if fits_in_memory(plan.info, "train") else _shard(plan, train),
         test_rows=read_rows(test),
         device=choose_device(plan.config),
         session_type=TuneSession,

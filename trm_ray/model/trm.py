@@ -21,6 +21,7 @@ from trm_ray.model.layers import (
     swiglu_inner_size,
     truncated_normal_,
 )
+from trm_ray.model.puzzle_embedding import PuzzleEmbedding
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Batch:
 class Carry:
     """What passes from one segment to the next: detached states and the puzzles they belong to.
 
-    answer, latent: (B, L, D). steps: (B,) segments spent on the puzzle. halted: (B,) rows to be replaced at the next
-    segment. puzzles: what each row is working on, which differs from the batch of the step.
+    answer, latent: (B, P + L, D), P positions of the puzzle embedding. steps: (B,) segments spent on the puzzle.
+    halted: (B,) rows to be replaced at the next segment. puzzles: what each row is working on, which differs from the
+    batch of the step.
     """
 
     answer: Tensor
@@ -56,11 +58,15 @@ class Carry:
 
 @dataclass(frozen=True)
 class SegmentOutput:
-    """One segment: logits (B, L, V) of every H-cycle, halt logits (B,) in float32, and the carry for the next."""
+    """One segment: logits (B, L, V) of every H-cycle, halt logits (B,) in float32, and the carry for the next.
+
+    puzzle_rows: (B, ndim) the rows of the puzzle embedding that took part, whose gradient a backward pass fills in.
+    """
 
     cycle_logits: tuple[Tensor, ...]
     halt_logits: Tensor
     carry: Carry
+    puzzle_rows: Tensor | None = None
 
 
 def _each(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -78,6 +84,7 @@ class TinyRecursiveModel(nn.Module):
     Args:
         mixers: one mixer a layer (`attention_mixers` or `mlp_mixers`), each mapping (B, L, D) to (B, L, D).
         inner_size: width of the SwiGLU over the features.
+        puzzle_embedding: what lies before the board; the mixers must know its positions.
         learned_positions: add a learned vector a position to the question.
         residual_init_scale: scales the initial weights of the output projections; 1 is the original.
         forward_dtype: dtype of the recursion; weights stay in float32 and are cast once a segment.
@@ -99,6 +106,7 @@ class TinyRecursiveModel(nn.Module):
         H_cycles: int,
         L_cycles: int,
         halt_max_steps: int,
+        puzzle_embedding: PuzzleEmbedding | None = None,
         learned_positions: bool = False,
         eps: float = 1e-5,
         residual_init_scale: float = 1.0,
@@ -115,7 +123,9 @@ class TinyRecursiveModel(nn.Module):
             return nn.Parameter(truncated_normal_(torch.empty(rows, hidden_size), 1 / self.embed_scale, generator))
 
         self.embed_tokens = embedding(vocab_size)
-        self.embed_positions = embedding(seq_len) if learned_positions else None
+        self.puzzle_embedding = puzzle_embedding
+        self.prefix_len = 0 if puzzle_embedding is None else puzzle_embedding.prefix_len
+        self.embed_positions = embedding(self.prefix_len + seq_len) if learned_positions else None
         self.blocks = nn.Sequential()
         for mixer in mixers:
             mlp = SwiGLU(hidden_size, inner_size, generator=generator, residual_init_scale=residual_init_scale)
@@ -131,7 +141,8 @@ class TinyRecursiveModel(nn.Module):
     def initial_carry(self, batch: Batch) -> Carry:
         """Begin with every row halted, so that the first segment takes the batch's puzzles."""
         rows, device = len(batch), batch.inputs.device
-        state = torch.zeros(rows, self.seq_len, self.hidden_size, dtype=self.forward_dtype, device=device)
+        length = self.prefix_len + self.seq_len
+        state = torch.zeros(rows, length, self.hidden_size, dtype=self.forward_dtype, device=device)
         steps = torch.zeros(rows, dtype=torch.int32, device=device)
         return Carry(state, state, steps, torch.ones_like(steps, dtype=torch.bool), batch)
 
@@ -154,13 +165,14 @@ class TinyRecursiveModel(nn.Module):
             Logits of every cycle; before the last they carry no gradient unless `supervise_all_cycles`.
         """
         carry = self._refill(carry, batch)
-        cycle_logits, halt_logits, answer, latent = self._recur(carry, supervise_all_cycles)
+        rows = None if self.puzzle_embedding is None else self.puzzle_embedding.rows(carry.puzzles.puzzle_identifiers)
+        cycle_logits, halt_logits, answer, latent = self._recur(carry, rows, supervise_all_cycles)
         steps = carry.steps + 1
         halted = steps >= self.halt_max_steps
         if min_steps is not None:
             halted = halted | ((halt_logits.detach() > 0) & (steps >= min_steps))
         after = replace(carry, answer=answer.detach(), latent=latent.detach(), steps=steps, halted=halted)
-        return SegmentOutput(cycle_logits, halt_logits, after)
+        return SegmentOutput(cycle_logits, halt_logits, after, rows)
 
     def _refill(self, carry: Carry, batch: Batch) -> Carry:
         """Give halted rows the batch's puzzle and the initial state."""
@@ -178,9 +190,11 @@ class TinyRecursiveModel(nn.Module):
             puzzles=puzzles,
         )
 
-    def _recur(self, carry: Carry, supervise_all_cycles: bool) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    def _recur(
+        self, carry: Carry, rows: Tensor | None, supervise_all_cycles: bool
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
         recursion = _Recursion(self)
-        arguments = (carry.puzzles.inputs, carry.answer, carry.latent, supervise_all_cycles)
+        arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, supervise_all_cycles)
         if self.forward_dtype == torch.float32:
             return recursion(*arguments)
         # One cast a weight and segment; the recursion uses each weight H_cycles·(L_cycles + 1) times.
@@ -197,11 +211,11 @@ class _Recursion(nn.Module):
         self.model = model
 
     def forward(
-        self, inputs: Tensor, answer: Tensor, latent: Tensor, supervise_all_cycles: bool
+        self, inputs: Tensor, rows: Tensor | None, answer: Tensor, latent: Tensor, supervise_all_cycles: bool
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
         """Return logits of every cycle, halt logits, the answer and the latent after the last cycle."""
         model = self.model
-        question = self._embed(inputs)
+        question = self._embed(inputs, rows)
         cycle_logits = []
         for cycle in range(model.H_cycles):
             last = cycle == model.H_cycles - 1
@@ -210,13 +224,15 @@ class _Recursion(nn.Module):
                 for _ in range(model.L_cycles):
                     latent = model.blocks(latent + injected)
                 answer = model.blocks(answer + latent)
-                cycle_logits.append(model.lm_head(answer))
+                cycle_logits.append(model.lm_head(answer[:, model.prefix_len :]))
         halt_logits = model.q_head(answer[:, 0])[:, 0].float()
         return tuple(cycle_logits), halt_logits, answer, latent
 
-    def _embed(self, inputs: Tensor) -> Tensor:
+    def _embed(self, inputs: Tensor, rows: Tensor | None) -> Tensor:
         model = self.model
         question = nn.functional.embedding(inputs, model.embed_tokens)
+        if rows is not None and model.puzzle_embedding is not None:
+            question = torch.cat((model.puzzle_embedding.prefix(rows.to(question.dtype)), question), dim=1)
         if model.embed_positions is not None:
             question = math.sqrt(0.5) * (question + model.embed_positions)
         return model.embed_scale * question
@@ -227,14 +243,14 @@ def attention_mixers(
     *,
     hidden_size: int,
     num_heads: int,
-    seq_len: int,
+    num_positions: int,
     rope_theta: float | None,
     eps: float,
     generator: torch.Generator,
     residual_init_scale: float = 1.0,
 ) -> list[nn.Module]:
     """Build one attention mixer a layer; `rope_theta` of None means no rotary positions."""
-    rotary = None if rope_theta is None else Rotary(hidden_size // num_heads, seq_len, rope_theta)
+    rotary = None if rope_theta is None else Rotary(hidden_size // num_heads, num_positions, rope_theta)
     return [
         AttentionMixer(
             hidden_size,
@@ -251,7 +267,7 @@ def attention_mixers(
 def mlp_mixers(
     num_layers: int,
     *,
-    seq_len: int,
+    num_positions: int,
     expansion: float,
     ffn_multiple_of: int,
     eps: float,
@@ -260,8 +276,15 @@ def mlp_mixers(
     residual_init_scale: float = 1.0,
 ) -> list[nn.Module]:
     """Build one MLP mixer over the positions a layer."""
-    inner_size = swiglu_inner_size(seq_len, expansion, ffn_multiple_of)
+    inner_size = swiglu_inner_size(num_positions, expansion, ffn_multiple_of)
     return [
-        MLPMixer(seq_len, inner_size, eps=eps, generator=generator, norm=norm, residual_init_scale=residual_init_scale)
+        MLPMixer(
+            num_positions,
+            inner_size,
+            eps=eps,
+            generator=generator,
+            norm=norm,
+            residual_init_scale=residual_init_scale,
+        )
         for _ in range(num_layers)
     ]

@@ -49,6 +49,7 @@ class BenchShape:
     task: str
     overrides: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ("baseline", "linear")
+    num_puzzle_identifiers: int = 1
 
     def config(self, scenario: str) -> Config:
         """Resolve the shape under a scenario."""
@@ -58,15 +59,19 @@ class BenchShape:
         """Count cells and tokens of the task's boards: PAD, blank and the digits."""
         generator = self.config(scenario).generator
         assert generator is not None, f"task {self.task} is generated"
-        return TokenShape(seq_len=generator.size**2, vocab_size=generator.size + 2)
+        return TokenShape(generator.size**2, generator.size + 2, self.num_puzzle_identifiers)
 
 
+_WITH_EMBEDDING = ("arch.puzzle_emb_ndim=64", "arch.puzzle_emb_len=1")
 SHAPES: dict[str, BenchShape] = {
     "sudoku6": BenchShape("sudoku6", scenarios=SCENARIOS),
     "sudoku6_original": BenchShape("sudoku6", ("arch.expansion=4", "arch.ffn_multiple_of=256")),
     "sudoku9_original": BenchShape(
         "sudoku9", ("arch.mixer=attention", "arch.pos_encodings=rope", "global_batch_size=8")
     ),
+    # What a million puzzle identifiers cost beyond their table, which is 244 MiB here.
+    "identifiers_1k": BenchShape("sudoku6", _WITH_EMBEDDING, ("baseline",), num_puzzle_identifiers=1_000),
+    "identifiers_1m": BenchShape("sudoku6", _WITH_EMBEDDING, ("baseline",), num_puzzle_identifiers=1_000_000),
 }
 
 
@@ -242,7 +247,7 @@ def _random_tokens(tokens: TokenShape, config: Config) -> Callable[[int], Iterat
         rows = config.global_batch_size
         while True:
             inputs, labels = (draw(tokens.vocab_size, rows, tokens.seq_len) for _ in range(2))
-            yield _RandomTokens(inputs, labels, draw(2, rows) - 1)
+            yield _RandomTokens(inputs, labels, draw(tokens.num_puzzle_identifiers + 1, rows) - 1)
 
     return batches
 
@@ -298,7 +303,8 @@ def peak_bytes(shape: str, scenario: str, threads: int) -> int:
     device, config, tokens = _device(), SHAPES[shape].config(scenario), SHAPES[shape].tokens(scenario)
     _return_freed_memory_at_once()
     # A step of next to no size loads what a step needs of the libraries.
-    small = with_overrides(config, {"global_batch_size": 1, "arch.hidden_size": 2 * config.arch.num_heads})
+    least = {"global_batch_size": 1, "arch.hidden_size": 2 * config.arch.num_heads, "arch.puzzle_emb_ndim": 0}
+    small = with_overrides(config, least)
     _time_steps(_state_at_full_supervision(small, tokens, device), small, tokens, device, num_steps=1)
     before = _highest_bytes(device)
     _time_steps(_state_at_full_supervision(config, tokens, device), config, tokens, device, num_steps=1)
@@ -339,19 +345,19 @@ def step_flops(config: Config, tokens: TokenShape) -> float:
         forward  = 2·B·H·((L + 1)·M + cells·D·V)
         backward = 2 × the forward of the cycles that carry gradient: all, or in the baseline the last.
     """
-    arch, cells = config.arch, tokens.seq_len
-    stack = arch.L_layers * (_mixer_macs(config, cells) + cells * _swiglu_macs(config, arch.hidden_size))
-    cycle = (arch.L_cycles + 1) * stack + cells * arch.hidden_size * tokens.vocab_size
+    arch, positions = config.arch, config.arch.prefix_len + tokens.seq_len
+    stack = arch.L_layers * (_mixer_macs(config, positions) + positions * _swiglu_macs(config, arch.hidden_size))
+    cycle = (arch.L_cycles + 1) * stack + tokens.seq_len * arch.hidden_size * tokens.vocab_size
     with_gradient = arch.H_cycles if config.deep_supervision_enabled else 1
     return 2.0 * config.global_batch_size * cycle * (arch.H_cycles + 2 * with_gradient)
 
 
-def _mixer_macs(config: Config, cells: int) -> int:
-    """Count a mixer's multiply-adds: SwiGLU over the cells, or four projections, the scores and their weighted sum."""
+def _mixer_macs(config: Config, positions: int) -> int:
+    """Count a mixer's multiply-adds: SwiGLU over positions, or four projections, the scores and their weighted sum."""
     hidden = config.arch.hidden_size
     if config.arch.mixer == "mlp":
-        return hidden * _swiglu_macs(config, cells)
-    return cells * (4 * hidden * hidden + 2 * cells * hidden)
+        return hidden * _swiglu_macs(config, positions)
+    return positions * (4 * hidden * hidden + 2 * positions * hidden)
 
 
 def _swiglu_macs(config: Config, size: int) -> int:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE_FILE = "state.pt"
+# Which puzzle each row of the puzzle embedding belongs to. Without it no training on the same puzzles can go on.
+IDENTIFIERS_FILE = "identifiers.json"
 FINAL_MODEL = "final_model"
 
 
@@ -25,10 +27,17 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.rpartition("_")[2])
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `state` (tensors and plain containers) so that `folder` holds either all of it or does not exist."""
+def save_checkpoint(folder: Path, state: dict[str, Any], identifiers: bytes | None = None) -> Path:
+    """Write a checkpoint so that `folder` holds either all of it or does not exist.
+
+    Args:
+        state: tensors and plain containers.
+        identifiers: content of the dataset's identifiers.json.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
+    if identifiers is not None:
+        (temporary / IDENTIFIERS_FILE).write_bytes(identifiers)
     with open(temporary / STATE_FILE, "wb") as file:
         torch.save({"format_version": FORMAT_VERSION, **state}, file)
         file.flush()
@@ -58,6 +67,28 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
             f"{path} has format_version={state.get('format_version')}, this trm-ray reads {FORMAT_VERSION}"
         )
     return state
+
+
+def load_identifiers(folder: Path) -> bytes | None:
+    """Read the identifiers.json that lies with a checkpoint, if there is one."""
+    path = folder / IDENTIFIERS_FILE
+    return path.read_bytes() if path.is_file() else None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Find what a user means by a run: its final model, else its latest checkpoint; a checkpoint's folder itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (path / STATE_FILE).is_file():
+        return path
+    final = path / FINAL_MODEL
+    found = final if (final / STATE_FILE).is_file() else latest_checkpoint(path)
+    if found is None:
+        there = "holds no checkpoint yet" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {there}; name a run's folder after its first evaluation, or a checkpoint's folder")
+    return found
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

@@ -1,14 +1,17 @@
-"""Evaluation on held-out puzzles: every row gets `halt_max_steps` segments."""
+"""Evaluation on held-out puzzles: sums for the training loop, and what every row comes to at every segment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from trm_ray.model.trm import Batch, SegmentOutput, TinyRecursiveModel
-from trm_ray.training.losses import CellLoss, puzzle_loss, solved_cells
+from trm_ray.training.inference import run_segments
+from trm_ray.training.losses import IGNORED_LABEL, CellLoss, puzzle_loss, solved_cells
 from trm_ray.training.metrics import MetricSums
 from trm_ray.training.session import Session
 
@@ -25,7 +28,9 @@ _MEANS = (
 def evaluate(
     model: TinyRecursiveModel, batches: Iterable[Batch], cell_loss: CellLoss, session: Session
 ) -> dict[str, float]:
-    """Measure a model on held-out puzzles.
+    """Measure a model on held-out puzzles, each with `halt_max_steps` segments.
+
+    Rows without any label have no solution to compare with and count nowhere; if there are no others, all is NaN.
 
     Returns:
         `eval/loss` (CE of the last H-cycle at the last segment), `eval/step_{i}_loss` of every cycle, the cell accuracy
@@ -40,33 +45,38 @@ def evaluate(
         sums.add(_batch_sums(model, batch, cell_loss))
     model.train(was_training)
     totals = sums.drain(session)
-    row = {f"eval/{name}": totals[name] / totals["count"] for name in names[1:]}
+    count = totals["count"] or math.nan
+    row = {f"eval/{name}": totals[name] / count for name in names[1:]}
     return {"eval/loss": row[f"eval/step_{model.H_cycles - 1}_loss"], **row}
 
 
 @torch.inference_mode()
 def _batch_sums(model: TinyRecursiveModel, batch: Batch, cell_loss: CellLoss) -> dict[str, Tensor]:
     solved, halt = [], []
-    carry = model.initial_carry(batch)
     output: SegmentOutput
-    for _ in range(model.halt_max_steps):
-        output = model(carry, batch, supervise_all_cycles=False)
-        carry = output.carry
+    for output in run_segments(model, batch):
         solved.append(solved_cells(output.cycle_logits[-1], batch.labels)[1])
         halt.append(output.halt_logits > 0)
     at = _halting_segment(torch.stack(halt))
     cells, last = solved_cells(output.cycle_logits[-1], batch.labels)
-    losses = (puzzle_loss(cell_loss, logits, batch.labels).sum() for logits in output.cycle_logits)
-    return {
-        "count": torch.tensor(len(batch), device=last.device),
-        "accuracy": cells.sum(),
-        "exact_accuracy": last.sum(),
-        "exact_accuracy_first": solved[0].sum(),
-        "exact_accuracy_halting": torch.stack(solved).gather(0, at.unsqueeze(0)).sum(),
-        "act_steps": (at + 1).sum(),
-        "q_halt_accuracy": (halt[-1] == last).sum(),
-        **{f"step_{i}_loss": loss for i, loss in enumerate(losses)},
+    rows = {
+        "count": torch.ones_like(cells),
+        "accuracy": cells,
+        "exact_accuracy": last,
+        "exact_accuracy_first": solved[0],
+        "exact_accuracy_halting": torch.stack(solved).gather(0, at.unsqueeze(0))[0],
+        "act_steps": at + 1,
+        "q_halt_accuracy": halt[-1] == last,
     }
+    for i, logits in enumerate(output.cycle_logits):
+        rows[f"step_{i}_loss"] = puzzle_loss(cell_loss, logits, batch.labels)
+    labelled = has_labels(batch)
+    return {name: (values * labelled).sum() for name, values in rows.items()}
+
+
+def has_labels(batch: Batch) -> Tensor:
+    """Tell which rows (B,) have any label; a row without has no solution to compare an answer with."""
+    return (batch.labels != IGNORED_LABEL).any(-1)
 
 
 def _halting_segment(halt: Tensor) -> Tensor:
@@ -74,3 +84,96 @@ def _halting_segment(halt: Tensor) -> Tensor:
     stop = halt.clone()
     stop[-1] = True
     return stop.int().argmax(0)
+
+
+@dataclass(frozen=True)
+class MeasuredRows:
+    """What each row of a batch came to at every segment: S segments, C H-cycles, B rows.
+
+    labelled: (B,) rows with labels; without them only halt_logits, num_run and answers mean something.
+    solved (bool), cells (share of right ones): (S, C, B) at every cycle.
+    losses, halt_logits: (S, B), of the last cycle.
+    num_run: (B,) segments that were computed; a row that halted keeps what it had.
+    answers: (B, L) token ids after the last segment.
+    """
+
+    labelled: Tensor
+    solved: Tensor
+    cells: Tensor
+    losses: Tensor
+    halt_logits: Tensor
+    num_run: Tensor
+    answers: Tensor
+
+
+@torch.inference_mode()
+def measure_rows(
+    model: TinyRecursiveModel, batch: Batch, num_segments: int, cell_loss: CellLoss, *, halt: bool = False
+) -> MeasuredRows:
+    """Measure every row of a batch at every segment, in evaluation mode.
+
+    Args:
+        num_segments: may be more than the model was trained with.
+        halt: take rows out of the batch once their halt logit is above 0.
+    """
+    shape, cycles = (num_segments, len(batch)), model.H_cycles
+    zeros = torch.zeros(shape, device=batch.inputs.device)
+    solved, cells = (zeros[:, None].repeat(1, cycles, 1).to(dtype) for dtype in (torch.bool, torch.float32))
+    measured = MeasuredRows(
+        labelled=has_labels(batch), solved=solved, cells=cells, losses=zeros, halt_logits=zeros.clone(),
+        num_run=torch.zeros(len(batch), dtype=torch.int32, device=zeros.device), answers=batch.inputs.clone(),
+    )  # fmt: skip
+    segments = _halting_segments(model, batch, num_segments) if halt else _whole_segments(model, batch, num_segments)
+    for segment, (rows, output) in enumerate(segments):
+        _write_segment(measured, segment, rows, output, batch.labels[rows], cell_loss)
+    return measured
+
+
+def _write_segment(
+    measured: MeasuredRows, segment: int, rows: Tensor, output: SegmentOutput, labels: Tensor, cell_loss: CellLoss
+) -> None:
+    """Write what some rows came to at a segment, and for the time being at all that follow."""
+    for cycle, logits in enumerate(output.cycle_logits):
+        cells, solved = solved_cells(logits, labels)
+        measured.solved[segment:, cycle, rows] = solved
+        measured.cells[segment:, cycle, rows] = cells
+    measured.losses[segment:, rows] = puzzle_loss(cell_loss, output.cycle_logits[-1], labels).float()
+    measured.halt_logits[segment:, rows] = output.halt_logits
+    measured.num_run[rows] += 1
+    measured.answers[rows] = output.cycle_logits[-1].argmax(-1).to(measured.answers.dtype)
+
+
+def _whole_segments(
+    model: TinyRecursiveModel, batch: Batch, num_segments: int
+) -> Iterator[tuple[Tensor, SegmentOutput]]:
+    every = torch.arange(len(batch), device=batch.inputs.device)
+    return ((every, output) for output in run_segments(model, batch, num_segments))
+
+
+def _halting_segments(
+    model: TinyRecursiveModel, batch: Batch, num_segments: int
+) -> Iterator[tuple[Tensor, SegmentOutput]]:
+    """Yield each segment with the rows (R,) that take part in it: those that the halt head has not stopped before.
+
+    The rows that go on are gathered after each segment, which waits for the device.
+    """
+    rows, carry = torch.arange(len(batch), device=batch.inputs.device), model.initial_carry(batch)
+    for _ in range(num_segments):
+        output = model(carry, batch, supervise_all_cycles=False)
+        yield rows, output
+        on = (output.halt_logits <= 0).nonzero()[:, 0]
+        rows, batch = rows[on], _pick(batch, on)
+        if not len(rows):
+            return
+        carry = replace(
+            output.carry,
+            answer=output.carry.answer[on],
+            latent=output.carry.latent[on],
+            steps=output.carry.steps[on],
+            halted=torch.zeros_like(on, dtype=torch.bool),
+            puzzles=batch,
+        )
+
+
+def _pick(batch: Batch, rows: Tensor) -> Batch:
+    return Batch(*(getattr(batch, field.name)[rows] for field in fields(batch)))

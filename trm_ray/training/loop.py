@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -20,8 +20,17 @@ from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.supervision import segment_losses, supervision_weights
 
 
-def run_training(config: Config, shape: TokenShape, num_steps: int, session: Session) -> dict[str, float]:
+def run_training(
+    config: Config,
+    shape: TokenShape,
+    num_steps: int,
+    session: Session,
+    initial_weights: Callable[[], dict[str, Tensor]] | None = None,
+) -> dict[str, float]:
     """Train to `num_steps`, going on from the session's latest checkpoint if there is one.
+
+    Args:
+        initial_weights: what a run that has no checkpoint begins with, instead of weights drawn from the seed.
 
     Returns:
         The last evaluation, keyed by tag; empty if there was nothing left to train.
@@ -33,6 +42,8 @@ def run_training(config: Config, shape: TokenShape, num_steps: int, session: Ses
     latest = session.latest_checkpoint()
     if latest is not None:
         state.load_state_dict(load_checkpoint(latest), session)
+    elif initial_weights is not None:
+        state.begin_with(initial_weights())
     clock, evaluation = Clock(state.wall_s), {}
     for row in training_steps(state, recipe, session, clock, stats_interval=_stats_interval(config)):
         last = state.step == num_steps
@@ -99,6 +110,7 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
         }
     )
     state.update_weights(rate)
+    state.update_puzzle_embedding(output, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
     state.sums.add(train_sums(output, losses, grad_norm, session.world_size))
     state.carry, state.step = output.carry, state.step + 1
 
@@ -175,7 +187,8 @@ def _save(state: TrainState, config: Config, session: Session, name: str) -> Non
     """Write a checkpoint from rank 0; every rank takes part, since the carry's rows are gathered."""
     tensors = state.state_dict(session)
     if session.rank == 0:
-        save_checkpoint(session.run_dir / name, {**tensors, "config": config.model_dump(mode="json")})
+        state_and_config = {**tensors, "config": config.model_dump(mode="json")}
+        save_checkpoint(session.run_dir / name, state_and_config, session.identifiers)
 
 
 class Clock:

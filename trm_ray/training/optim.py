@@ -12,9 +12,10 @@ from torch.optim import AdamW, Optimizer
 
 
 class AdamAtan2(Optimizer):
-    """Adam whose update is a·atan2(m, b·√v): no epsilon, invariant to the scale of the loss.
+    """Adam whose update is atan2(m, √v̂) / (1 − β₁ᵗ): no epsilon, invariant to the scale of the loss.
 
-    Source: Everett et al., arXiv 2407.05872, with a = 1.27 and b = 1; decoupled weight decay as in AdamW.
+    Source: Everett et al., arXiv 2407.05872, without their constants and with the bias of m mended outside, as in the
+    `adam-atan2` package that the original trains with; decoupled weight decay as in AdamW.
     """
 
     def __init__(
@@ -23,10 +24,8 @@ class AdamAtan2(Optimizer):
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
-        a: float = 1.27,
-        b: float = 1.0,
     ):
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "a": a, "b": b})
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -50,10 +49,11 @@ class AdamAtan2(Optimizer):
         state["step"] = state["step"].to(weight.device) + go  # loading a checkpoint leaves it on the CPU
         state["exp_avg"].lerp_(grad, go * (1 - beta1))
         state["exp_avg_sq"].lerp_(grad.square(), go * (1 - beta2))
-        mean = state["exp_avg"] / (1 - beta1 ** state["step"])
-        scale = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt_().mul_(group["b"])
+        # Before the first update all is 0, and so is what is taken off, since `go` is.
+        bias1, bias2 = (1 - beta ** state["step"].clamp(min=1) for beta in (beta1, beta2))
+        scale = (state["exp_avg_sq"] / bias2).sqrt_()
         weight.mul_(1 - go * group["lr"] * group["weight_decay"])
-        weight.sub_(go * group["lr"] * group["a"] * torch.atan2(mean, scale))
+        weight.sub_(go * group["lr"] / bias1 * torch.atan2(state["exp_avg"], scale))
 
 
 def build_optimizer(

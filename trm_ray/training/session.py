@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +37,7 @@ class Session:
         train_tokens: gives this worker's training batches from number k on.
         test_tokens: gives this worker's share of the test split.
         log_row: writes one row of metrics; called on rank 0 alone.
+        identifiers: the dataset's identifiers.json, which goes into every checkpoint.
     """
 
     run_dir: Path
@@ -44,6 +45,7 @@ class Session:
     train_tokens: Callable[[int], Iterator[Tokens]]
     test_tokens: Callable[[], Iterable[Tokens]]
     log_row: LogRow
+    identifiers: bytes | None = field(default=None, kw_only=True)
 
     @property
     def rank(self) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trm_ray.config import Config
+from trm_ray.config import ArchConfig, Config
 from trm_ray.model.layers import swiglu_inner_size
-from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel, attention_mixers, mlp_mixers
+from trm_ray.model.puzzle_embedding import PuzzleEmbedding, sign_sgd
+from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel, attention_mixers, mlp_mixers
 from trm_ray.training.losses import LOSSES, CellLoss
 from trm_ray.training.metrics import MetricSums, train_metric_names
 from trm_ray.training.optim import AveragedWeights, FiniteGuard, build_optimizer, learning_rate
@@ -22,10 +25,11 @@ from trm_ray.training.supervision import Supervision
 
 @dataclass(frozen=True)
 class TokenShape:
-    """What a model needs to know of its data: cells a puzzle and tokens in the vocabulary."""
+    """What a model needs to know of its data: cells a puzzle, tokens in the vocabulary, puzzles with a name."""
 
     seq_len: int
     vocab_size: int
+    num_puzzle_identifiers: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Recipe:
     supervision: Supervision
     cell_loss: CellLoss
     rate_at: Callable[[int], float]
+    puzzle_rate_at: Callable[[int], float]
+    puzzle_weight_decay: float
     grad_clip_norm: float
     global_batch_size: int
     exploration_prob: float
@@ -72,10 +78,14 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
             "num_heads": arch.num_heads,
             "rope_theta": theta,
         }
-        mixers = attention_mixers(arch.L_layers, seq_len=shape.seq_len, **sizes, **common)
+        mixers = attention_mixers(arch.L_layers, num_positions=arch.prefix_len + shape.seq_len, **sizes, **common)
     else:
-        widths: dict[str, Any] = {"expansion": arch.expansion, "ffn_multiple_of": arch.ffn_multiple_of}
-        mixers = mlp_mixers(arch.L_layers, seq_len=shape.seq_len, norm=arch.mixer_norm, **widths, **common)
+        widths: dict[str, Any] = {
+            "num_positions": arch.prefix_len + shape.seq_len,
+            "expansion": arch.expansion,
+            "ffn_multiple_of": arch.ffn_multiple_of,
+        }
+        mixers = mlp_mixers(arch.L_layers, norm=arch.mixer_norm, **widths, **common)
     return TinyRecursiveModel(
         vocab_size=shape.vocab_size,
         seq_len=shape.seq_len,
@@ -85,9 +95,21 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
         H_cycles=arch.H_cycles,
         L_cycles=arch.L_cycles,
         halt_max_steps=arch.halt_max_steps,
+        puzzle_embedding=_puzzle_embedding(arch, shape),
         learned_positions=arch.pos_encodings == "learned",
         forward_dtype=getattr(torch, arch.forward_dtype),
         **common,
+    )
+
+
+def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | None:
+    if arch.puzzle_emb_ndim == 0:
+        return None
+    return PuzzleEmbedding(
+        shape.num_puzzle_identifiers,
+        arch.puzzle_emb_ndim,
+        prefix_len=arch.prefix_len,
+        hidden_size=arch.hidden_size,
     )
 
 
@@ -95,10 +117,10 @@ def build_recipe(config: Config, num_steps: int) -> Recipe:
     """Build the recipe of a config for a run of `num_steps` steps."""
     ramp = (config.curriculum_start_step, config.curriculum_end_step)
 
-    def rate_at(step: int) -> float:
-        return learning_rate(
-            step,
-            lr=config.lr,
+    def rates(lr: float) -> Callable[[int], float]:
+        return functools.partial(
+            learning_rate,
+            lr=lr,
             warmup_steps=config.lr_warmup_steps,
             total_steps=num_steps,
             min_ratio=config.lr_min_ratio,
@@ -112,8 +134,10 @@ def build_recipe(config: Config, num_steps: int) -> Recipe:
             curriculum=ramp if config.curriculum_enabled else None,
         ),
         cell_loss=LOSSES[config.loss_type],
-        rate_at=rate_at,
-        grad_clip_norm=config.grad_clip_norm,
+        rate_at=rates(config.lr),
+        puzzle_rate_at=rates(config.puzzle_emb_lr),
+        puzzle_weight_decay=config.puzzle_emb_weight_decay,
+        grad_clip_norm=config.grad_clip_norm or math.inf,
         global_batch_size=config.global_batch_size,
         exploration_prob=config.arch.halt_exploration_prob,
         total_steps=num_steps,
@@ -123,15 +147,16 @@ def build_recipe(config: Config, num_steps: int) -> Recipe:
 class TrainState:
     """The owner of all that changes during a run.
 
-    Weights, their average, the optimizer's state, the step, the generator of the halting exploration, the carry with
-    its puzzles, the sums of the current logging window and the seconds spent. The position in the data stream follows
-    from the step, since batch k is a pure function of the seed and k.
+    Weights, puzzle embedding, averaged weights, the optimizer's state, the step, the generator of the halting
+    exploration, the carry with its puzzles, the sums of the current logging window and the seconds spent. The position
+    in the data stream follows from the step, since batch k is a pure function of the seed and k.
 
-    The carry is saved for the global batch, in rank order. With another number of workers the rows are dealt out anew:
-    the run goes on from the same state, and only the order in which the workers read their shards differs.
+    The carry is saved for the global batch, in rank order. With another number of workers the rows are dealt out anew
+    and the run goes on from the same state, with the same batches.
     """
 
     def __init__(self, config: Config, shape: TokenShape, device: torch.device):
+        self.shape = shape
         self.model = build_model(config, shape).to(device)
         betas = (config.beta1, config.beta2)
         self.optimizer = build_optimizer(
@@ -139,6 +164,7 @@ class TrainState:
         )
         self.average = AveragedWeights(self.model, config.ema_rate) if config.ema else None
         self.guard = FiniteGuard(device)
+        self.frozen = config.freeze_weights
         # A generator of the CPU draws for the whole global batch, so that the number of workers does not matter.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.sums = MetricSums(train_metric_names(config.arch.H_cycles), device)
@@ -146,16 +172,41 @@ class TrainState:
         self.step = 0
         self.wall_s = 0.0
 
+    def begin_with(self, weights: dict[str, Tensor]) -> None:
+        """Take over another model's weights (its whole state dict) before the first step."""
+        self.model.load_state_dict(weights)
+        if self.average:
+            self.average = AveragedWeights(self.model, self.average.rate)
+
     def update_weights(self, rate: float) -> None:
         """Take the optimizer's step with the gradients at hand, unless the guard has found them not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # Both optimizers read this and leave the weights alone where it is true, without asking the device.
         self.optimizer.found_inf = self.guard.found_inf  # type: ignore[attr-defined]
-        self.optimizer.step()
+        if not self.frozen:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model)
+
+    def update_puzzle_embedding(
+        self, output: SegmentOutput, rate: float, weight_decay: float, session: Session
+    ) -> None:
+        """Move the rows of the puzzle embedding that took part on any worker; every rank writes the same."""
+        embedding, rows = self.model.puzzle_embedding, output.puzzle_rows
+        if embedding is None:
+            return
+        assert rows is not None, "the model looks rows up where it has an embedding"
+        assert rows.grad is not None, "called after the backward pass"
+        sign_sgd(
+            embedding.table,
+            session.gather_rows(output.carry.puzzles.puzzle_identifiers),
+            session.gather_rows(rows.grad),
+            lr=rate,
+            weight_decay=weight_decay,
+            found_inf=self.guard.found_inf,
+        )
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -174,6 +225,7 @@ class TrainState:
         session.sum_over_ranks(sums)
         return {
             "step": self.step,
+            "shape": asdict(self.shape),
             "wall_s": self.wall_s,
             "model": self.model.state_dict(),
             "ema": self.average.weights if self.average else None,
@@ -184,7 +236,13 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any], session: Session) -> None:
-        """Restore what `state_dict` collected."""
+        """Restore what `state_dict` collected.
+
+        Raises:
+            ValueError: it holds weights alone, as those of an imported checkpoint.
+        """
+        if "optimizer" not in state:
+            raise ValueError("the checkpoint holds weights only, so no training can go on from it; use --init-from")
         self.step, self.wall_s = state["step"], state["wall_s"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,105 @@
+"""The Python API as README shows it."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prediction_helpers import checkpoint
+from rich.console import Console
+from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
+
+import trm_ray
+from trm_ray.config import SweepConfig
+from trm_ray.distributed.tuner import Outcome
+from trm_ray.run import claim_folder, train_in_process
+from trm_ray.sweeps import SweepPlan
+from trm_ray.training.inference import Solution
+
+README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return some_puzzles(tmp_path_factory.mktemp("data") / "puzzles", train=64, test=9)
+
+
+def test_the_package_names_what_it_offers():
+    assert {"load_config", "train", "sweep", "evaluate", "load_model", "solve"} <= set(dir(trm_ray))
+    with pytest.raises(AttributeError, match="no attribute 'slove'"):
+        trm_ray.slove  # noqa: B018
+
+
+def test_a_run_is_trained_gone_on_with_and_begun_again(data: Path, tmp_path: Path):
+    config = run_config(data, tmp_path / "run", "ray.num_workers=0")
+    result = trm_ray.train(config)
+    assert result.folder == tmp_path / "run"
+    assert 0 <= result.metrics["eval/exact_accuracy"] <= 1
+    with pytest.raises(ValueError, match="already holds a run"):
+        trm_ray.train(config)
+    assert trm_ray.train(config, resume=True).metrics["eval/loss"] == pytest.approx(result.metrics["eval/loss"])
+    assert trm_ray.train(config, overwrite=True).metrics["eval/loss"] == result.metrics["eval/loss"]
+
+
+def test_training_says_nothing(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    trm_ray.train(run_config(data, tmp_path / "run", "ray.num_workers=0"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_sweep_gives_its_folder_and_ranking(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The trials run one after the other here; what Ray makes of them is tested in tests/distributed."""
+
+    def in_this_process(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Outcome:
+        assert (console.quiet, resume, overwrite) == (True, False, True)
+        for number, run in enumerate(plan.runs):
+            trial = replace(run, folder=plan.folder / f"trial{number}")
+            claim_folder(trial)
+            train_in_process(trial)
+        return Outcome({}, unfinished=0)
+
+    monkeypatch.setattr("trm_ray.sweeps.start_sweep", in_this_process)
+    names = ["deep_supervision_baseline", "deep_supervision_linear"]
+    overrides = {**TINY_RUN, "data_paths": [str(data)], "ray.num_workers": 0}
+    values = {"scenarios": names, "overrides": overrides, "log_dir": str(tmp_path / "sweep")}
+    result = trm_ray.sweep(SweepConfig.model_validate(values), overwrite=True)
+    assert result.folder == tmp_path / "sweep"
+    assert sorted(summary.scenario for summary in result.ranking) == ["baseline", "linear"]
+    assert result.ranking[0].final_loss.mean <= result.ranking[1].final_loss.mean
+    assert (result.folder / "report" / "comparison.png").is_file()
+
+
+def test_solve_takes_a_loaded_model_or_its_network_and_arrays_or_tensors(tmp_path: Path):
+    model = trm_ray.load_model(checkpoint(tmp_path / "model"))
+    inputs = np.full((2, 16), 1)
+    solution = trm_ray.solve(model, inputs, segments=4)
+    assert solution.logits.shape == (4, 2, 16, 6)
+    assert solution.halt_logits.shape == (4, 2)
+    again: Solution = trm_ray.solve(model.model, torch.from_numpy(inputs), torch.zeros(2), segments=4)
+    assert torch.equal(solution.logits, again.logits)
+
+
+def test_the_example_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its own words, with a tiny task of the same name beside it."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    [example] = [block for block in blocks if "import trm_ray" in block]
+    task = tmp_path / "configs" / "task" / "sudoku4.yaml"
+    task.parent.mkdir(parents=True)
+    generator = "generator: {name: sudoku, size: 4, train: 40, test: 16, seed: 0}"
+    values = [f"{key}: {value}" for key, value in flat_arch() if value is not None]
+    task.write_text("\n".join(["data_paths: [data/sudoku4]", generator, *values]))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    exec(compile(example, str(README), "exec"), found)
+    solution = found["solution"]
+    assert isinstance(solution, Solution)
+    assert solution.logits.shape[1:] == (1, 16, 6)
+    assert Path("runs/four/final_model/state.pt").is_file()
+
+
+def flat_arch() -> list[tuple[str, object]]:
+    """The tiny run's keys, `arch` as a mapping in YAML."""
+    arch = {key.partition(".")[2]: value for key, value in TINY_RUN.items() if key.startswith("arch.")}
+    plain = [(key, value) for key, value in TINY_RUN.items() if "." not in key]
+    return [*plain, ("arch", "{" + ", ".join(f"{key}: {value}" for key, value in arch.items()) + "}")]

@@ -1,0 +1,182 @@
+"""The Python API, which the package offers as `trm_ray.train` and so on. Nothing here prints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trm_ray.config import Config, SweepConfig
+    from trm_ray.model.trm import TinyRecursiveModel
+    from trm_ray.reporting.comparison import ScenarioSummary
+    from trm_ray.training.inference import LoadedModel, Solution
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its folder, and the numbers of its last evaluation by tag (`eval/exact_accuracy`, …)."""
+
+    folder: Path
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep: its folder, its groups of trials with the best first, and the reasons of trials that failed."""
+
+    folder: Path
+    ranking: list[ScenarioSummary]
+    failed: dict[str, str]
+
+
+def load_config(
+    config_name: str, overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | None = None
+) -> Config:
+    """Resolve a run's config: defaults < scenario < task < overrides.
+
+    Args:
+        config_name: a scenario's name, or the path of a .yaml file.
+        overrides: `key=value` as on the command line.
+        config_dir: folder of configs to look into first, `configs` if not given.
+
+    Raises:
+        ConfigError: one line that names key, value, rule and way out.
+    """
+    from trm_ray import config
+
+    return config.load_config(config_name, overrides, config_dir=config_dir)
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
+    """Train one run: in this process with `ray.num_workers=0`, else on Ray.
+
+    Args:
+        resume: go on from the last checkpoint in the run's folder.
+        overwrite: remove what the folder holds.
+
+    Raises:
+        ValueError: the data is missing or bad, or the folder holds a run and neither option is given.
+        NonFiniteError: the loss or a gradient is not finite; the last checkpoint stands.
+    """
+    from trm_ray.run import claim_folder, plan_run, start_step, train_in_process
+
+    plan = plan_run(config)
+    claim_folder(plan, resume=resume, overwrite=overwrite)
+    if start_step(plan) >= plan.num_steps:
+        return TrainResult(plan.folder, _last_evaluation(plan.folder))
+    if config.ray.num_workers == 0:
+        return TrainResult(plan.folder, train_in_process(plan))
+    from trm_ray.distributed.trainer import train_on_ray
+
+    return TrainResult(plan.folder, train_on_ray(plan))
+
+
+def _last_evaluation(folder: Path) -> dict[str, float]:
+    """Read the last evaluation that a run has logged."""
+    from trm_ray.reporting.run_log import read_run
+
+    evaluated = [row for row in read_run(folder).rows if "eval/loss" in row]
+    return {tag: value for tag, value in evaluated[-1].items() if tag.startswith("eval/")} if evaluated else {}
+
+
+def sweep(
+    sweep: str | SweepConfig,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> SweepResult:
+    """Run scenarios and variants as concurrent trials on Ray, stop the bad ones early, and write the comparison.
+
+    Args:
+        sweep: a sweep's name, the path of its .yaml file, or a resolved sweep, which takes no overrides.
+        overrides: `key=value`, of the sweep or of all its runs.
+
+    Raises:
+        ValueError: a config or its data is bad, or the folder holds a sweep and neither option is given.
+    """
+    from rich.console import Console
+
+    from trm_ray.config import load_sweep
+    from trm_ray.reporting.comparison import summarise
+    from trm_ray.reporting.run_log import find_runs
+    from trm_ray.sweeps import compare_trials, plan_sweep, start_sweep
+
+    resolved = load_sweep(sweep, overrides, config_dir=config_dir) if isinstance(sweep, str) else sweep
+    quiet, plan = Console(quiet=True, force_terminal=False), plan_sweep(resolved)
+    outcome = start_sweep(plan, quiet, resume=resume, overwrite=overwrite)
+    compare_trials(plan, outcome, quiet)
+    return SweepResult(plan.folder, summarise(find_runs([plan.folder]), threshold=resolved.threshold), outcome.failed)
+
+
+def evaluate(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+    """Measure a run or a checkpoint on held-out puzzles, writing numbers and a picture into its `report` folder.
+
+    Args:
+        options: as of `trm_ray.evaluations.evaluate_run`: `split`, `segments`, `halt`, `averaged`, `data`, `output` …
+
+    Returns:
+        What `evaluation_SPLIT.json` holds.
+
+    Raises:
+        ValueError: there is no checkpoint, or the data do not fit it.
+    """
+    from trm_ray.evaluations import evaluate_run
+
+    report = evaluate_run(Path(path), **options)
+    numbers = next(file for file in report.files if file.name.startswith("evaluation_") and file.suffix == ".json")
+    content: dict[str, Any] = json.loads(numbers.read_text(encoding="utf-8"))
+    return content
+
+
+def load_model(
+    path: str | os.PathLike[str], *, averaged: bool = True, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """Load the model of a run, a checkpoint or an imported checkpoint, ready for `solve`.
+
+    Args:
+        path: a run's folder (its final model, else its latest checkpoint) or a checkpoint's.
+        averaged: take the averaged weights if there are any.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is damaged.
+    """
+    from trm_ray.training import inference
+
+    return inference.load_model(Path(path), averaged=averaged, device=device)
+
+
+def solve(
+    model: LoadedModel | TinyRecursiveModel,
+    inputs: Tensor | Any,
+    puzzle_identifiers: Tensor | Any | None = None,
+    segments: int | None = None,
+) -> Solution:
+    """Let a model solve puzzles, segment by segment.
+
+    Args:
+        inputs: (B, L) token ids: a tensor, an array or lists.
+        puzzle_identifiers: (B,) rows of the puzzle embedding; 0, a puzzle that nobody knows, if not given.
+        segments: how many; as many as in training if not given.
+
+    Returns:
+        Logits (S, B, L, V) and halt logits (S, B) of every segment, and `answers` (B, L) after the last.
+
+    Raises:
+        ValueError: shapes, tokens or identifiers that the model does not have.
+    """
+    import torch
+
+    from trm_ray.training import inference
+
+    network = model.model if isinstance(model, inference.LoadedModel) else model
+    identifiers = None if puzzle_identifiers is None else torch.as_tensor(puzzle_identifiers)
+    return inference.solve(network, torch.as_tensor(inputs), identifiers, segments)

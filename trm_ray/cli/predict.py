@@ -1,0 +1,131 @@
+"""`trm-ray predict`: see a trained model solve a puzzle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trm_ray.cli.common import app, reported
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trm_ray.predictions import Prediction
+    from trm_ray.training.inference import LoadedModel
+
+
+@app.command()
+@reported
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint's, or an imported run.")],
+    puzzle: Annotated[str, typer.Argument(help="Text with puzzles, an ARC task's JSON, or - for the standard input.")],
+    segments: Annotated[int | None, typer.Option(min=1, help="How many; by default as many as in training.")] = None,
+    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Use the weights, not their average.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a puzzle, and nothing else.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Print segments that changed nothing, too.")] = False,
+    gif: Annotated[Path | None, typer.Option(help="Draw the refinement of the first puzzle into this file.")] = None,
+    delay: Annotated[int, typer.Option(help="Milliseconds a segment in the GIF.")] = 600,
+) -> None:
+    """Solve puzzles, and show the board after each segment, its halt probability, and whether it is valid.
+
+    A Sudoku is digits with `.` or `0` for a blank, a maze lines of `# SG`, an ARC puzzle its task's JSON; any other
+    model reads token ids, a line a puzzle. Several boards have blank lines between them. The answer is that of the
+    last segment.
+
+    Example: `trm-ray predict runs/deep_supervision_linear puzzle.txt --gif puzzle.gif`
+    """
+    import json
+
+    from rich.console import Console
+
+    from trm_ray.data.progress import progress
+    from trm_ray.predictions import kind_for, load, predict, read_questions
+
+    _check_gif(gif, delay)
+    loaded = load(run, averaged=not raw_weights)
+    kind, console = kind_for(loaded), Console(quiet=as_json)
+    questions = read_questions(puzzle, kind)
+    with progress("segments", len(questions) * (segments or loaded.model.halt_max_steps)) as advance:
+        predictions = list(predict(loaded, kind, questions, num_segments=segments, advance=advance))
+    if as_json:
+        for prediction in predictions:
+            typer.echo(json.dumps(prediction.as_json(), ensure_ascii=False))
+    else:
+        _show_all(console, loaded, predictions, every=every)
+    if gif is not None:
+        _film(console, predictions, gif, delay)
+
+
+def _check_gif(gif: Path | None, delay: int) -> None:
+    """Refuse an impossible GIF before anything is computed."""
+    if gif is not None:
+        from trm_ray.reporting.film import check_gif
+
+        check_gif(gif, delay)
+
+
+def _show_all(console: Console, loaded: LoadedModel, predictions: Sequence[Prediction], *, every: bool) -> None:
+    """Name the model, say what the marks on the boards mean, and print every puzzle."""
+    from trm_ray.predictions import remark
+    from trm_ray.reporting.boards import LEGEND
+
+    weights = "averaged weights" if loaded.averaged else "weights as they are"
+    console.print(f"{loaded.path}, step {loaded.step}, {weights}", highlight=False, markup=False, soft_wrap=True)
+    if told := remark(loaded, [prediction.question for prediction in predictions]):
+        console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    console.print(LEGEND, style="dim", highlight=False, markup=False)
+    for prediction in predictions:
+        _show(console, prediction, every=every)
+    if len(predictions) > 1:
+        console.print(_summary(predictions), highlight=False)
+
+
+def _show(console: Console, prediction: Prediction, *, every: bool) -> None:
+    """Print the boards of a puzzle beside each other, as many as fit."""
+    from rich.columns import Columns
+    from rich.rule import Rule
+
+    from trm_ray.reporting.boards import frame_text, worth_showing
+
+    frames = prediction.frames()
+    shown = frames if every else worth_showing(frames)
+    console.print(Rule(prediction.question.name, align="left", style="dim"))
+    console.print(Columns([frame_text(frame) for frame in shown], padding=(1, 4)))
+    if len(shown) < len(frames):
+        told = f"Left out, since nothing changed: {len(frames) - len(shown)} (--all shows them)"
+        console.print(told, style="dim", highlight=False)
+    console.print(_conclusion(prediction), highlight=False)
+
+
+def _conclusion(prediction: Prediction) -> str:
+    """Tell in one line what has come of a puzzle."""
+    known = {True: ", the known solution", False: ", not the known solution", None: ""}[prediction.solved]
+    halting, last = prediction.halting_segment, len(prediction.segments)
+    stop = f"after segment {halting} of {last}" if halting else f"nowhere in {last} segments"
+    return f"Answer: {prediction.verdict.words}{known}. The halt head stops {stop}."
+
+
+def _summary(predictions: Sequence[Prediction]) -> str:
+    """Count the puzzles by what has come of them."""
+    told = [f"{len(predictions)} puzzles"]
+    if predictions[0].verdict.valid is not None:
+        told.append(f"valid: {sum(bool(prediction.verdict.valid) for prediction in predictions)}")
+    if known := [prediction for prediction in predictions if prediction.solved is not None]:
+        told.append(f"solved: {sum(bool(prediction.solved) for prediction in known)} of {len(known)}")
+    stops = sum(prediction.halting_segment or len(prediction.segments) for prediction in predictions)
+    return ", ".join([*told, f"{stops / len(predictions):.1f} segments until the halt head stops"])
+
+
+def _film(console: Console, predictions: Sequence[Prediction], gif: Path, delay: int) -> None:
+    """Write the GIF of the first puzzle."""
+    from trm_ray.data.progress import progress
+    from trm_ray.reporting.film import save_gif
+
+    first = predictions[0]
+    with progress("frames", len(first.segments)) as advance:
+        save_gif(first.frames(), gif, first.question.name, delay, advance)
+    which = f" of the first puzzle, {first.question.name}" if len(predictions) > 1 else ""
+    console.print(f"Wrote {gif}{which}", highlight=False, markup=False, soft_wrap=True)

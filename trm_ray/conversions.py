@@ -1,0 +1,447 @@
+"""Checkpoints in and out: the original's files and safetensors become runs, and runs become such files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor
+
+from trm_ray import __version__
+from trm_ray.config import ArchConfig, Config, ConfigError, to_yaml, with_overrides
+from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.progress import progress
+from trm_ray.training.checkpoint import FINAL_MODEL, find_checkpoint, load_checkpoint, load_identifiers, save_checkpoint
+from trm_ray.training.initialise import averaged, carry_over_rows, differing_keys
+from trm_ray.training.original import (
+    TABLE,
+    Facts,
+    Weights,
+    check_weights,
+    facts_of,
+    foreign_to_original,
+    infer_arch,
+    original_arch,
+    our_arch,
+    our_recipe,
+    read_original,
+    to_original,
+    translate,
+)
+from trm_ray.training.portable import SUFFIX, read_model, read_portable, write_portable
+from trm_ray.training.state import TokenShape
+
+TableOption = Literal["keep", "drop", "mean"]
+Format = Literal["original", "safetensors"]
+
+# The original's config says nothing of its data; each of its three tasks has its own vocabulary and length.
+_ORIGINAL_LENGTHS = {6: 900, 11: 81, 12: 900}
+_NO_DATA = "data/unknown"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run made of a file; notes: what its user should know, a line each."""
+
+    folder: Path
+    config: Config
+    shape: TokenShape
+    step: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for; see `import_checkpoint`."""
+
+    file: Path
+    output: Path
+    config_file: Path | None
+    arch: Mapping[str, Any]
+    data_paths: tuple[str, ...]
+    identifiers: PuzzleIdentifiers | None
+    puzzle_embedding: TableOption
+
+
+@dataclass(frozen=True)
+class _Understood:
+    """A file's weights, and the architecture and recipe that they belong to."""
+
+    weights: Weights
+    config: Config
+    shape: TokenShape
+    identifiers: bytes | None
+    notes: tuple[str, ...]
+
+
+def import_checkpoint(
+    file: str | Path,
+    output: str | Path,
+    *,
+    config_file: str | Path | None = None,
+    arch: Mapping[str, Any] | None = None,
+    data_paths: Sequence[str | Path] = (),
+    identifiers_file: str | Path | None = None,
+    puzzle_embedding: TableOption = "keep",
+    num_puzzle_identifiers: int | None = None,
+    overwrite: bool = False,
+) -> Imported:
+    """Make a run of a checkpoint of the original, or of a safetensors file.
+
+    Args:
+        config_file: the original's all_config.yaml.
+        arch: `arch` keys by the original's names or ours, `seq_len` too; they win over the config file.
+        data_paths: datasets that the run is to be evaluated on; the original's own if none are given.
+        identifiers_file: the identifiers.json of its dataset, the original's list or ours.
+        puzzle_embedding: `keep` the vectors; for other puzzles `drop` them for zeros, or repeat their `mean`.
+        num_puzzle_identifiers: rows of a new table; if not given, as many as the identifiers file names, else 1.
+
+    Raises:
+        ValueError: the file does not fit its architecture, too little is known of it, or the folder exists.
+    """
+    request = _Request(
+        file=Path(file),
+        output=Path(output),
+        config_file=None if config_file is None else Path(config_file),
+        arch=dict(arch or {}),
+        data_paths=tuple(map(str, data_paths)),
+        identifiers=None if identifiers_file is None else _read_map(Path(identifiers_file)),
+        puzzle_embedding=puzzle_embedding,
+    )
+    _check_places(request, overwrite)
+    found = _understand(request)
+    check_weights(found.weights, found.config, found.shape, str(file))
+    found = _with_asked_table(found, request, num_puzzle_identifiers)
+    identifiers, told = _chosen_map(found, request)
+    found = replace(found, config=with_overrides(found.config, {"log_dir": str(output)}))
+    _write_run(request, found, identifiers)
+    return Imported(request.output, found.config, found.shape, found.weights.step or 0, (*found.notes, *told))
+
+
+def _check_places(request: _Request, overwrite: bool) -> None:
+    file, output = request.file, request.output
+    if not file.is_file():
+        raise ValueError(f"{file} is no file; name a checkpoint of the original (step_N) or a {SUFFIX} file")
+    if output.resolve() in file.resolve().parents:
+        raise ValueError(f"--output {output} holds {file.name} itself; choose another folder")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"--output {output} exists; replace it with --overwrite or choose another folder")
+    if not (output / "config.yaml").is_file():
+        raise ValueError(f"--output {output} is no run, so it is not removed; choose another folder")
+
+
+# ---- what a file is --------------------------------------------------------------------------------------
+
+
+def _understand(request: _Request) -> _Understood:
+    file = request.file
+    if (weights := _foreign_weights(file)) is not None:
+        return _understand_original(weights, request)
+    portable = read_portable(file)
+    assert portable.state is not None, "else its weights were foreign"
+    if request.config_file is not None or request.arch:
+        raise ValueError(f"{file} knows its own architecture; leave --config and --arch out")
+    state, names = portable.state, {name: name for name in portable.tensors}
+    config = Config.model_validate(state["config"])
+    if request.data_paths:
+        config = with_overrides(config, {"data_paths": list(request.data_paths)})
+    weights = Weights(portable.tensors, None, names, (), state["step"])
+    return _Understood(weights, config, TokenShape(**state["shape"]), portable.identifiers, ())
+
+
+def _understand_original(weights: Weights, request: _Request) -> _Understood:
+    theirs = _read_config(request.config_file)
+    told = {**theirs.get("arch", {}), **request.arch}
+    recipe, idle = our_recipe(theirs)
+    given, idle_arch = our_arch(told)
+    if unknown := sorted(set(idle_arch) & set(request.arch)):
+        raise ValueError(f"--arch {unknown[0]}={request.arch[unknown[0]]} is no key of an architecture; leave it out")
+    facts = facts_of(weights.model)
+    arch, notes = _complete(given, facts, [*request.data_paths, *recipe.get("data_paths", [])], request)
+    shape = TokenShape(arch.pop("seq_len"), told.get("vocab_size", facts.vocab_size), facts.num_puzzle_identifiers or 1)
+    if facts.num_puzzle_identifiers and "num_puzzle_identifiers" in told:
+        shape = replace(shape, num_puzzle_identifiers=told["num_puzzle_identifiers"])
+    if "forward_dtype" not in request.arch and facts.forward_dtype not in (None, arch["forward_dtype"]):
+        raise ValueError(
+            f"{request.config_file} has forward_dtype={arch['forward_dtype']} but H_init is {facts.forward_dtype}; "
+            "choose with --arch forward_dtype=NAME"
+        )
+    weights = replace(weights, step=_step_of(request.file) if weights.step is None else weights.step)
+    config = _config(recipe, arch, weights, request.data_paths)
+    ignored = [*idle, *(f"arch.{key}" for key in idle_arch)]
+    notes += [f"ignored {', '.join(ignored)}: nothing here is called so"] if ignored else []
+    return _Understood(_with_blank_row(weights, config, request), config, shape, None, tuple(notes))
+
+
+def _complete(
+    given: dict[str, Any], facts: Facts, data_paths: Sequence[str], request: _Request
+) -> tuple[dict[str, Any], list[str]]:
+    """Complete an architecture and its `seq_len`, or ask for what is not known."""
+    told_all, notes = request.config_file is not None, []
+    if "seq_len" not in given and (seq_len := next(filter(None, map(_length_of_data, data_paths)), None)):
+        given = {**given, "seq_len": seq_len}
+    arch, asked = infer_arch(given, facts, told_all=told_all)
+    if asked == ["seq_len"] and told_all and facts.vocab_size in _ORIGINAL_LENGTHS:
+        arch["seq_len"], asked = _ORIGINAL_LENGTHS[facts.vocab_size], []
+        task = f"the original's data with {facts.vocab_size} tokens"
+        notes.append(f"seq_len={arch['seq_len']}, that of {task}; --arch seq_len=N or --data FOLDER says otherwise")
+    if asked:
+        options = " ".join(f"--arch {key}={'rope|none' if key == 'pos_encodings' else '…'}" for key in asked)
+        raise ValueError(
+            f"{request.file} does not tell {', '.join(asked)}; name its all_config.yaml with --config, "
+            f"or give {options}"
+        )
+    defaults = [key for key in ("halt_max_steps", "rms_norm_eps", "rope_theta") if key not in given]
+    if not told_all and defaults:
+        values = ", ".join(f"{key}={ArchConfig.model_fields[key].default}" for key in defaults)
+        notes.append(f"took the original's {values}; --arch KEY=VALUE says otherwise")
+    return arch, notes
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    """Read the original's all_config.yaml, or a mapping of `arch` keys alone."""
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"--config {path} cannot be read ({type(error).__name__}); name an all_config.yaml") from None
+    if not isinstance(values, dict) or not isinstance(values.get("arch", {}), dict):
+        raise ConfigError(f"--config {path} must be lines of `key: value` with a section `arch`")
+    return values if "arch" in values else {"arch": values}
+
+
+def _length_of_data(folder: str) -> int | None:
+    """Read a puzzle's length off a dataset, ours or the original's, if it is there."""
+    for path in (Path(folder) / "dataset.json", Path(folder) / "train" / "dataset.json"):
+        if path.is_file():
+            return int(json.loads(path.read_text(encoding="utf-8"))["seq_len"])
+    return None
+
+
+def _step_of(file: Path) -> int | None:
+    """Read the step off the name that the original gives its files."""
+    found = re.search(r"step_(\d+)", file.name)
+    return int(found[1]) if found else None
+
+
+def _config(recipe: dict[str, Any], arch: dict[str, Any], weights: Weights, data_paths: Sequence[str]) -> Config:
+    """Lay recipe and architecture over the defaults."""
+    recipe = {**recipe, "data_paths": list(data_paths) or recipe.get("data_paths") or [_NO_DATA]}
+    recipe["ema"] = recipe.get("ema", False) or weights.average is not None
+    base = Config(config_name="imported", data_paths=[_NO_DATA], max_steps=max(1, weights.step or 0))
+    if recipe.get("epochs") is not None:
+        recipe["max_steps"] = None
+    return with_overrides(base, {**recipe, **{f"arch.{key}": value for key, value in arch.items()}})
+
+
+def _with_blank_row(weights: Weights, config: Config, request: _Request) -> Weights:
+    """Stand in for a table that somebody has removed to make the file small, where it is to be dropped anyway."""
+    ndim = config.arch.puzzle_emb_ndim
+    if request.puzzle_embedding != "drop" or TABLE in weights.model or ndim == 0:
+        return weights
+    return replace(weights, model={**weights.model, TABLE: torch.zeros(1, ndim)})
+
+
+# ---- the table and its map -------------------------------------------------------------------------------
+
+
+def _with_asked_table(found: _Understood, request: _Request, rows: int | None) -> _Understood:
+    """Replace the table by one for other puzzles where that is asked for."""
+    option, table = request.puzzle_embedding, found.weights.model.get(TABLE)
+    have = found.shape.num_puzzle_identifiers
+    if option == "keep":
+        if rows not in (None, have):
+            rule = f"the table has {have} rows; --puzzle-embedding mean or drop makes another"
+            raise ValueError(f"--num-puzzle-identifiers {rows} but {rule}")
+        return found
+    if table is None:
+        raise ValueError(f"--puzzle-embedding {option} but the model has no puzzle embedding; leave the option out")
+    rows = rows or (1 if request.identifiers is None else len(request.identifiers))
+    start = table.mean(0, dtype=torch.float32) if option == "mean" else torch.zeros(table.shape[1])
+    weights = replace(found.weights, model={**found.weights.model, TABLE: start.repeat(rows, 1)})
+    return replace(found, weights=weights, shape=replace(found.shape, num_puzzle_identifiers=rows))
+
+
+def _read_map(path: Path) -> PuzzleIdentifiers:
+    """Read an identifiers.json, the original's list of names or ours."""
+    try:
+        content = path.read_bytes()
+        names = json.loads(content)
+        return PuzzleIdentifiers.from_names(names) if isinstance(names, list) else PuzzleIdentifiers.from_bytes(content)
+    except OSError as error:
+        raise ValueError(f"--identifiers {path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--identifiers {path} is no map of puzzle identifiers: {error}") from None
+
+
+def _chosen_map(found: _Understood, request: _Request) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the identifiers.json to keep with the weights, and what there is to say about it."""
+    rows = found.shape.num_puzzle_identifiers
+    if request.identifiers is not None:
+        if len(request.identifiers) != rows:
+            count = len(request.identifiers)
+            raise ValueError(
+                f"--identifiers names {count} puzzle identifiers but the table has {rows} rows; they must agree"
+            )
+        return request.identifiers.to_bytes(), ()
+    if found.identifiers is not None and request.puzzle_embedding == "keep":
+        return found.identifiers, ()
+    if rows == 1:
+        return PuzzleIdentifiers.blank().to_bytes(), ()
+    return None, (f"{rows} puzzle vectors and no map of whose they are; --identifiers FILE keeps it with them",)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+def _write_run(request: _Request, found: _Understood, identifiers: bytes | None) -> None:
+    output, weights = request.output, _as_float32(found.weights)
+    provenance = {
+        "file": request.file.name,
+        "sha256": _digest(request.file),
+        "step": weights.step,
+        "puzzle_embedding": request.puzzle_embedding,
+    }
+    if output.is_dir():
+        shutil.rmtree(output)
+    output.mkdir(parents=True)
+    (output / "config.yaml").write_text(to_yaml(found.config), encoding="utf-8")
+    environment = json.dumps({"trm_ray": __version__, "torch": torch.__version__, "imported": provenance}, indent=2)
+    (output / "environment.json").write_text(environment + "\n", encoding="utf-8")
+    state = {
+        "config": found.config.model_dump(mode="json"),
+        "shape": asdict(found.shape),
+        "step": weights.step or 0,
+        "model": weights.model,
+        "ema": weights.average,
+    }
+    save_checkpoint(output / FINAL_MODEL, state, identifiers)
+
+
+def _as_float32(weights: Weights) -> Weights:
+    """Give all weights the dtype that they have here; those that have it are not copied."""
+    average = weights.average and {name: tensor.float() for name, tensor in weights.average.items()}
+    return replace(weights, model={name: tensor.float() for name, tensor in weights.model.items()}, average=average)
+
+
+def _digest(file: Path) -> str:
+    sha, mib = hashlib.sha256(), 2**20
+    with open(file, "rb") as stream, progress("MiB", file.stat().st_size // mib) as advance:
+        while chunk := stream.read(16 * mib):
+            sha.update(chunk)
+            advance(len(chunk) // mib)
+    return sha.hexdigest()
+
+
+# ---- out -------------------------------------------------------------------------------------------------
+
+
+def export_checkpoint(
+    run: str | Path, output: str | Path, *, file_format: Format, averaged_weights: bool = True, overwrite: bool = False
+) -> tuple[str, ...]:
+    """Write a run's weights in the original's layout, or as safetensors with config and puzzle identifiers.
+
+    Args:
+        run: a run's or a checkpoint's folder.
+        averaged_weights: take the moving average where there is one.
+
+    Returns:
+        What its user should know, a line each.
+
+    Raises:
+        ValueError: there is no checkpoint, or the file exists.
+    """
+    output, folder = Path(output), find_checkpoint(Path(run))
+    if output.exists() and not overwrite:
+        raise ValueError(f"--output {output} exists; replace it with --overwrite or choose another file")
+    state = load_checkpoint(folder)
+    model = averaged(state) if averaged_weights else state["model"]
+    arch = Config.model_validate(state["config"]).arch
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if file_format == "safetensors":
+        write_portable(output, {**state, "model": model}, load_identifiers(folder))
+        return ()
+    temporary = output.with_name(f".{output.name}.tmp")
+    torch.save(to_original(model, getattr(torch, arch.forward_dtype)), temporary)
+    temporary.replace(output)
+    return (f"in the original: +load_checkpoint={output} arch=trm {_flags(arch)}", *foreign_to_original(arch))
+
+
+def _flags(arch: ArchConfig) -> str:
+    """Write an architecture as the original's command line takes it, where its arch/trm.yaml leaves two keys out."""
+    absent = ("rope_theta", "rms_norm_eps")
+    values = original_arch(arch)
+    changed = {key: values.pop(key) for key in absent if values[key] != ArchConfig.model_fields[key].default}
+    flags = [f"arch.{key}={value}" for key, value in values.items() if key not in absent]
+    return " ".join([*flags, *(f"+arch.{key}={value}" for key, value in changed.items())])
+
+
+# ---- weights to begin with -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """A model's state dict to begin a run with; told: what became of it, in a line."""
+
+    model: dict[str, Tensor]
+    told: str
+
+
+def initial_weights(source: str | Path, config: Config, shape: TokenShape, identifiers: bytes | None) -> InitialWeights:
+    """Read the weights that a new run begins with, averaged ones where there are any.
+
+    A puzzle's vector goes where the new run has that puzzle; puzzles that the source does not know get the mean.
+
+    Args:
+        source: a run's or checkpoint's folder, a safetensors file, or a checkpoint of the original.
+        identifiers: identifiers.json of the new run's data.
+
+    Raises:
+        ValueError: there are no weights, or they are another network's; the message names each difference.
+    """
+    model, known = _weights_of(Path(source), config, shape)
+    told = f"Beginning with the weights of {source}"
+    if TABLE not in model:
+        return InitialWeights(model, told)
+    rows = shape.num_puzzle_identifiers
+    table, kept = carry_over_rows(model[TABLE], _names(known), _names(identifiers), rows)
+    return InitialWeights({**model, TABLE: table}, f"{told}: {kept} of {rows} puzzle vectors, the mean for the rest")
+
+
+def _weights_of(source: Path, config: Config, shape: TokenShape) -> tuple[dict[str, Tensor], bytes | None]:
+    weights = _foreign_weights(source)
+    if weights is not None:
+        rows = facts_of(weights.model).num_puzzle_identifiers or 1
+        check_weights(weights, config, replace(shape, num_puzzle_identifiers=rows), f"init_from={source}")
+        weights = _as_float32(weights)
+        return {**weights.model, **(weights.average or {})}, None
+    _, state, identifiers = read_model(source)
+    theirs, their_shape = Config.model_validate(state["config"]).arch, TokenShape(**state["shape"])
+    if differing := differing_keys(theirs, their_shape, config.arch, shape):
+        raise ConfigError(f"init_from={source} has another architecture: {', '.join(differing)}; take its values")
+    return averaged(state), identifiers
+
+
+def _foreign_weights(source: Path) -> Weights | None:
+    """Read a file that knows nothing of its architecture."""
+    if not source.is_file():
+        return None
+    if source.suffix != SUFFIX:
+        return read_original(source)
+    portable = read_portable(source)
+    return translate(portable.tensors, str(source)) if portable.state is None else None
+
+
+def _names(identifiers: bytes | None) -> list[str] | None:
+    return None if identifiers is None else PuzzleIdentifiers.from_bytes(identifiers).all_names()

@@ -1,0 +1,135 @@
+"""A trained model for use: load it from a checkpoint, and let it refine an answer segment by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trm_ray.config import Config
+from trm_ray.model.trm import Batch, SegmentOutput, TinyRecursiveModel
+from trm_ray.training.losses import IGNORED_LABEL
+from trm_ray.training.portable import read_model
+from trm_ray.training.state import TokenShape, build_model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, and where it comes from.
+
+    config: that of its run; the architecture is always the checkpoint's own. identifiers: the identifiers.json of the
+    puzzles that it was trained on. averaged: whether these are the averaged weights.
+    """
+
+    model: TinyRecursiveModel
+    config: Config
+    shape: TokenShape
+    identifiers: bytes | None
+    step: int
+    path: Path
+    averaged: bool
+
+
+def load_model(path: str | Path, *, averaged: bool = True, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load the model of a run, a checkpoint or an imported checkpoint.
+
+    Args:
+        path: a run's folder (its final model, else its latest checkpoint), a checkpoint's, or an exported
+            .safetensors file.
+        averaged: take the averaged weights if there are any.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is damaged.
+    """
+    folder, state, identifiers = read_model(Path(path))
+    config, shape = Config.model_validate(state["config"]), TokenShape(**state["shape"])
+    model = build_model(config, shape)
+    model.load_state_dict(state["model"])
+    averaged = averaged and state["ema"] is not None
+    if averaged:
+        model.load_state_dict(state["ema"], strict=False)  # parameters alone; buffers have no average
+    model.to(device).eval()
+    return LoadedModel(model, config, shape, identifiers, state["step"], folder, averaged)
+
+
+def run_segments(model: TinyRecursiveModel, batch: Batch, num_segments: int | None = None) -> Iterator[SegmentOutput]:
+    """Refine the answers of a batch and yield every segment's output; no row is halted or replaced.
+
+    Args:
+        num_segments: `halt_max_steps`, as trained, if not given; more are possible.
+    """
+    carry = model.initial_carry(batch)
+    for _ in range(num_segments or model.halt_max_steps):
+        with torch.inference_mode():
+            output = model(carry, batch, supervise_all_cycles=False)
+        carry = replace(output.carry, halted=torch.zeros_like(output.carry.halted))
+        yield replace(output, carry=carry)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a model makes of some puzzles: logits (S, B, L, V) and halt logits (S, B) of S segments, in float32."""
+
+    logits: Tensor
+    halt_logits: Tensor
+
+    @property
+    def answers(self) -> Tensor:
+        """Token ids (B, L) after the last segment."""
+        return self.logits[-1].argmax(-1)
+
+
+def solve(
+    model: TinyRecursiveModel,
+    inputs: Tensor,
+    puzzle_identifiers: Tensor | None = None,
+    segments: int | None = None,
+) -> Solution:
+    """Let a model solve puzzles.
+
+    Args:
+        inputs: (B, L) token ids.
+        puzzle_identifiers: (B,) rows of the puzzle embedding; 0, a puzzle nobody knows, if not given.
+        segments: how many; `halt_max_steps`, as trained, if not given.
+
+    Raises:
+        ValueError: shapes, tokens or identifiers that the model does not have.
+    """
+    _check_inputs(model, inputs, puzzle_identifiers, segments)
+    device = model.embed_tokens.device
+    inputs = inputs.to(device, torch.int32)
+    if puzzle_identifiers is None:
+        puzzle_identifiers = torch.zeros(len(inputs))
+    batch = Batch(inputs, torch.full_like(inputs, IGNORED_LABEL), puzzle_identifiers.to(device, torch.int32))
+    outputs = list(run_segments(model.eval(), batch, segments))
+    return Solution(
+        torch.stack([output.cycle_logits[-1].float() for output in outputs]),
+        torch.stack([output.halt_logits for output in outputs]),
+    )
+
+
+def _check_inputs(
+    model: TinyRecursiveModel, inputs: Tensor, puzzle_identifiers: Tensor | None, segments: int | None
+) -> None:
+    vocab_size = model.embed_tokens.shape[0]
+    if inputs.dim() != 2 or inputs.shape[1] != model.seq_len:
+        raise ValueError(f"inputs of shape {tuple(inputs.shape)} must be (B, {model.seq_len}) token ids")
+    if inputs.numel() and not 0 <= int(inputs.min()) <= int(inputs.max()) < vocab_size:
+        raise ValueError(
+            f"inputs hold tokens from {inputs.min()} to {inputs.max()}; they must be 0 to {vocab_size - 1}"
+        )
+    if segments is not None and segments < 1:
+        raise ValueError(f"segments={segments} must be at least 1; leave it out for {model.halt_max_steps}")
+    if puzzle_identifiers is None:
+        return
+    rows = 1 if model.puzzle_embedding is None else len(model.puzzle_embedding.table)
+    if puzzle_identifiers.shape != inputs.shape[:1]:
+        raise ValueError(f"puzzle_identifiers of shape {tuple(puzzle_identifiers.shape)} must be ({len(inputs)},)")
+    if (
+        model.puzzle_embedding is not None
+        and not 0 <= int(puzzle_identifiers.min()) <= int(puzzle_identifiers.max()) < rows
+    ):
+        raise ValueError(f"puzzle_identifiers up to {puzzle_identifiers.max()} must be 0 to {rows - 1}")

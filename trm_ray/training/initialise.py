@@ -1,0 +1,65 @@
+"""Begin a run with another's weights: which must agree, and whose puzzle vectors go where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trm_ray.config import ArchConfig
+from trm_ray.training.state import TokenShape
+
+# They change how long a puzzle is worked on, or what precision and initial weights are taken, not the network.
+_FREE_KEYS = {"halt_max_steps", "halt_exploration_prob", "forward_dtype", "residual_init_scale"}
+
+
+def differing_keys(have: ArchConfig, have_shape: TokenShape, want: ArchConfig, want_shape: TokenShape) -> list[str]:
+    """List the keys in which two networks differ, each with both values, in words."""
+    pairs = [(f"arch.{key}", getattr(have, key), getattr(want, key)) for key in _telling_keys(want)]
+    pairs.append(("vocab_size", have_shape.vocab_size, want_shape.vocab_size))
+    if want.mixer == "mlp" or want.pos_encodings == "learned":  # else weights know no positions
+        pairs.append(("seq_len", have_shape.seq_len, want_shape.seq_len))
+    return [f"{key}={there} there and {here} here" for key, there, here in pairs if there != here]
+
+
+def _telling_keys(arch: ArchConfig) -> list[str]:
+    """Name the keys that play a part in an architecture."""
+    idle = set(_FREE_KEYS)
+    idle |= {"num_heads", "rope_theta"} if arch.mixer == "mlp" else {"mixer_norm"}
+    idle |= set() if arch.pos_encodings == "rope" else {"rope_theta"}
+    idle |= set() if arch.puzzle_emb_ndim else {"puzzle_emb_len"}
+    return [key for key in ArchConfig.model_fields if key not in idle]
+
+
+def carry_over_rows(
+    table: Tensor, names: Sequence[str] | None, wanted: Sequence[str] | None, num_rows: int
+) -> tuple[Tensor, int]:
+    """Give each puzzle of a new table its vector from another: by name, else the mean of all vectors.
+
+    Args:
+        table: (N, ndim).
+        names: of its N identifiers; None if nobody knows them.
+        wanted: names of the new table's identifiers; None if nobody knows them.
+        num_rows: of the new table.
+
+    Returns:
+        The new table (num_rows, ndim), and how many rows are a known puzzle's. Where either map is unknown, tables of
+        one size are taken to be of the same puzzles.
+    """
+    if names == wanted or names is None or wanted is None:
+        if len(table) == num_rows:
+            return table.clone(), num_rows
+        return table.mean(0).repeat(num_rows, 1), 0
+    rows = {name: row for row, name in enumerate(names)}
+    pairs = [(to, rows[name]) for to, name in enumerate(wanted) if name in rows]
+    targets, sources = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
+    new = table.mean(0).repeat(num_rows, 1)
+    new[targets] = table[sources]
+    return new, len(pairs)
+
+
+def averaged(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take a checkpoint's averaged weights where it has them, its weights elsewhere."""
+    return {**state["model"], **(state["ema"] or {})}
