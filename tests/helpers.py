@@ -14,6 +14,7 @@ import torch
 
 from trm_ray.config import Config
 from trm_ray.model.trm import Batch, TinyRecursiveModel
+from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from trm_ray.training.loop import run_training
 from trm_ray.training.session import Session
 from trm_ray.training.state import TokenShape, build_model
@@ -158,7 +159,9 @@ def metric_rows(run_dir: Path) -> dict[int, dict[str, float]]:
     """The last row of each step, without the seconds, which differ from run to run."""
     rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return {
-        row["step"]: {tag: v for tag, v in row.items() if tag != "wall_s" and not tag.startswith("throughput/")}
+        row["step"]: {
+            tag: v for tag, v in row.items() if tag != "wall_s" and not tag.startswith(("throughput/", "checkpoint/"))
+        }
         for row in rows
     }
 
@@ -171,10 +174,10 @@ def begun(run_dir: Path, **changes: Any) -> Path:
     config = tiny_config(**changes)
     run_training(config, SHAPE, 1, local_session(run_dir, config))
     folder = run_dir / "checkpoint_step_1"
-    state = torch.load(folder / "state.pt", weights_only=True)
+    state = load_checkpoint(folder)
     state["model"]["q_head.bias"][0] = 0.5
     state["sums"] = state["sums"].detach() + 1.0
-    torch.save(state, folder / "state.pt")
+    save_checkpoint(folder, state)
     return folder
 
 

@@ -57,7 +57,7 @@ def test_a_sweep_gives_its_folder_and_ranking(data: Path, tmp_path: Path, monkey
             trial = replace(run, folder=plan.folder / f"trial{number}")
             claim_folder(trial)
             train_in_process(trial)
-        return Outcome({}, unfinished=0)
+        return Outcome({})
 
     monkeypatch.setattr("trm_ray.sweeps.start_sweep", in_this_process)
     names = ["deep_supervision_baseline", "deep_supervision_linear"]

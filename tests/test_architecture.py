@@ -1,6 +1,7 @@
 """The house: who may import whom, read off the source, and what an import costs."""
 
 import ast
+import graphlib
 import importlib.util
 import json
 import subprocess
@@ -105,6 +106,15 @@ def test_each_part_keeps_to_its_own_libraries(part):
         if packages(path) & FORBIDDEN[part]
     }
     assert strays == {}
+
+
+def test_no_module_imports_one_that_builds_on_it():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sources("trm_ray")}
+    needs = {
+        name: {part for found in imported(path) for part in (found, found.rpartition(".")[0])} & names.keys() - {name}
+        for name, path in names.items()
+    }
+    graphlib.TopologicalSorter(needs).prepare()  # raises a CycleError that names the circle
 
 
 def test_every_part_of_the_package_is_known_to_this_test():

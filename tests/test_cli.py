@@ -157,6 +157,19 @@ def test_options_of_a_csv_without_one_are_refused(tmp_path: Path, words: tuple[s
     assert_refused(run("prepare", "sudoku", "--output", tmp_path / "new", *words), "--from-csv")
 
 
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        *(("sudoku", words) for words in ("--size 9", "--train 8", "--clues 20 30", "--difficulty any")),
+        *(("maze", words) for words in ("--size 30", "--train 8", "--min-length 9")),
+    ],
+)
+def test_options_of_puzzles_that_are_generated_are_refused_with_a_csv(tmp_path: Path, task: str, words: str):
+    (tmp_path / "all.csv").write_text("")
+    asked = ["prepare", task, "--output", tmp_path / "new", "--from-csv", tmp_path / "all.csv", *words.split()]
+    assert_refused(run(*asked), rf"{words.split()[0]} is for puzzles that are generated, not for those of --from-csv")
+
+
 def test_a_dataset_is_not_replaced_unasked(tmp_path: Path):
     words = ["prepare", "sudoku", "--size", "4", "--train", "8", "--test", "2", "--output", str(tmp_path / "new")]
     assert run(*words).exit_code == 0
@@ -166,16 +179,33 @@ def test_a_dataset_is_not_replaced_unasked(tmp_path: Path):
     assert (info.seed, list(info.arguments["clues"]), info.split("train").rows) == (1, [5, 7], 8)
 
 
-def test_a_csv_file_becomes_a_dataset(tmp_path: Path):
+def write_sudoku_csv(path: Path) -> None:
     solved = "".join(str((3 * (r % 3) + r // 3 + c) % 9 + 1) for r in range(9) for c in range(9))
     puzzles = ["." * (i + 1) + solved[i + 1 :] for i in range(8)]  # none symmetric to another
     rows = [f"mine,{puzzle},{solved},{i}" for i, puzzle in enumerate(puzzles)]
-    (tmp_path / "all.csv").write_text("\n".join(["source,question,answer,rating", *rows]) + "\n")
+    path.write_text("\n".join(["source,question,answer,rating", *rows]) + "\n")
+
+
+def test_a_csv_file_becomes_a_dataset(tmp_path: Path):
+    write_sudoku_csv(tmp_path / "all.csv")
     words = ["--from-csv", str(tmp_path / "all.csv"), "--test", "3", "--min-difficulty", "2"]
     result = run("prepare", "sudoku", "--output", tmp_path / "new", *words)
     assert result.exit_code == 0, result.output
     info = DatasetInfo.load(tmp_path / "new")
     assert (info.seq_len, info.vocab_size, info.split("test").rows) == (81, 11, 3)
+
+
+@pytest.mark.parametrize(("words", "rows"), [((), 8), (("--test", "3"), 3)])
+def test_of_a_folders_test_file_as_many_puzzles_are_drawn_as_were_asked_for(
+    tmp_path: Path, words: tuple[str, ...], rows: int
+):
+    write_sudoku_csv(tmp_path / "test.csv")
+    solved = "123456789456789123789123456231564897564897231897231564312645978645978312978312645"
+    puzzle = "." * 40 + solved[40:]
+    (tmp_path / "train.csv").write_text(f"source,question,answer,rating\nmine,{puzzle},{solved},1\n")
+    result = run("prepare", "sudoku", "--output", tmp_path / "new", "--from-csv", tmp_path, *words)
+    assert result.exit_code == 0, result.output
+    assert DatasetInfo.load(tmp_path / "new").split("test").rows == rows
 
 
 def test_a_loss_that_is_not_finite_ends_with_what_to_try(data: Path, tmp_path: Path):
@@ -234,7 +264,8 @@ def test_training_leaves_what_a_run_s_folder_holds(trained: tuple[Path, Result])
         *(f"eval/step_{i}_loss" for i in range(3)),
         *(f"train/gradients/step_{i}_grad_norm_{kind}" for i in range(3) for kind in ("mean", "max", "min")),
     }  # fmt: skip
-    assert promised | {"step", "wall_s"} == set(read_run(folder).rows[-1])
+    told = {tag for tag in read_run(folder).rows[-1] if not tag.startswith("checkpoint/")}  # come when a save is over
+    assert promised | {"step", "wall_s"} == told
 
 
 def test_tensorboard_holds_the_same_numbers(trained: tuple[Path, Result]):
@@ -297,31 +328,57 @@ def test_runs_are_compared(trained: tuple[Path, Result], tmp_path: Path):
 # ---- Ctrl-C ------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_a_run_that_resumes_to_the_same_steps(data: Path, tmp_path: Path):
-    folder = tmp_path / "run"
-    long = ["max_steps=250", "eval_interval=50", "log_interval=10"]
-    words = train_words(data, folder, *long)
+def signalled(words: list[str], number: int, once_there: Path) -> tuple[int, str]:
+    """Run the command in a process of its own and send it a signal when a path is there; its exit code and stderr."""
     process = subprocess.Popen(
         [sys.executable, "-m", "trm_ray.cli", *words],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while not (folder / "checkpoint_step_50").is_dir():
+        deadline = time.monotonic() + 120
+        while not once_there.is_dir():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=30)
+        process.send_signal(number)
+        _, complaint = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert complaint == "error: interrupted; the same command with --resume goes on from the last checkpoint\n"
+    return process.returncode, complaint
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_ended_and_killed_arrives_at_the_bytes_of_one_that_was_left_alone(
+    data: Path, tmp_path: Path
+):
+    def words(name: str) -> list[str]:
+        return train_words(data, tmp_path / name, "max_steps=600", "eval_interval=100", "log_interval=10")
+
+    folder = tmp_path / "hit"
+    code, told = signalled(words("hit"), signal.SIGINT, folder / "checkpoint_step_100")
+    assert code == 130
+    assert re.search(r"^error: interrupted: stopped after step \d+, which is saved; .* --resume goes on$", told, re.M)
+    code, told = signalled([*words("hit"), "--resume"], signal.SIGTERM, folder / "checkpoint_step_200")
+    assert code == 143
+    assert "which is saved" in told
+    code, _ = signalled([*words("hit"), "--resume"], signal.SIGKILL, folder / "checkpoint_step_300")
+    assert code == -signal.SIGKILL
     assert not (folder / "final_model").exists()
-    resumed = run(*words, "--resume")
-    assert resumed.exit_code == 0, resumed.output
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(10, 251, 10))
-    first = next(line for line in resumed.stdout.splitlines() if line.startswith("Step"))
-    assert int(first.split()[1]) > 50
+    for name in ("hit", "alone"):
+        result = run(*words(name), *(["--resume"] if name == "hit" else []))
+        assert result.exit_code == 0, result.output
+    assert logged(folder) == logged(tmp_path / "alone")
+    ours, theirs = ((tmp_path / name / "final_model" / "state.pt").read_bytes() for name in ("hit", "alone"))
+    assert ours == theirs
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in accumulator.Scalars("train/total_loss")] == list(range(10, 601, 10))
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    """All lines, without what depends on the clock."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    timed = ("wall_s", "throughput/", "checkpoint/")
+    return [{tag: value for tag, value in row.items() if not tag.startswith(timed)} for row in rows]

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from trm_ray.training.inference import load_model, solve
 from trm_ray.training.original import to_original
-from trm_ray.training.state import TokenShape, build_model
+from trm_ray.training.portable import read_portable
+from trm_ray.training.state import TokenShape, TrainState, build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT.parent / "shared" / "conformance"
@@ -327,6 +329,29 @@ def test_damaged_safetensors_are_named(tmp_path):
         import_checkpoint(tmp_path / "m.safetensors", tmp_path / "run")
 
 
+@pytest.mark.parametrize("file_format", ["original", "safetensors"])
+def test_an_exported_file_is_exported_again_as_its_run_is(case, file_format):
+    imported(case, identifiers_file=case / "identifiers.json")
+    export_checkpoint(case / "run", case / "m.safetensors", file_format="safetensors")
+    for source, out in (("run", "first"), ("m.safetensors", "second")):
+        export_checkpoint(case / source, case / out, file_format=file_format)
+    first, second = case / "first", case / "second"
+    assert second.stat().st_size == pytest.approx(first.stat().st_size, rel=0.01)  # not each weight the whole file
+    if file_format == "original":
+        assert_same(*(torch.load(file, weights_only=True) for file in (first, second)))
+    else:
+        assert_same(*(read_portable(file).tensors for file in (first, second)))
+        maps = {read_portable(file).identifiers for file in (first, second)}
+        assert maps == {(case / "run" / "final_model" / "identifiers.json").read_bytes()}
+
+
+def test_what_cannot_be_exported_is_answered_with_what_can(case):
+    with pytest.raises(ValueError, match=r"nowhere does not exist; name a run's folder .*, or a \.safetensors file"):
+        export_checkpoint(case / "nowhere", case / "out", file_format="original")
+    with pytest.raises(ValueError, match=r"step_77 says nothing of its architecture; make a run of it"):
+        export_checkpoint(case / "step_77", case / "out", file_format="original")
+
+
 def test_a_file_is_not_replaced_by_accident(case):
     imported(case)
     with pytest.raises(ValueError, match=r"--output .*step_77 exists; replace it with --overwrite"):
@@ -359,9 +384,10 @@ def test_training_does_not_go_on_from_weights_alone(case):
     from trm_ray.run import _clear_way
 
     imported(case)
+    plan = SimpleNamespace(folder=case / "run", config=config_from_run(case / "run"))
     for resume in (True, False):
         with pytest.raises(ConfigError, match=r"holds weights only, .*; use --init-from"):
-            _clear_way(case / "run", config_from_run(case / "run"), resume=resume, overwrite=False)
+            _clear_way(plan, resume=resume, overwrite=False)
 
 
 # ---- weights to begin with -------------------------------------------------------------------------------
@@ -408,12 +434,47 @@ def test_another_architecture_is_refused_with_each_difference(tmp_path):
         initial_weights(tmp_path / "step_3", tiny_config(arch=ARCH | {"hidden_size": 32}), SHAPE, None)
 
 
+def begin_with_file(case, **arch):
+    return initial_weights(case / "step_77", tiny_config(arch=ARCH | arch), SHAPE, None)
+
+
+def test_without_the_originals_config_beside_its_file_the_keys_that_weights_cannot_tell_are_said(case):
+    (case / "all_config.yaml").unlink()
+    told = begin_with_file(case).told.partition("; unchecked, as no all_config.yaml lies beside it: ")[2]
+    values = {"H_cycles": 3, "L_cycles": 2, "num_heads": 2, "pos_encodings": "rope", "rope_theta": 10000.0}
+    assert told == ", ".join(f"{k}={v}" for k, v in (values | {"rms_norm_eps": 1e-05, "puzzle_emb_len": 2}).items())
+
+
+def test_the_originals_config_beside_its_file_is_compared(case):
+    assert "unchecked" not in begin_with_file(case).told
+    telling = {"H_cycles": 1, "L_cycles": 5, "num_heads": 4, "pos_encodings": "none", "rope_theta": 500.0}
+    for key, value in telling.items():
+        with pytest.raises(ValueError, match=rf"step_77 with the all_config.yaml .*arch\.{key}=.* and {value} here;"):
+            begin_with_file(case, **{key: value})
+    begin_with_file(case, halt_max_steps=7, forward_dtype="float32")  # the same network
+
+
+def test_what_the_config_beside_a_file_leaves_out_is_said(case):
+    theirs = {key: value for key, value in THEIR_ARCH.items() if key != "num_heads"}
+    (case / "all_config.yaml").write_text(yaml.safe_dump({"arch": theirs}))
+    assert begin_with_file(case).told.endswith("all_config.yaml does not tell them: num_heads=2")
+    write_config(case / "all_config.yaml", arch={"H_cycles": "three"})
+    with pytest.raises(ValueError, match=r"all_config.yaml: arch.H_cycles=three must be"):
+        begin_with_file(case)
+    (case / "all_config.yaml").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"^/.*all_config.yaml cannot be read"):
+        begin_with_file(case)
+
+
 # ---- memory ----------------------------------------------------------------------------------------------
 
-MEASURED = """
-import resource, sys
+# Not `ru_maxrss`, which begins at the memory of the process that starts another.
+PEAK = """
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+"""
+MEASURED = f"""{PEAK}
 from trm_ray.conversions import import_checkpoint, export_checkpoint
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 arch = dict(H_cycles=3, L_cycles=2, num_heads=2, pos_encodings="rope", puzzle_emb_len=2, seq_len=16)
 import_checkpoint("step_77", "run", arch=arch)
@@ -423,7 +484,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_conversions_take_no_more_memory_than_the_file_once(tmp_path):
     state = write_original(tmp_path / "step_77")
     state[THEIR_TABLE] = torch.ones(1_500_000, 24)
@@ -434,3 +495,45 @@ def test_conversions_take_no_more_memory_than_the_file_once(tmp_path):
     command = [sys.executable, "-c", MEASURED]
     told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert int(told.stdout.splitlines()[-1]) < 1.4 * size
+
+
+USED = f"""{PEAK}
+import torch
+from trm_ray.conversions import initial_weights
+from trm_ray.training.inference import load_model, solve
+solve(load_model("small").model, torch.ones(1, 16), torch.tensor([0]))
+before = peak()
+for file in ("large", "m.safetensors"):
+    loaded = load_model(file)
+    solve(loaded.model, torch.ones(1, 16), torch.tensor([599_999]))
+    initial_weights(file, loaded.config, loaded.shape, None)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_using_a_model_takes_the_rows_of_its_table_that_are_used(tmp_path):
+    checkpoint_of(tmp_path / "small", None)
+    state, table = load_checkpoint(tmp_path / "small"), torch.ones(600_000, 24)
+    state["model"][TABLE], state["shape"]["num_puzzle_identifiers"] = table, len(table)
+    save_checkpoint(tmp_path / "large", {**state, "carry": {"answer": torch.ones(10_000_000)}})
+    export_checkpoint(tmp_path / "large", tmp_path / "m.safetensors", file_format="safetensors")
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    command = [sys.executable, "-c", USED]
+    told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert int(told.stdout.splitlines()[-1]) < 0.4 * table.nbytes
+
+
+@pytest.mark.parametrize("source", ["final_model/state.pt", "m.safetensors"])
+def test_a_mapped_file_is_not_changed_through_what_was_read_of_it(tmp_path, source):
+    checkpoint_of(tmp_path / "final_model", NAMES)
+    export_checkpoint(tmp_path, tmp_path / "m.safetensors", file_format="safetensors")
+    before, opened = (tmp_path / source).read_bytes(), tmp_path / source.removesuffix("final_model/state.pt")
+    config = tiny_config(arch=ARCH)
+    state = TrainState(config, SHAPE, torch.device("cpu"))
+    state.begin_with(initial_weights(opened, config, SHAPE, PuzzleIdentifiers.from_names(NAMES).to_bytes()).model)
+    for model in (state.model, load_model(opened).model):
+        for weight in model.state_dict().values():
+            weight.zero_()
+    assert (tmp_path / source).read_bytes() == before
+    assert load_model(opened).model.lm_head.weight.any()

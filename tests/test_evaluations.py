@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,20 +13,21 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from evaluation_helpers import EMBEDDED, SMALL, arc_run, checkpoint
 from helpers import Puzzles, sudoku
 from run_helpers import run_config, write_puzzles
+from typer.testing import CliRunner
 
-from trm_ray.data.arc import ArcSymmetry, prepare_arc
+from trm_ray.cli import app
+from trm_ray.conversions import export_checkpoint
+from trm_ray.data.arc_symmetry import ArcSymmetry
 from trm_ray.data.arc_voting import Votes
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetError, Rows, read_identifiers, read_split, write_dataset
-from trm_ray.data.symmetries import TokenBatch
+from trm_ray.data.schema import DatasetError, Rows, TokenBatch, read_identifiers, read_split, write_dataset
 from trm_ray.evaluations import EvaluationReport, embedding_rows, evaluate_run
 from trm_ray.model.trm import Batch
 from trm_ray.run import claim_folder, plan_run, train_in_process
-from trm_ray.training.checkpoint import save_checkpoint
 from trm_ray.training.inference import load_model, run_segments
-from trm_ray.training.state import TokenShape, build_model
 
 NUM_ROWS = 13
 
@@ -37,33 +39,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test.labels[2] = -100
     test.labels[3, 5:] = -100
     return write_puzzles(tmp_path_factory.mktemp("data") / "puzzles", sudoku(8), test)
-
-
-def checkpoint(
-    folder: Path, data: Path, *words: str, identifiers: bytes | None = None, shape: TokenShape | None = None
-) -> Path:
-    """A run's folder with a model that nobody has trained; it copies clues now and then, and halts some rows."""
-    config = run_config(data, folder, "arch.halt_max_steps=3", "ema=true", "seed=3", *words)
-    shape = shape or TokenShape(16, 6, len(read_identifiers(data)))
-    model = build_model(config, shape)
-    draws = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        model.lm_head.weight.copy_(model.embed_tokens / 8)
-        model.q_head.weight.normal_(generator=draws)
-        model.q_head.get_parameter("bias").fill_(-1.0)
-        if model.puzzle_embedding is not None:
-            model.puzzle_embedding.table.normal_(generator=draws)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    raw = {name: 0.9 * tensor for name, tensor in weights.items()}
-    state = {
-        "config": config.model_dump(mode="json"),
-        "shape": asdict(shape),
-        "step": 7,
-        "model": raw,
-        "ema": {name: weights[name] for name, _ in model.named_parameters()},
-    }
-    save_checkpoint(folder / "checkpoint_step_7", state, identifiers)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +166,23 @@ def test_another_dataset_of_the_same_kind_can_be_named(run: Path, tmp_path: Path
     assert report.files[0].name == "evaluation_train.json"
 
 
+def test_an_exported_file_is_evaluated_into_a_folder_beside_it(run: Path, tmp_path: Path):
+    file = tmp_path / "exported.model.safetensors"
+    export_checkpoint(run, file, file_format="safetensors")
+    report, whole = evaluated(file), evaluated(run, output=tmp_path)
+    assert report.files[0] == tmp_path / "exported.model_report" / "evaluation_test.json"
+    assert report.evaluation.by_segment == whole.evaluation.by_segment
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(run: Path, tmp_path: Path):
+    (tmp_path / "taken").write_text("")
+    with (
+        patch("trm_ray.evaluations.measure_rows", side_effect=AssertionError("measured")),
+        pytest.raises(ValueError, match=r"--output .*taken must be a folder to write into: File exists; name another"),
+    ):
+        evaluated(run, output=tmp_path / "taken")
+
+
 def test_data_of_another_shape_are_refused(run: Path, tmp_path: Path):
     boards = np.ones((2, 9), np.int32)
     split = Rows.of_single_puzzles(boards, boards)
@@ -222,8 +214,6 @@ def test_a_split_without_any_label_is_predicted_and_has_no_accuracy(run: Path, t
 
 # ---- puzzle identifiers ----------------------------------------------------------------------------------
 
-EMBEDDED = ("arch.puzzle_emb_ndim=16", "arch.puzzle_emb_len=1")
-
 
 def named(folder: Path, names: list[str], puzzles: Puzzles, chosen: Sequence[int]) -> Path:
     """A test split whose rows carry the chosen identifiers of a map."""
@@ -245,6 +235,7 @@ def test_puzzles_of_another_dataset_are_known_by_their_names(tmp_path: Path):
     mapped, direct = (evaluated(run, data=[path], output=tmp_path).evaluation for path in (other, same))
     plain = evaluated(run, data=[own], output=tmp_path).evaluation
     assert mapped.by_segment == direct.by_segment != plain.by_segment
+    assert evaluated(run, data=[other], output=tmp_path).provenance["notes"] == []
 
 
 def test_puzzles_that_the_model_does_not_know_are_refused(tmp_path: Path):
@@ -258,7 +249,13 @@ def test_puzzles_that_the_model_does_not_know_are_refused(tmp_path: Path):
 def test_without_a_map_the_number_of_identifiers_must_agree(tmp_path: Path):
     own = named(tmp_path / "own", ["a", "b"], sudoku(2), [1, 2])
     run = checkpoint(tmp_path / "run", own, *EMBEDDED)
-    assert evaluated(run).evaluation.num_rows == 2
+    report = evaluated(run)
+    assert report.evaluation.num_rows == 2
+    (note,) = json.loads(report.files[0].read_text())["provenance"]["notes"]
+    assert re.search(
+        r"checkpoint_step_7 has no identifiers.json: its 3 .*taken to be those of .*own, in the same", note
+    )
+    assert note in CliRunner().invoke(app, ["evaluate", str(run)]).stdout
     other = named(tmp_path / "other", ["a"], sudoku(2), [1, 1])
     with pytest.raises(ValueError, match=r"embeddings of 3 puzzle identifiers and no identifiers.json; .*other has 2"):
         evaluated(run, data=[other])
@@ -266,27 +263,10 @@ def test_without_a_map_the_number_of_identifiers_must_agree(tmp_path: Path):
 
 # ---- ARC -------------------------------------------------------------------------------------------------
 
-SMALL, LONG = [[0, 1], [2, 3]], [[4, 5, 6]]
-
 
 @pytest.fixture(scope="module")
 def arc(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two tasks with three test inputs, one of whose outputs is hidden, and a model that was never trained."""
-    folder = tmp_path_factory.mktemp("arc")
-    pairs = [{"input": LONG, "output": LONG}]
-    tasks = {
-        "first": {"train": pairs, "test": [{"input": SMALL}, {"input": LONG}]},
-        "hidden": {"train": pairs, "test": [{"input": SMALL}]},
-    }
-    (folder / "arc_evaluation_challenges.json").write_text(json.dumps(tasks))
-    (folder / "arc_evaluation_solutions.json").write_text(json.dumps({"first": [SMALL, LONG]}))
-    data = folder / "data"
-    told: dict[str, Any] = {"prefix": folder / "arc", "subsets": ["evaluation"], "test_set": "evaluation"}
-    prepare_arc(data, augmentations=4, seed=1, **told)
-    identifiers = read_identifiers(data)
-    run = folder / "run"
-    checkpoint(run, data, *EMBEDDED, identifiers=identifiers.to_bytes(), shape=TokenShape(900, 12, len(identifiers)))
-    return run, data
+    return arc_run(tmp_path_factory.mktemp("arc"))
 
 
 def voted_one_by_one(run: Path, data: Path, variants: int, *, halt: bool = False) -> Votes:
@@ -344,6 +324,42 @@ def test_only_the_puzzles_that_are_wanted_are_asked(arc: tuple[Path, Path], tmp_
     assert json.loads((tmp_path / "submission.json").read_text()).keys() == {"first"}
     assert report.voting is not None
     assert report.voting.num_puzzles == 1
+
+
+def stored(folder: Path, data: Path) -> Path:
+    """The same dataset with its augmentations as rows, as the original has them."""
+    identifiers, splits = read_identifiers(data), {name: read_split(data, name) for name in ("train", "test")}
+    for name, rows in splits.items():
+        each = np.repeat(np.arange(len(rows)), 5)
+        own = TokenBatch(rows.inputs[each], rows.labels[each], rows.puzzle_identifiers[each])
+        made = ArcSymmetry(identifiers).variant(own, np.arange(len(each)) % 5)
+        ids = made.puzzle_identifiers
+        splits[name] = Rows(made.inputs, made.labels, ids, ids, rows.groups[each])
+    told: dict[str, Any] = {"generator": "import_original", "arguments": {}, "seed": None, "symmetry": None}
+    tasks = (data / "test_puzzles.json").read_bytes()
+    told |= {"identifiers": identifiers, "side_files": {"test_puzzles.json": tasks}}
+    write_dataset(folder, splits, vocab_size=12, **told)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"augmentations": 1}, {"augmentations": 0}, {"max_puzzles": 1}, {"split": "train"}], ids=str
+)
+def test_stored_augmentations_are_evaluated_as_computed_ones(
+    arc: tuple[Path, Path], tmp_path: Path, options: dict[str, Any]
+):
+    folders = {"computed": arc[1], "stored": stored(tmp_path / "data", arc[1])}
+    one, other = (evaluated(arc[0], data=[data], output=tmp_path / n, **options) for n, data in folders.items())
+    assert one.voting == other.voting
+    for key in ("boards", "segments"):
+        assert one.compute[key] == other.compute[key]
+    assert one.provenance["puzzles"] == other.provenance["puzzles"]
+    assert one.evaluation.num_rows == other.evaluation.num_rows
+    for ours, theirs in zip(one.evaluation.by_segment, other.evaluation.by_segment, strict=True):
+        assert ours.exact_accuracy == theirs.exact_accuracy
+        assert ours.accuracy.low == pytest.approx(theirs.accuracy.low)
+    if one.voting:
+        assert len({(tmp_path / name / "submission.json").read_text() for name in folders}) == 1
 
 
 def test_a_puzzle_that_no_row_asks_about_is_named_and_counts_as_wrong(arc: tuple[Path, Path], tmp_path: Path):

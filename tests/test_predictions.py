@@ -107,6 +107,16 @@ def test_a_task_that_the_model_was_trained_on_gets_its_own_embedding(arc_run: Pa
     assert "has never seen cccc2222, so its embedding is blank" in str(remark(loaded, [*known, *unknown]))
 
 
+def test_a_task_that_a_list_names_twice_gets_the_embedding_of_the_task_as_it_is(tmp_path: Path):
+    names = ["<blank>", "a", "a|||t3|||0123456789", "b", "a|||t1|||0123456789", "c|||t1|||0123456789", "c"]
+    identifiers = PuzzleIdentifiers.from_names(names)
+    shape = TokenShape(900, 12, num_puzzle_identifiers=len(names))
+    sizes = {"mixer": "attention", "puzzle_emb_ndim": 16}
+    loaded = load_model(checkpoint(tmp_path / "arc", shape, identifiers=identifiers, **sizes))
+    questions = [question for task in "abcd" for question in kind_for(loaded).read(TASK, "", task)[:1]]
+    assert identify(loaded, questions).tolist() == [1, 3, 6, 0]
+
+
 def test_every_test_input_of_a_task_is_predicted(arc_run: Path, tmp_path: Path):
     (tmp_path / "bbbb1111.json").write_text(TASK)
     result = call(arc_run, tmp_path / "bbbb1111.json", "--segments", "1", "--json")

@@ -1,17 +1,20 @@
 """One run's plan and folder: what is taken, gone on with, cleared, refused."""
 
 import json
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_same, metric_rows, sudoku
-from run_helpers import final_weights, run_config, some_puzzles, write_puzzles
+from helpers import Puzzles, assert_same, metric_rows, sudoku
+from run_helpers import IDENTIFIERS, final_weights, run_config, some_puzzles, write_puzzles
 
 from trm_ray.config import ConfigError, config_from_run
+from trm_ray.data import stream
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, write_dataset
+from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, read_split, read_splits, write_dataset
 from trm_ray.reporting.run_log import read_run
 from trm_ray.run import RunPlan, claim_folder, plan_run, start_step, train_in_process
 
@@ -36,6 +39,22 @@ def begin(plan: RunPlan, *, steps_left: int = 3) -> None:
             for path in sorted((plan.folder / name).glob("*")):
                 path.unlink()
             (plan.folder / name).rmdir()
+
+
+def test_a_resume_goes_on_before_a_damaged_checkpoint_and_logs_every_step_once(data: Path, tmp_path: Path):
+    whole, broken = (planned(data, tmp_path / name) for name in ("whole", "broken"))
+    begin(whole, steps_left=0)
+    begin(broken, steps_left=0)
+    (broken.folder / "final_model" / "state.pt").unlink()
+    state = broken.folder / "checkpoint_step_6" / "state.pt"
+    state.write_bytes(state.read_bytes().replace(b"model", b"mod3l", 1))
+    assert start_step(broken) == 3
+    claim_folder(broken, resume=True)
+    train_in_process(broken)
+    lines = (broken.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    final = "final_model/state.pt"
+    assert (broken.folder / final).read_bytes() == (whole.folder / final).read_bytes()
 
 
 def test_a_new_folder_holds_the_config_and_what_it_runs_on(data: Path, tmp_path: Path):
@@ -141,6 +160,74 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(data: Path, tmp_pa
     assert metric_rows(resumed.folder) == metric_rows(whole.folder)
     steps = [json.loads(line)["step"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_rows_as_they_were_read_are_gone_while_a_run_trains(data: Path, tmp_path: Path, monkeypatch):
+    read, alive = [], []
+
+    def remember(*source):
+        rows = read_splits(*source)
+        read.append(weakref.ref(rows.inputs))
+        return rows
+
+    def look(*share, batches=stream.test_batches):
+        alive.append([rows() is not None for rows in read])
+        return batches(*share)
+
+    monkeypatch.setattr("trm_ray.run.read_splits", remember)
+    monkeypatch.setattr(stream, "test_batches", look)
+    begin(planned(data, tmp_path / "run"), steps_left=0)
+    assert alive == [[True, False]] * 2  # test split, train split
+
+
+def test_evaluations_during_training_count_puzzles_and_not_their_rows(data: Path, tmp_path: Path, monkeypatch):
+    rows = read_split(data, "test")
+    pairs = replace(rows, puzzles=rows.puzzles // 2, groups=rows.groups // 2)
+    more = {"generator": "test", "arguments": {}, "seed": 0, "symmetry": None}
+    write_dataset(tmp_path / "data", {"train": rows, "test": pairs}, vocab_size=6, identifiers=IDENTIFIERS, **more)
+    seen = []
+
+    def look(rows, *place, batches=stream.test_batches):
+        seen.append(rows.puzzles.tolist())
+        return batches(rows, *place)
+
+    monkeypatch.setattr(stream, "test_batches", look)
+    begin(planned(tmp_path / "data", tmp_path / "run", "eval_max_puzzles=2", "max_steps=3"), steps_left=0)
+    assert seen == [[0, 0, 1, 1]]
+
+
+def test_a_run_is_not_resumed_on_identifiers_that_mean_other_puzzles(tmp_path: Path):
+    rows = sudoku(16)
+    data = write_named(tmp_path / "data", rows, [f"puzzle-{i}" for i in range(16)])
+    begin(planned(data, tmp_path / "run"))
+    write_named(data, rows, [f"other-{i}" for i in range(16)])
+    with pytest.raises(ConfigError, match=r"has 17 puzzle identifiers that are not the 17 which .*checkpoint_step_3"):
+        claim_folder(planned(data, tmp_path / "run"), resume=True)
+
+
+def write_named(folder: Path, rows: Puzzles, names: Sequence[str]) -> Path:
+    numbers = np.arange(len(rows), dtype=np.int32)
+    split = Rows(rows.inputs, rows.labels, numbers + 1, numbers, numbers)
+    write_dataset(
+        folder,
+        {"train": split, "test": split},
+        vocab_size=6,
+        generator="test",
+        arguments={},
+        seed=0,
+        symmetry=None,
+        identifiers=PuzzleIdentifiers.plain(names),
+        overwrite=True,
+    )
+    return folder
+
+
+def test_weights_to_begin_with_are_found_from_any_working_directory(data: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = planned(data, tmp_path / "run", "init_from=runs/earlier")
+    assert plan.config.init_from == str(tmp_path / "runs" / "earlier")
+    trial = plan.vary(run_config(data, tmp_path / "trial", "init_from=runs/other"), tmp_path / "trial")
+    assert trial.config.init_from == str(tmp_path / "runs" / "other")
 
 
 def test_to_resume_what_has_not_begun_is_to_begin(data: Path, tmp_path: Path):

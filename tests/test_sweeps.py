@@ -169,7 +169,6 @@ class Ended:
     """How a sweep of which one trial failed has ended."""
 
     failed = {"deep_supervision_linear-seed0": "NonFiniteError: the [loss] is not finite"}  # noqa: RUF012
-    unfinished = 0
 
 
 def compared(plan: SweepPlan) -> str:

@@ -64,12 +64,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     Raises:
         ValueError: the data is missing or bad, or the folder holds a run and neither option is given.
         NonFiniteError: the loss or a gradient is not finite; the last checkpoint stands.
+        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or SIGTERM came; the step that was under way is saved.
     """
-    from trm_ray.run import claim_folder, plan_run, start_step, train_in_process
+    from trm_ray.run import claim_folder, is_finished, plan_run, train_in_process
 
     plan = plan_run(config)
     claim_folder(plan, resume=resume, overwrite=overwrite)
-    if start_step(plan) >= plan.num_steps:
+    if is_finished(plan):
         return TrainResult(plan.folder, _last_evaluation(plan.folder))
     if config.ray.num_workers == 0:
         return TrainResult(plan.folder, train_in_process(plan))
@@ -102,6 +103,7 @@ def sweep(
 
     Raises:
         ValueError: a config or its data is bad, or the folder holds a sweep and neither option is given.
+        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or SIGTERM came; the running trials have saved where they stood.
     """
     from rich.console import Console
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from trm_ray import __version__
 from trm_ray.config import ArchConfig, Config, ConfigError, to_yaml, with_overrides
+from trm_ray.config.files import UNREADABLE
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
-from trm_ray.training.checkpoint import FINAL_MODEL, find_checkpoint, load_checkpoint, load_identifiers, save_checkpoint
-from trm_ray.training.initialise import averaged, carry_over_rows, differing_keys
+from trm_ray.training.checkpoint import FINAL_MODEL, save_checkpoint
+from trm_ray.training.initialise import averaged, carry_over_rows, differing_keys, telling_keys
 from trm_ray.training.original import (
     TABLE,
     Facts,
@@ -36,7 +37,7 @@ from trm_ray.training.original import (
     to_original,
     translate,
 )
-from trm_ray.training.portable import SUFFIX, read_model, read_portable, write_portable
+from trm_ray.training.portable import SUFFIX, described, read_model, read_portable, write_portable
 from trm_ray.training.state import TokenShape
 
 TableOption = Literal["keep", "drop", "mean"]
@@ -45,6 +46,8 @@ Format = Literal["original", "safetensors"]
 # The original's config says nothing of its data; each of its three tasks has its own vocabulary and length.
 _ORIGINAL_LENGTHS = {6: 900, 11: 81, 12: 900}
 _NO_DATA = "data/unknown"
+# Where the original's training writes its config, beside its checkpoints.
+_THEIR_CONFIG = "all_config.yaml"
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,11 @@ def _understand(request: _Request) -> _Understood:
     if request.config_file is not None or request.arch:
         raise ValueError(f"{file} knows its own architecture; leave --config and --arch out")
     state, names = portable.state, {name: name for name in portable.tensors}
-    config = Config.model_validate(state["config"])
+    config, shape = described(state, file)
     if request.data_paths:
         config = with_overrides(config, {"data_paths": list(request.data_paths)})
     weights = Weights(portable.tensors, None, names, (), state["step"])
-    return _Understood(weights, config, TokenShape(**state["shape"]), portable.identifiers, ())
+    return _Understood(weights, config, shape, portable.identifiers, ())
 
 
 def _understand_original(weights: Weights, request: _Request) -> _Understood:
@@ -208,16 +211,17 @@ def _complete(
     return arch, notes
 
 
-def _read_config(path: Path | None) -> dict[str, Any]:
+def _read_config(path: Path | None, option: str = "--config ") -> dict[str, Any]:
     """Read the original's all_config.yaml, or a mapping of `arch` keys alone."""
     if path is None:
         return {}
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--config {path} cannot be read ({type(error).__name__}); name an all_config.yaml") from None
+    except (OSError, yaml.YAMLError, *UNREADABLE) as error:
+        told = f"{option}{path} cannot be read ({type(error).__name__})"
+        raise ConfigError(f"{told}; it must be an {_THEIR_CONFIG}") from None
     if not isinstance(values, dict) or not isinstance(values.get("arch", {}), dict):
-        raise ConfigError(f"--config {path} must be lines of `key: value` with a section `arch`")
+        raise ConfigError(f"{option}{path} must be lines of `key: value` with a section `arch`")
     return values if "arch" in values else {"arch": values}
 
 
@@ -281,7 +285,7 @@ def _read_map(path: Path) -> PuzzleIdentifiers:
         return PuzzleIdentifiers.from_names(names) if isinstance(names, list) else PuzzleIdentifiers.from_bytes(content)
     except OSError as error:
         raise ValueError(f"--identifiers {path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"--identifiers {path} is no map of puzzle identifiers: {error}") from None
 
 
@@ -353,7 +357,7 @@ def export_checkpoint(
     """Write a run's weights in the original's layout, or as safetensors with config and puzzle identifiers.
 
     Args:
-        run: a run's or a checkpoint's folder.
+        run: a run's or a checkpoint's folder, or an exported .safetensors file.
         averaged_weights: take the moving average where there is one.
 
     Returns:
@@ -362,15 +366,15 @@ def export_checkpoint(
     Raises:
         ValueError: there is no checkpoint, or the file exists.
     """
-    output, folder = Path(output), find_checkpoint(Path(run))
+    output = Path(output)
     if output.exists() and not overwrite:
         raise ValueError(f"--output {output} exists; replace it with --overwrite or choose another file")
-    state = load_checkpoint(folder)
+    source, state, identifiers = read_model(Path(run))
     model = averaged(state) if averaged_weights else state["model"]
-    arch = Config.model_validate(state["config"]).arch
+    arch = described(state, source)[0].arch
     output.parent.mkdir(parents=True, exist_ok=True)
     if file_format == "safetensors":
-        write_portable(output, {**state, "model": model}, load_identifiers(folder))
+        write_portable(output, {**state, "model": model}, identifiers)
         return ()
     temporary = output.with_name(f".{output.name}.tmp")
     torch.save(to_original(model, getattr(torch, arch.forward_dtype)), temporary)
@@ -392,7 +396,7 @@ def _flags(arch: ArchConfig) -> str:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """A model's state dict to begin a run with; told: what became of it, in a line."""
+    """A model's state dict to begin a run with, memory-mapped: copy it; told: what became of it, in a line."""
 
     model: dict[str, Tensor]
     told: str
@@ -401,7 +405,8 @@ class InitialWeights:
 def initial_weights(source: str | Path, config: Config, shape: TokenShape, identifiers: bytes | None) -> InitialWeights:
     """Read the weights that a new run begins with, averaged ones where there are any.
 
-    A puzzle's vector goes where the new run has that puzzle; puzzles that the source does not know get the mean.
+    What weights of the original cannot tell is compared with the all_config.yaml beside their file. A puzzle's vector
+    goes where the new run has that puzzle; puzzles that the source does not know get the mean.
 
     Args:
         source: a run's or checkpoint's folder, a safetensors file, or a checkpoint of the original.
@@ -410,27 +415,60 @@ def initial_weights(source: str | Path, config: Config, shape: TokenShape, ident
     Raises:
         ValueError: there are no weights, or they are another network's; the message names each difference.
     """
-    model, known = _weights_of(Path(source), config, shape)
+    model, known, unchecked = _weights_of(Path(source), config, shape)
     told = f"Beginning with the weights of {source}"
-    if TABLE not in model:
-        return InitialWeights(model, told)
-    rows = shape.num_puzzle_identifiers
-    table, kept = carry_over_rows(model[TABLE], _names(known), _names(identifiers), rows)
-    return InitialWeights({**model, TABLE: table}, f"{told}: {kept} of {rows} puzzle vectors, the mean for the rest")
+    if TABLE in model:
+        names = _names(known), _names(identifiers)
+        model[TABLE], kept = carry_over_rows(model[TABLE], *names, shape.num_puzzle_identifiers)
+        told += f": {kept}"
+    return InitialWeights(model, f"{told}; {unchecked}" if unchecked else told)
 
 
-def _weights_of(source: Path, config: Config, shape: TokenShape) -> tuple[dict[str, Tensor], bytes | None]:
+def _weights_of(source: Path, config: Config, shape: TokenShape) -> tuple[dict[str, Tensor], bytes | None, str | None]:
+    """Read weights and the map of their table, and say which keys of the config nothing was there to check with."""
     weights = _foreign_weights(source)
     if weights is not None:
-        rows = facts_of(weights.model).num_puzzle_identifiers or 1
-        check_weights(weights, config, replace(shape, num_puzzle_identifiers=rows), f"init_from={source}")
+        unchecked = _check_foreign(weights, source, config, shape)
         weights = _as_float32(weights)
-        return {**weights.model, **(weights.average or {})}, None
+        return {**weights.model, **(weights.average or {})}, None, unchecked
     _, state, identifiers = read_model(source)
-    theirs, their_shape = Config.model_validate(state["config"]).arch, TokenShape(**state["shape"])
-    if differing := differing_keys(theirs, their_shape, config.arch, shape):
+    theirs, their_shape = described(state, source)
+    _refuse_differing(str(source), theirs.arch, their_shape, config, shape)
+    return averaged(state), identifiers, None
+
+
+def _refuse_differing(source: str, have: ArchConfig, have_shape: TokenShape, config: Config, shape: TokenShape) -> None:
+    if differing := differing_keys(have, have_shape, config.arch, shape):
         raise ConfigError(f"init_from={source} has another architecture: {', '.join(differing)}; take its values")
-    return averaged(state), identifiers
+
+
+def _check_foreign(weights: Weights, source: Path, config: Config, shape: TokenShape) -> str | None:
+    """Hold the original's weights, and the config that lies beside them, against ours; say what neither tells."""
+    facts = facts_of(weights.model)
+    rows = facts.num_puzzle_identifiers or 1
+    check_weights(weights, config, replace(shape, num_puzzle_identifiers=rows), f"init_from={source}")
+    beside = source.with_name(_THEIR_CONFIG)
+    known = _known_of_foreign(beside, config.arch, shape, facts)
+    their_shape = replace(shape, seq_len=known.pop("seq_len"))
+    try:
+        theirs = with_overrides(config, {f"arch.{key}": value for key, value in known.items()}).arch
+    except ConfigError as error:
+        raise ConfigError(f"{beside}: {error}") from None
+    _refuse_differing(f"{source} with the {_THEIR_CONFIG} beside it", theirs, their_shape, config, shape)
+    unknown = [f"{key}={getattr(config.arch, key)}" for key in telling_keys(config.arch) if key not in known]
+    lacking = f"{beside} does not tell them" if beside.is_file() else f"no {_THEIR_CONFIG} lies beside it"
+    return f"unchecked, as {lacking}: {', '.join(unknown)}" if unknown else None
+
+
+def _known_of_foreign(beside: Path, ours: ArchConfig, shape: TokenShape, facts: Facts) -> dict[str, Any]:
+    """Gather the telling keys, and `seq_len`, that weights or the config beside them tell."""
+    # Widths have been compared; many expansions give the same.
+    given: dict[str, Any] = {"seq_len": shape.seq_len, **ours.model_dump(include={"expansion", "ffn_multiple_of"})}
+    if beside.is_file():
+        defaults = ArchConfig().model_dump(include={"rope_theta", "rms_norm_eps", "mixer_norm"})
+        given |= defaults | our_arch(_read_config(beside, "").get("arch", {}))[0]
+    known, _ = infer_arch(given, facts, told_all=beside.is_file())
+    return {key: value for key, value in known.items() if key in {"seq_len", *telling_keys(ours)}}
 
 
 def _foreign_weights(source: Path) -> Weights | None:

@@ -19,15 +19,18 @@ from trm_ray.data.arc_voting import ArcResult, Counts, Votes
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
 from trm_ray.data.schema import (
+    IGNORED_LABEL,
     INFO_NAME,
     DatasetInfo,
     Rows,
+    TokenBatch,
+    first_puzzles,
     open_datasets,
     read_identifiers,
     read_splits,
     sha256,
 )
-from trm_ray.data.symmetries import TokenBatch, symmetry_from
+from trm_ray.data.symmetries import symmetry_from
 from trm_ray.model.trm import Batch
 from trm_ray.reporting.evaluation import (
     Evaluation,
@@ -93,16 +96,38 @@ class Evaluator:
 
     def __init__(self, job: Job, loaded: LoadedModel | None = None):
         self.job, self.loaded = job, loaded or load_model(job.checkpoint, averaged=job.averaged)
-        self._device = choose_device(self.loaded.config)
-        self.loaded.model.to(self._device)
-        self.rows = _first_puzzles(read_splits(job.folders, job.split), job.max_puzzles)
         self.identifiers = read_identifiers(*job.folders)
+        self._is_arc = any((folder / TEST_PUZZLES_NAME).is_file() for folder in job.folders)
+        self.rows = self._wanted(read_splits(job.folders, job.split))
         self._embedded_as = embedding_rows(self.loaded, self.identifiers, job.folders)
         self._symmetry = symmetry_from(DatasetInfo.load(job.folders[0]).symmetry, self.identifiers)
         self.test_puzzles = self._asked_puzzles() if job.split == "test" else {}
+        if job.num_variants is not None and not self.test_puzzles:
+            raise ValueError(
+                f"--augmentations={job.num_variants - 1} is for the votes of ARC's test split; leave it out for the "
+                f"{job.split} split of {_told(job.folders)}"
+            )
         variants = self._count_variants()
         self._row_of = np.repeat(np.arange(len(self.rows)), variants)
         self._variant_of = np.arange(len(self._row_of)) - np.repeat(np.cumsum(variants) - variants, variants)
+        self._as_it_is = (self._variant_of == 0) & (self._stored_variants(self.rows)[self._row_of] == 0)
+
+    def _wanted(self, rows: Rows) -> Rows:
+        """Choose the rows of what is wanted; of ARC, a puzzle is one together with its stored augmentations."""
+        if self._is_arc:
+            owners = self.identifiers.puzzle_of(rows.puzzle_identifiers)
+            rows = replace(rows, puzzles=np.where(owners < 0, -1 - rows.puzzles, owners).astype(np.int32))
+            # Only those of the test split have something to vote for.
+            most = self.job.num_variants or len(self.identifiers) if self.job.split == "test" else 1
+            wanted = self._stored_variants(rows) < most
+            rows = rows if wanted.all() else rows[wanted]
+        return first_puzzles(rows, self.job.max_puzzles)
+
+    def _stored_variants(self, rows: Rows) -> np.ndarray:
+        """Say which variant of its ARC puzzle each row is in the dataset: (N,); 0 is the puzzle as it is."""
+        owners = self.identifiers.puzzle_of(rows.puzzle_identifiers)
+        is_blank = owners < 0 if self._is_arc else np.ones(len(rows), bool)
+        return np.where(is_blank, 0, rows.puzzle_identifiers - np.append(self.identifiers.first, 0)[owners])
 
     def _count_variants(self) -> np.ndarray:
         if self._symmetry is None or not self.test_puzzles:  # nothing to vote for
@@ -132,6 +157,24 @@ class Evaluator:
         """Count the batches."""
         return -(-self.num_boards // self.job.batch_size)
 
+    @property
+    def notes(self) -> list[str]:
+        """Say what was taken for granted, as nothing could tell."""
+        num, loaded = len(self.identifiers), self.loaded
+        if loaded.config.arch.puzzle_emb_ndim == 0 or loaded.identifiers is not None or num == 1:
+            return []
+        return [
+            f"{loaded.path} has no identifiers.json: its {num:,} puzzle embeddings are taken to be those of "
+            f"{_told(self.job.folders)}, in the same order"
+        ]
+
+    @functools.cached_property
+    def _device(self) -> torch.device:
+        """Move the model to where it measures, on the first batch: a process that measures nothing takes no GPU."""
+        device = choose_device(self.loaded.config)
+        self.loaded.model.to(device)
+        return device
+
     def __call__(self, number: int) -> MeasuredBatch:
         """Measure a batch, on the run's number of threads."""
         config = self.loaded.config
@@ -143,7 +186,8 @@ class Evaluator:
         batch = Batch(*map(torch.from_numpy, arrays)).to(self._device)
         cell_loss, model = LOSSES[config.loss_type], self.loaded.model
         measured = measure_rows(model, batch, self.job.num_segments, cell_loss, halt=self.job.halt)
-        kept = _counted(measured, variants == 0, self.rows.groups[rows])
+        num_cells = (tokens.labels != IGNORED_LABEL).sum(1)
+        kept = _counted(measured, self._as_it_is[boards], units=self.rows.groups[rows], num_cells=num_cells)
         return MeasuredBatch(len(rows), kept, int(measured.num_run.sum()), self._votes(tokens, measured))
 
     def _tokens(self, rows: np.ndarray, variants: np.ndarray) -> TokenBatch:
@@ -158,19 +202,12 @@ class Evaluator:
         return votes.counts
 
 
-def _counted(measured: MeasuredRows, as_they_are: np.ndarray, units: np.ndarray) -> RowResults:
-    """Keep the rows with labels that are as they are."""
+def _counted(measured: MeasuredRows, as_they_are: np.ndarray, **columns: np.ndarray) -> RowResults:
+    """Keep the rows with labels that are as they are, with what else is known of each."""
     counted = measured.labelled.cpu().numpy() & as_they_are
-    names = (field.name for field in fields(RowResults) if field.name != "units")
-    return RowResults(**{n: getattr(measured, n).cpu().numpy()[..., counted] for n in names}, units=units[counted])
-
-
-def _first_puzzles(rows: Rows, count: int | None) -> Rows:
-    """Keep the first puzzles, with all their rows."""
-    puzzles, first = np.unique(rows.puzzles, return_index=True)
-    if count is None or count >= len(puzzles):
-        return rows
-    return rows[np.flatnonzero(np.isin(rows.puzzles, puzzles[np.argsort(first)[:count]]))]
+    names = (field.name for field in fields(RowResults) if field.name not in columns)
+    columns |= {name: getattr(measured, name).cpu().numpy() for name in names}
+    return RowResults(**{name: values[..., counted] for name, values in columns.items()})
 
 
 def embedding_rows(loaded: LoadedModel, identifiers: PuzzleIdentifiers, folders: Sequence[Path]) -> np.ndarray:
@@ -255,14 +292,14 @@ def evaluate_run(
     """Evaluate a run's final model (else its latest checkpoint), or a checkpoint; write numbers and a picture.
 
     Args:
-        run: folder of a run or a checkpoint. The architecture is always the checkpoint's.
+        run: folder of a run or a checkpoint, or an exported .safetensors file. The architecture is always its own.
         segments: numbers of segments to tell the accuracy at; `halt_max_steps`, as trained, if not given.
         halt: stop each row where its halt logit is above 0.
         averaged: take the averaged weights if there are any.
         data: dataset folders instead of the run's own.
         augmentations: of each puzzle, to vote over (ARC); None = all.
         num_workers: workers of Ray; 0 = this process.
-        output: folder to write into; `report` in the run's folder if not given.
+        output: folder to write into; `report` in the run's folder, `NAME_report` beside a file, if not given.
 
     Raises:
         ValueError: there is no checkpoint, the data are bad, or they do not belong together.
@@ -286,12 +323,24 @@ def evaluate_run(
         ),
         loaded,
     )
+    folder = _made_folder(Path(run), output)
     rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
     evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.model.halt_max_steps)
     voted = votes.result(evaluator.test_puzzles) if evaluator.test_puzzles else None
     provenance = _provenance(Path(run), evaluator)
     report = EvaluationReport(evaluation, provenance, compute, _voting(voted) if voted else None)
-    return _written(report, Path(output or Path(run) / "report"), voted.submission if voted else None)
+    return _written(report, folder, voted.submission if voted else None)
+
+
+def _made_folder(run: Path, output: str | Path | None) -> Path:
+    """Make the folder to write into, before anything is measured."""
+    beside = run.with_name(f"{run.stem}_report") if run.is_file() else run / "report"
+    folder = Path(output or beside)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {folder} must be a folder to write into: {error.strerror}; name another") from error
+    return folder
 
 
 def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path, ...]:
@@ -316,6 +365,7 @@ def _measured(evaluator: Evaluator, num_workers: int) -> Iterator[MeasuredBatch]
         return map(evaluator, range(evaluator.num_batches))
     from trm_ray.distributed.evaluator import map_on_ray
 
+    evaluator.loaded.model.to("meta")  # whose weights take no memory: the workers load their own
     opened = functools.partial(Evaluator, evaluator.job)
     return map_on_ray(opened, evaluator.num_batches, evaluator.loaded.config, num_workers)
 
@@ -361,11 +411,11 @@ def _provenance(run: Path, evaluator: Evaluator) -> dict[str, Any]:
         "max_puzzles": job.max_puzzles,
         "augmentations": None if not evaluator.test_puzzles else job.num_variants - 1 if job.num_variants else "all",
         "batch_size": job.batch_size,
+        "notes": evaluator.notes,
     }
 
 
 def _written(report: EvaluationReport, folder: Path, submission: Any) -> EvaluationReport:
-    folder.mkdir(parents=True, exist_ok=True)
     told, name = report.provenance, f"evaluation_{report.provenance['split']}"
     files = [folder / f"{name}.json"]
     words = evaluation_json(report.evaluation, told, compute=report.compute, voting=report.voting)

@@ -155,8 +155,11 @@ def identify(loaded: LoadedModel, questions: Sequence[Question]) -> np.ndarray:
     """Find the identifiers (B,) that a model knows the questions' tasks by; 0, the blank one, where there is none."""
     known: dict[str | None, int] = {}
     if loaded.identifiers is not None and loaded.model.puzzle_embedding is not None:
-        identifiers = PuzzleIdentifiers.from_bytes(loaded.identifiers)
-        known = dict(zip(identifiers.names, identifiers.first.tolist(), strict=True))
+        identifiers, asked = PuzzleIdentifiers.from_bytes(loaded.identifiers), {question.task for question in questions}
+        for name, first in zip(identifiers.names, identifiers.first.tolist(), strict=True):
+            # A run of identifiers may hold augmentations alone, where the original's list names a puzzle twice.
+            if name in asked and identifiers.name(first) == name:
+                known.setdefault(name, first)
     return np.array([known.get(question.task, 0) for question in questions], np.int32)
 
 

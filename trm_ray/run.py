@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from trm_ray.data.schema import (
     DatasetInfo,
     Rows,
     check_same_identifiers,
+    first_puzzles,
     open_datasets,
     read_identifiers,
     read_splits,
@@ -38,12 +40,13 @@ RESUMABLE_KEYS = (
     "eval_interval",
     "log_interval",
     "checkpoint_every_eval",
+    "keep_last",
+    "keep_best",
     "log_per_step_losses",
     "compute_gradient_stats",
     "gradient_stats_interval",
     "eval_batch_size",
     "eval_max_puzzles",
-    "eval_augmentations",
     "prepare_command",
     "init_from",
     "log_dir",
@@ -75,6 +78,7 @@ class RunPlan:
 
     def vary(self, config: Config, folder: Path) -> RunPlan:
         """Plan another run on the same data."""
+        config = _with_absolute_paths(config)
         return replace(self, config=config, folder=folder, num_steps=_count_steps(config, self.info))
 
 
@@ -84,12 +88,17 @@ def plan_run(config: Config) -> RunPlan:
     Raises:
         ValueError: the data is missing or bad, or the config leaves nothing to train.
     """
-    info = open_data(config)
-    if config.init_from is not None:  # workers have working directories of their own
-        config = with_overrides(config, {"init_from": str(Path(config.init_from).expanduser().resolve())})
+    info, config = open_data(config), _with_absolute_paths(config)
     train = tuple(Path(path).resolve() for path in config.data_paths)
     test = tuple(Path(path).resolve() for path in config.data_paths_test) or train
     return RunPlan(config, run_dir(config), train, test, info, _count_steps(config, info))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Name files so that workers find them, who have working directories of their own."""
+    if config.init_from is None:
+        return config
+    return with_overrides(config, {"init_from": str(Path(config.init_from).expanduser().resolve())})
 
 
 def _count_steps(config: Config, info: DatasetInfo) -> int:
@@ -106,7 +115,7 @@ def claim_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False
         ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else,
             or a resumed run's config differs in what defines it.
     """
-    _clear_way(plan.folder, plan.config, resume=resume, overwrite=overwrite)
+    _clear_way(plan, resume=resume, overwrite=overwrite)
     plan.folder.mkdir(parents=True, exist_ok=True)
     (plan.folder / "config.yaml").write_text(to_yaml(plan.config), encoding="utf-8")
     environment = {**describe_environment(), "total_steps": plan.num_steps}
@@ -158,9 +167,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def _clear_way(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
+def _clear_way(plan: RunPlan, *, resume: bool, overwrite: bool) -> None:
+    folder, config = plan.folder, plan.config
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"log_dir={config.log_dir} is a file; choose another log_dir")
     if not (folder / "config.yaml").is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(f"log_dir={config.log_dir} holds files but no run; choose another log_dir")
@@ -175,12 +187,41 @@ def _clear_way(folder: Path, config: Config, *, resume: bool, overwrite: bool) -
             f"use --init-from {config.log_dir} with another log_dir"
         )
     elif resume and begun:
-        _check_same_run(config, config_from_run(folder))
+        _check_same_run(plan.config, before := config_from_run(plan.folder))
+        _check_same_puzzles(plan)
+        _tell_change_of_workers(plan, before)
     elif begun:
         raise ConfigError(
             f"log_dir={config.log_dir} already holds a run; go on with it with --resume, replace it with --overwrite, "
             "or choose another log_dir"
         )
+
+
+def _check_same_puzzles(plan: RunPlan) -> None:
+    """Refuse to go on when identifiers name other puzzles than when the run was saved: vectors would change owners."""
+    from trm_ray.training.checkpoint import latest_checkpoint, load_identifiers
+
+    latest, now = latest_checkpoint(plan.folder, verified=True), plan.identifiers()
+    saved = None if latest is None else load_identifiers(latest)
+    if saved not in (None, now.to_bytes()):
+        then = PuzzleIdentifiers.from_bytes(saved)
+        raise ConfigError(
+            f"data_paths={plan.config.data_paths} has {len(now)} puzzle identifiers that are not the {len(then)} which "
+            f"{latest} was trained with; prepare the dataset with the same puzzles, seed and augmentations"
+        )
+
+
+def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
+    """Say what differs from here on when a run goes on with another number of workers."""
+    from trm_ray.data.stream import fits_in_memory
+
+    now, then = max(1, plan.config.ray.num_workers), max(1, before.ray.num_workers)
+    if now == then:
+        return
+    rounding = "the same batches from the same state, so that only the rounding of sums differs"
+    order = "the train split is too large for one memory and is dealt out anew, so the order of its puzzles differs"
+    told = rounding if fits_in_memory(plan.info, "train") else order
+    logging.getLogger("trm_ray").warning("going on with %s instead of %s workers: %s", now, then, told)
 
 
 def _check_same_run(config: Config, before: Config) -> None:
@@ -213,20 +254,26 @@ def describe_environment() -> dict[str, Any]:
 def execute(
     plan: RunPlan,
     *,
-    train: Rows | Shard,
+    train: Callable[[], Rows] | Shard,
     test_rows: Rows,
     device: torch.device,
     session_type: type[Session],
+    stop_requested: Callable[[], bool],
 ) -> dict[str, float]:
     """Train in this process, whatever launched it; return the last evaluation.
 
     Args:
-        train: the whole train split, or where that does not fit into memory this worker's shard of it.
+        train: reads the whole train split, for whoever had passed it on would hold it for the whole run; or where that
+            does not fit into memory this worker's shard of it.
         test_rows: the whole test split; each worker takes its share.
+        stop_requested: whether this worker was asked to save and stop.
+
+    Raises:
+        Interrupted: a worker was asked to.
     """
     import torch
 
-    from trm_ray.data.stream import RowStream, test_batches
+    from trm_ray.data.stream import RowStream, Shard, test_batches
     from trm_ray.data.symmetries import symmetry_from
     from trm_ray.training.loop import run_training
 
@@ -234,9 +281,9 @@ def execute(
     torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
     rank, world_size = _place()
     symmetry = symmetry_from(plan.info.symmetry, plan.identifiers())
-    test_rows = test_rows[: config.eval_max_puzzles]
+    test_rows = first_puzzles(test_rows, config.eval_max_puzzles)
     stream = RowStream(
-        train,
+        train if isinstance(train, Shard) else train(),
         batch_size=config.global_batch_size,
         seed=config.seed,
         symmetry=symmetry if config.augment else None,
@@ -246,8 +293,7 @@ def execute(
     eval_batch_size = (config.eval_batch_size or config.global_batch_size) // world_size
 
     def test_tokens() -> Iterator[Any]:
-        variants: dict[str, Any] = {"symmetry": symmetry, "augmentations": config.eval_augmentations}
-        return test_batches(test_rows, max(1, eval_batch_size), rank, world_size, **variants)
+        return test_batches(test_rows, max(1, eval_batch_size), rank, world_size)
 
     def weights() -> dict[str, Any]:
         return beginning(plan).model
@@ -255,7 +301,15 @@ def execute(
     begin_with = None if config.init_from is None else weights
     identifiers = plan.identifiers().to_bytes()
     with _row_writer(plan.folder, rank) as log_row:
-        session = session_type(plan.folder, device, stream.batches, test_tokens, log_row, identifiers=identifiers)
+        session = session_type(
+            plan.folder,
+            device,
+            stream.batches,
+            test_tokens,
+            log_row,
+            identifiers=identifiers,
+            stop_requested=stop_requested,
+        )
         return run_training(config, plan.shape, plan.num_steps, session, begin_with)
 
 
@@ -286,22 +340,29 @@ def _row_writer(folder: Path, rank: int) -> Iterator[LogRow]:
     if rank != 0:
         yield _log_nothing
         return
-    latest = latest_checkpoint(folder)
+    latest = latest_checkpoint(folder, verified=True)
     with RunLog(folder, None if latest is None else checkpoint_step(latest)) as log:
         yield log.write
 
 
 def train_in_process(plan: RunPlan) -> dict[str, float]:
-    """Train without Ray."""
-    from trm_ray.training.session import Session
+    """Train without Ray.
 
-    return execute(
-        plan,
-        train=read_splits(plan.train_paths, "train"),
-        test_rows=read_splits(plan.test_paths, "test"),
-        device=choose_device(plan.config),
-        session_type=Session,
-    )
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came, and a checkpoint of the step under way is there.
+    """
+    from trm_ray.training.session import Session
+    from trm_ray.training.stopping import StopSignals
+
+    with StopSignals() as signals:
+        return execute(
+            plan,
+            train=lambda: read_splits(plan.train_paths, "train"),
+            test_rows=read_splits(plan.test_paths, "test"),
+            device=choose_device(plan.config),
+            session_type=Session,
+            stop_requested=signals.requested,
+        )
 
 
 def choose_device(config: Config) -> torch.device:
@@ -317,8 +378,16 @@ def start_step(plan: RunPlan) -> int:
     """Say after which step the run goes on: that of its latest checkpoint, else 0."""
     from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 
-    latest = latest_checkpoint(plan.folder)
+    latest = latest_checkpoint(plan.folder, verified=True)
     return 0 if latest is None else checkpoint_step(latest)
+
+
+def is_finished(plan: RunPlan) -> bool:
+    """Tell whether all steps have been taken and the final model is there: nothing is left to do."""
+    from trm_ray.training.checkpoint import final_step
+
+    step = start_step(plan)
+    return step > plan.num_steps or final_step(plan.folder) == step == plan.num_steps
 
 
 def _log_nothing(step: int, wall_s: float, metrics: Mapping[str, float]) -> None:

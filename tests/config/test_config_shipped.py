@@ -59,7 +59,7 @@ def test_the_five_scenarios_supervise_as_the_table_says(name, expected):
 
 
 def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
-    long, short = (load(f"task={task}", name="deep_supervision_curriculum") for task in ("sudoku9", "sudoku6"))
+    long, short = (load(f"task={task}", name="deep_supervision_curriculum") for task in ("arc1", "sudoku6"))
     assert (long.curriculum_start_step, long.curriculum_end_step) == (1000, 10000)
     assert (short.curriculum_start_step, short.curriculum_end_step) == (60, 360)
 
@@ -77,7 +77,9 @@ def test_a_task_does_not_choose_the_supervision(name):
     assert chosen <= {"curriculum_start_step", "curriculum_end_step"}
 
 
-@pytest.mark.parametrize(("task", "steps", "clues"), [("sudoku6", 600, (9, 18)), ("sudoku4", 300, (4, 8))])
+@pytest.mark.parametrize(
+    ("task", "steps", "clues"), [("sudoku9", 2500, (36, 50)), ("sudoku6", 600, (9, 18)), ("sudoku4", 300, (4, 8))]
+)
 def test_a_short_task_ramps_its_curriculum_from_10_to_60_percent_of_its_steps(task, steps, clues):
     config = load(f"task={task}")
     assert config.max_steps == steps
@@ -87,7 +89,7 @@ def test_a_short_task_ramps_its_curriculum_from_10_to_60_percent_of_its_steps(ta
 
 
 def test_the_epochs_of_a_capped_task_last_longer_than_its_steps():
-    for config in map(load, ("task=sudoku4", "task=sudoku6")):
+    for config in map(load, ("task=sudoku4", "task=sudoku6", "task=sudoku9")):
         assert config.generator is not None
         assert config.epochs is not None
         assert config.max_steps is not None

@@ -5,6 +5,8 @@ from config_helpers import LINEAR, complaint, sweep, write
 
 from trm_ray.config import Distribution, load_sweep, to_yaml, trial_configs
 
+SHIPPED = {"keep_last": 2, "keep_best": 1}  # what the file sets for every trial
+
 
 def test_all_scenarios_of_the_first_seed_come_first():
     loaded = sweep("scenarios=[deep_supervision_baseline,deep_supervision_linear]", "seeds=[0,1]",
@@ -18,7 +20,7 @@ def test_all_scenarios_of_the_first_seed_come_first():
 
 def test_a_run_key_holds_for_all_trials_and_the_grid_wins_over_the_file():
     loaded = sweep("lr=1e-3", "arch.H_cycles=2", "task=sudoku4", "search_space.weight_decay=[0,0.5]")
-    assert loaded.overrides == {"lr": 1e-3, "arch.H_cycles": 2, "task": "sudoku4"}
+    assert loaded.overrides == SHIPPED | {"lr": 1e-3, "arch.H_cycles": 2, "task": "sudoku4"}
     configs = trial_configs(loaded)
     assert {(c.lr, c.arch.H_cycles, c.task, c.max_steps) for c in configs} == {(1e-3, 2, "sudoku4", 300)}
     assert [config.weight_decay for config in configs] == [0.0] * 5 + [0.5] * 5
@@ -32,7 +34,7 @@ def test_a_task_can_be_an_axis_of_the_grid():
 def test_a_sweep_s_own_keys_change_the_sweep():
     loaded = sweep("seeds=[0,1,2]", "asha.enabled=false", "threshold=0.9", "log_dir=x", "group_by=config_name")
     assert (loaded.seeds, loaded.asha.enabled, loaded.threshold) == ([0, 1, 2], False, 0.9)
-    assert (loaded.log_dir, loaded.group_by, loaded.overrides) == ("x", "config_name", {})
+    assert (loaded.log_dir, loaded.group_by, loaded.overrides) == ("x", "config_name", SHIPPED)
     assert sweep().log_dir == "runs/five_scenarios"
 
 
@@ -123,7 +125,7 @@ def test_a_mistake_in_a_sweep_s_file_is_named_with_file_and_line(tmp_path):
 
 def test_a_sweep_on_one_s_own_data_leaves_the_generator_out():
     loaded = sweep("generator=null", "data_paths=[data/mine]")
-    assert loaded.overrides == {"generator": None, "data_paths": ["data/mine"]}
+    assert loaded.overrides == SHIPPED | {"generator": None, "data_paths": ["data/mine"]}
     assert {(config.generator, tuple(config.data_paths)) for config in trial_configs(loaded)} == {
         (None, ("data/mine",))
     }

@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 from trm_ray.cli import app
 from trm_ray.data import arc
-from trm_ray.data.arc import ArcSymmetry, Pair, Puzzle, find_augmentations, prepare_arc
+from trm_ray.data.arc import Pair, Puzzle, find_augmentations, prepare_arc
+from trm_ray.data.arc_symmetry import ArcSymmetry
 from trm_ray.data.identifiers import PuzzleIdentifiers, draw_transforms
-from trm_ray.data.schema import DatasetError, open_dataset, read_identifiers, read_split
-from trm_ray.data.symmetries import TokenBatch
+from trm_ray.data.schema import DatasetError, TokenBatch, open_dataset, read_identifiers, read_split
 
 RNG = np.random.default_rng(0)
 TASKS = {

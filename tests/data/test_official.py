@@ -1,14 +1,13 @@
 """Folders of the original code, written here by its published rules, and what becomes of them."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.official import import_original
-from trm_ray.data.schema import DatasetInfo, open_dataset, read_split
+from trm_ray.data.schema import DatasetError, DatasetInfo, open_dataset, read_split
 
 # --- The original's builders, by their rules -----------------------------------------------------------------
 
@@ -222,6 +221,14 @@ def none_is_plain(puzzles, names):
     names[1] = "0a|||t1|||0123456789"
 
 
+def a_name_is_in_two_groups(puzzles, names):
+    puzzles[2] = [(number, pairs[:1] + pairs[-1:]) for number, pairs in puzzles[0][:2]]
+
+
+def one_has_fewer_examples(puzzles, names):
+    puzzles[0][2] = (puzzles[0][2][0], puzzles[0][2][1][1:])
+
+
 def one_has_another_grid(puzzles, names):
     puzzles[1][2][1][0] = (np.full((2, 2), 7), np.full((2, 2), 7))
 
@@ -229,18 +236,29 @@ def one_has_another_grid(puzzles, names):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (one_is_missing, "a group does not hold each augmentation of its puzzle once"),
-        (one_is_twice, "a group does not hold each augmentation of its puzzle once"),
-        (none_is_plain, "a group does not hold exactly one puzzle without augmentation"),
+        (one_is_missing, r"puzzle 0a\S*: its group does not hold each augmentation of it once"),
+        (one_is_twice, r"puzzle 0a\S*: its group does not hold each augmentation of it once"),
+        (none_is_plain, r"puzzle 0a\S*: its group does not hold exactly one puzzle without augmentation"),
+        (a_name_is_in_two_groups, r"puzzle 0a: its group does not hold each augmentation of it once"),
         (one_has_another_grid, r"puzzle 7, 1b\|\|\|t\d\|\|\|\d{10}, is not what its name says"),
     ],
 )
-def test_augmentations_that_are_not_what_their_names_say_come_over_as_they_are(tmp_path, capsys, spoil, told):
+def test_augmentations_that_are_not_what_their_names_say_come_over_only_where_that_is_asked_for(tmp_path, spoil, told):
     _, _, splits = arc_folder(tmp_path / "original", spoil=spoil)
-    info = import_original(tmp_path / "original", tmp_path / "set")
-    assert re.search(f"train/all: {told}, so all rows are imported as they are", capsys.readouterr().out)
+    rows = sum(len(flattened(groups)[0]) for groups in splits.values())
+    cost = rf"--keep-augmentations copies all {rows} rows as they are, {rows * 7200 / 2**20:.1f} MiB of tokens"
+    with pytest.raises(DatasetError, match=f"train/all: {told}; mend it, or {cost}"):
+        import_original(tmp_path / "original", tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["original"]
+    info = import_original(tmp_path / "original", tmp_path / "set", keep_augmentations=True)
     assert info.symmetry is None
     check_rows(read_split(tmp_path / "set", "train"), flattened(splits["train"]))
+
+
+def test_an_augmentation_of_fewer_examples_than_its_puzzle_is_named(tmp_path):
+    arc_folder(tmp_path / "original", spoil=one_has_fewer_examples)
+    with pytest.raises(DatasetError, match=r"puzzle 0a\|\|\|\S*: it has more or fewer examples than without"):
+        import_original(tmp_path / "original", tmp_path / "set")
 
 
 # --- What can be wrong ---------------------------------------------------------------------------------------

@@ -182,6 +182,13 @@ def test_a_missing_folder_is_answered_with_the_command_that_makes_it(tmp_path):
         schema.open_dataset(tmp_path / "nowhere")
 
 
+def test_a_dataset_of_the_original_is_answered_with_the_command_that_imports_it(tmp_path):
+    (tmp_path / "arc1" / "train").mkdir(parents=True)
+    (tmp_path / "arc1" / "train" / "dataset.json").write_text("{}")
+    with pytest.raises(DatasetError, match=r"run `trm-ray prepare import-original /.*/arc1 --output NEW` and name NEW"):
+        schema.open_dataset(tmp_path / "arc1", command_hint="trm-ray prepare arc")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -372,7 +379,7 @@ def test_datasets_that_cannot_be_used_together_are_refused(tmp_path):
     write(tmp_path / "one")
     others = {
         "vocab_size=7": {"vocab_size": 7},
-        "symmetry=.*sudoku": {"symmetry": {"name": "sudoku", "box": [2, 2]}},
+        "symmetry=.*dihedral": {"symmetry": {"name": "dihedral"}},
         "seq_len=5": {"splits": {"train": some_rows(length=5)}},
     }
     for number, (message, changes) in enumerate(others.items()):

@@ -5,8 +5,8 @@ import pytest
 
 from trm_ray.data import sudoku, symmetries
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import IGNORED_LABEL, PAD_ID
-from trm_ray.data.symmetries import DihedralSymmetry, SudokuSymmetry, TokenBatch, canonical_forms, symmetry_from
+from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, TokenBatch
+from trm_ray.data.symmetries import DihedralSymmetry, SudokuSymmetry, canonical_forms, symmetry_from
 
 
 def puzzles(size, count, seed=0):

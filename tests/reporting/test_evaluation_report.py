@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,19 +56,39 @@ def test_rows_that_are_a_unit_each_have_the_plain_interval():
 
 
 def test_copies_of_a_puzzle_do_not_narrow_the_interval():
-    solved, units = np.array([True, False, False]), np.arange(3)
+    solved, units = np.array([True, False, False] * 4), np.arange(12)
     one, many = estimate(solved, units), estimate(np.repeat(solved, 100), np.repeat(units, 100))
     assert (many.value, many.low, many.high) == pytest.approx((one.value, one.low, one.high))
 
 
 def test_the_interval_of_a_share_comes_from_how_far_units_lie_apart():
-    # Mean 0.5, variance of the mean 4·0.01 / 16 = 0.0025, so n = 0.25 / 0.0025 = 100
-    found = estimate(np.array([0.4, 0.6, 0.4, 0.6]), np.arange(4))
-    assert (found.low, found.high) == pytest.approx(wilson(0.5, 100))
-    # Units of which each has the mean itself say nothing of their spread: as many cases as units.
-    found = estimate(np.array([0.4, 0.6, 0.4, 0.6]), np.array([0, 0, 1, 1]))
-    assert (found.low, found.high) == pytest.approx(wilson(0.5, 2))
-    assert estimate(np.ones(3), np.arange(3)).low == pytest.approx(wilson(1, 3)[0])
+    # Mean 0.5, variance of the mean 10·0.01 / (10·9) = 1/900, so n = 0.25·900 = 225
+    values, units = np.array([0.4, 0.6] * 5), np.arange(10)
+    assert interval(values, units, 1000) == pytest.approx(wilson(0.5, 225))
+    assert interval(values, units, 100) == pytest.approx(wilson(0.5, 100))
+    assert interval(values, units) == pytest.approx(wilson(0.5, 10))
+
+
+def test_units_that_agree_are_as_many_cases_as_there_can_be_and_no_jump_from_those_that_almost_do():
+    equal, units = np.full(10, 0.5), np.arange(10)
+    almost = np.array([0.501, *equal[1:]])
+    assert interval(equal, units, 810) == pytest.approx(wilson(0.5, 810))
+    assert interval(almost, units, 810) == pytest.approx(interval(equal, units, 810), abs=2e-4)
+
+
+@pytest.mark.parametrize(("num_units", "value"), [(2, 0.8), (9, 0.5), (9, 1.0), (10, 1.0), (10, 0.0)])
+def test_few_units_and_values_at_an_end_count_once_each(num_units: int, value: float):
+    values = np.full(num_units, value)
+    assert interval(values, np.arange(num_units), 1000) == pytest.approx(wilson(value, num_units))
+
+
+def test_two_puzzles_with_near_shares_have_a_wide_interval():
+    assert interval(np.array([0.80, 0.81]), np.arange(2), 162) == pytest.approx(wilson(0.805, 2))
+
+
+def interval(values: np.ndarray, units: np.ndarray, most: int | None = None) -> tuple[float, float]:
+    found = estimate(values, units, most)
+    return found.low, found.high
 
 
 def test_nothing_has_no_share():
@@ -89,14 +110,12 @@ def test_calibration_by_hand():
 
 def results(num_rows: int = 4) -> RowResults:
     """Three segments of two cycles; rows are solved at segment 1, 2, 3 and never, and the halt head is late by 1."""
-    when = np.array([0, 1, 2, 9])[:num_rows]
+    when = np.resize([0, 1, 2, 9], num_rows)
     segment = np.arange(3)[:, None]
     solved = np.stack([segment > when, segment >= when], axis=1)
     halt = np.where(segment > when, 2.0, -2.0)
-    run = np.full(num_rows, 3)
-    return RowResults(
-        solved, np.where(solved, 1.0, 0.5), np.where(solved[:, 1], 0.1, 1.0), halt, run, np.arange(num_rows)
-    )
+    cells, losses = np.where(solved, 1.0, 0.5), np.where(solved[:, 1], 0.1, 1.0)
+    return RowResults(solved, cells, losses, halt, np.full(num_rows, 3), np.arange(num_rows), np.full(num_rows, 16))
 
 
 def test_numbers_of_an_evaluation_by_hand():
@@ -113,6 +132,14 @@ def test_numbers_of_an_evaluation_by_hand():
     assert halting.share_saved == pytest.approx(1 - 11 / 12)
     assert sum(found.calibration.count) == 4
     assert sum(found.calibration_all_segments.count) == 12
+
+
+def test_cells_bound_the_interval_of_the_cell_accuracy_and_rows_that_of_the_exact_one():
+    halves = replace(results(12), cells=np.full((3, 2, 12), 0.5))
+    found = summarise_evaluation(halves, segments=[3], trained_segments=3)
+    for one in (found.by_segment[2], found.halting):
+        assert (one.exact_accuracy.low, one.exact_accuracy.high) == pytest.approx(wilson(0.75, 12))
+        assert (one.accuracy.low, one.accuracy.high) == pytest.approx(wilson(0.5, 12 * 16))
 
 
 def test_segments_that_were_not_run_count_in_no_calibration():

@@ -75,8 +75,8 @@ def test_the_original_shapes_are_those_that_the_reference_times_were_taken_with(
     assert [getattr(large.arch, key) for key in keys] == [512, "attention", 3, 6, 2, 4, 256, "bfloat16"]
     assert (large.arch.num_heads, large.arch.pos_encodings) == (8, "rope")
     assert (small.global_batch_size, large.global_batch_size) == (32, 8)
-    assert SHAPES["sudoku6_original"].tokens() == TokenShape(seq_len=36, vocab_size=8)
-    assert SHAPES["sudoku9_original"].tokens() == TokenShape(seq_len=81, vocab_size=11)
+    assert SHAPES["sudoku6_original"].tokens == TokenShape(seq_len=36, vocab_size=8)
+    assert SHAPES["sudoku9_original"].tokens == TokenShape(seq_len=81, vocab_size=11)
 
 
 def test_every_shape_can_be_measured_under_every_scenario_beginning_with_its_baseline():

@@ -11,27 +11,35 @@ TABLE = torch.tensor([[0.0, 0.0], [1.0, 2.0], [5.0, 4.0]])  # mean (2, 2)
 
 
 def test_puzzles_take_their_vectors_along_by_name_and_others_get_the_mean():
-    new, kept = carry_over_rows(TABLE, ["<blank>", "a", "b"], ["<blank>", "b", "c", "a"], 4)
+    new, told = carry_over_rows(TABLE, ["<blank>", "a", "b"], ["<blank>", "b", "c", "a"], 4)
     assert new.tolist() == [[0, 0], [5, 4], [2, 2], [1, 2]]
-    assert kept == 3
+    assert told == "3 of 4 puzzle vectors, the mean for the rest"
 
 
-def test_equal_maps_give_a_copy():
-    new, kept = carry_over_rows(TABLE, ["<blank>", "a", "b"], ["<blank>", "a", "b"], 3)
+def test_equal_maps_give_the_table_itself():
+    new, told = carry_over_rows(TABLE, ["<blank>", "a", "b"], ["<blank>", "a", "b"], 3)
     assert torch.equal(new, TABLE)
-    assert kept == 3
-    assert new.data_ptr() != TABLE.data_ptr()
+    assert told == "3 of 3 puzzle vectors"
+    assert new is TABLE
 
 
 @pytest.mark.parametrize("names", [(None, None), (None, ["<blank>", "x", "y"]), (["<blank>", "x", "y"], None)])
-def test_without_both_maps_a_table_of_the_same_size_is_copied_and_another_gets_the_mean(names):
-    assert torch.equal(carry_over_rows(TABLE, *names, 3)[0], TABLE)
-    assert carry_over_rows(TABLE, *names, 2) == (pytest.approx(torch.tensor([[2.0, 2.0]] * 2)), 0)
+def test_without_both_maps_a_table_of_the_same_size_is_taken_and_another_gets_the_mean(names):
+    new, told = carry_over_rows(TABLE, *names, 3)
+    assert torch.equal(new, TABLE)
+    assert told.startswith("3 of 3 puzzle vectors, taken to be of the same puzzles")
+    new, told = carry_over_rows(TABLE, *names, 2)
+    assert new.tolist() == [[2, 2], [2, 2]]
+    assert told == "0 of 2 puzzle vectors, the mean for the rest"
+
+
+def test_a_single_vector_without_a_name_needs_no_word():
+    assert carry_over_rows(TABLE[:1], None, ["<blank>"], 1)[1] == "1 of 1 puzzle vectors"
 
 
 def test_maps_without_a_common_puzzle_give_the_mean_alone():
-    new, kept = carry_over_rows(TABLE, ["a", "b", "c"], ["d", "e"], 2)
-    assert (new.tolist(), kept) == ([[2, 2], [2, 2]], 0)
+    new, told = carry_over_rows(TABLE, ["a", "b", "c"], ["d", "e"], 2)
+    assert (new.tolist(), told[:6]) == ([[2, 2], [2, 2]], "0 of 2")
 
 
 def test_differing_keys_are_named_with_both_values():

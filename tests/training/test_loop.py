@@ -27,8 +27,8 @@ from helpers import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_ray.config import Config
-from trm_ray.training import loop
-from trm_ray.training.checkpoint import load_checkpoint
+from trm_ray.training import loop, store
+from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from trm_ray.training.evaluation import evaluate
 from trm_ray.training.loop import run_training, train_step
 from trm_ray.training.losses import softmax_cross_entropy
@@ -282,6 +282,8 @@ def test_without_checkpoints_at_evaluations_the_end_is_saved_all_the_same(tmp_pa
 class Reported(Session):
     """Notes what the launcher is told, and which checkpoint it would find then."""
 
+    awaits_checkpoints = True
+
     def report(self, step, metrics):
         self.log_row(step, 0.0, {"reported/exact": metrics["eval/exact_accuracy"], "reported/at": step})
         assert self.latest_checkpoint() == self.run_dir / f"checkpoint_step_{step}"
@@ -454,8 +456,8 @@ def test_seconds_add_up_over_a_resume(tmp_path):
     with pytest.raises(RunDiedError):
         run_training(config, SHAPE, 8, local_session(tmp_path, config, die_after=5))
     folder = tmp_path / "checkpoint_step_4"
-    state = torch.load(folder / "state.pt", weights_only=True)
-    torch.save(state | {"wall_s": 1000.0}, folder / "state.pt")
+    state = load_checkpoint(folder)
+    save_checkpoint(folder, state | {"wall_s": 1000.0})
     run_training(config, SHAPE, 8, local_session(tmp_path, config))
     assert 1000 < load_checkpoint(tmp_path / "final_model")["wall_s"] < 1060
 
@@ -483,14 +485,14 @@ def test_only_rows_of_puzzles_that_were_seen_move(tmp_path):
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_final_model_is_finished_by_a_resume(tmp_path, monkeypatch):
-    config, save = tiny_config(), loop.save_checkpoint
+    config = tiny_config()
 
-    def killed(folder, state, identifiers):
+    def killed(folder, *content):
         if folder.name == "final_model":
             raise RunDiedError
-        return save(folder, state, identifiers)
+        return save_checkpoint(folder, *content)
 
-    monkeypatch.setattr(loop, "save_checkpoint", killed)
+    monkeypatch.setattr(store, "save_checkpoint", killed)
     with pytest.raises(RunDiedError):
         run_training(config, SHAPE, 8, local_session(tmp_path, config))
     monkeypatch.undo()
@@ -542,9 +544,9 @@ def test_a_non_finite_gradient_makes_no_update(tmp_path, optimizer, bad):
 def test_a_non_finite_loss_stops_the_run_and_the_last_checkpoint_stands(tmp_path):
     trained(tmp_path, steps=4)
     folder = tmp_path / "checkpoint_step_4"
-    state = torch.load(folder / "state.pt", weights_only=True)
+    state = load_checkpoint(folder)
     state["model"]["lm_head.weight"][0, 0] = math.nan
-    torch.save(state, folder / "state.pt")
+    save_checkpoint(folder, state)
     config = tiny_config(**supervised())
     with pytest.raises(NonFiniteError) as caught:
         run_training(config, SHAPE, 8, local_session(tmp_path, config))
@@ -554,7 +556,7 @@ def test_a_non_finite_loss_stops_the_run_and_the_last_checkpoint_stands(tmp_path
         assert part in str(caught.value)
     assert max(metric_rows(tmp_path)) == 4
     assert {p.name for p in tmp_path.glob("checkpoint_*")} == {"checkpoint_step_4"}
-    after = torch.load(folder / "state.pt", weights_only=True)
+    after = load_checkpoint(folder)
     torch.testing.assert_close(dict(after["model"]), dict(state["model"]), rtol=0, atol=0, equal_nan=True)
 
 

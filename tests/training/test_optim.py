@@ -128,22 +128,22 @@ def test_the_rate_warms_up_linearly_then_falls_by_half_a_cosine():
     def rate(step: int) -> float:
         return learning_rate(step, lr=1e-3, warmup_steps=10, total_steps=110, min_ratio=0.1)
 
-    # From step 10 on: 1e-3 · (0.1 + 0.9 · (1 + cos(π·(step−10)/100)) / 2).
-    expected = {0: 1e-4, 4: 5e-4, 9: 1e-3, 10: 1e-3, 60: 5.5e-4, 110: 1e-4, 500: 1e-4}
-    expected[35] = 1e-3 * (0.1 + 0.45 * (1 + math.sqrt(0.5)))
+    # The original counts steps from 1: its step s ≥ 10 has 1e-3 · (0.1 + 0.9 · (1 + cos(π·(s−10)/100)) / 2).
+    expected = {0: 1e-4, 4: 5e-4, 9: 1e-3, 59: 5.5e-4, 109: 1e-4, 500: 1e-4}
+    expected[34] = 1e-3 * (0.1 + 0.45 * (1 + math.sqrt(0.5)))
     for step, value in expected.items():
         assert rate(step) == pytest.approx(value, rel=1e-12), step
 
 
-def test_a_ratio_of_one_keeps_the_rate_constant_and_no_warm_up_starts_at_full_rate():
+def test_a_ratio_of_one_keeps_the_rate_constant_and_the_last_step_has_the_lowest():
     rates = [learning_rate(s, lr=1e-4, warmup_steps=0, total_steps=50, min_ratio=1.0) for s in range(50)]
     assert rates == pytest.approx([1e-4] * 50)
-    assert learning_rate(0, lr=1e-4, warmup_steps=0, total_steps=50, min_ratio=0.0) == 1e-4
+    assert learning_rate(49, lr=1e-4, warmup_steps=0, total_steps=50, min_ratio=0.0) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_run_that_ends_in_its_warm_up_is_no_division_by_zero():
     assert learning_rate(5, lr=1e-3, warmup_steps=2000, total_steps=6, min_ratio=0.1) == pytest.approx(3e-6)
-    assert learning_rate(6, lr=1e-3, warmup_steps=6, total_steps=6, min_ratio=0.1) == pytest.approx(1e-3)
+    assert learning_rate(6, lr=1e-3, warmup_steps=6, total_steps=6, min_ratio=0.1) == pytest.approx(1e-4)
 
 
 # -- averaged weights -------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_initial_states_are_exported_in_the_dtype_of_the_recursion_and_weights_i
 def test_golden_weights_come_out_as_they_went_in(name):
     state = torch.load(GOLDEN / f"{name}.pt", weights_only=True)
     out = to_original(read_original(GOLDEN / f"{name}.pt").model, torch.float32)
-    assert list(out) == sorted(state, key=list(out).index)
+    assert list(out) == list(state)
     for key, weight in state.items():
         assert (out[key].dtype, out[key].shape) == (weight.dtype, weight.shape)
         assert torch.equal(out[key], weight), key
@@ -200,6 +200,27 @@ def test_every_missing_surplus_and_misshapen_key_is_named_in_one_line():
     }
     assert "q_head.weight (3, 8) must be (2, 8)" in misshapen
     assert "o_proj.weight (8, 9) must be (8, 8)" in misshapen
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({"hidden_size": 16}, LEARNED_SHAPE),
+        ({"hidden_size": 30, "num_heads": 3, "expansion": 60}, TokenShape(9, 11, 7)),
+        ({"puzzle_emb_ndim": 5, "mixer": "mlp"}, LEARNED_SHAPE),
+    ],
+)
+def test_a_value_that_is_denied_hides_no_misshapen_key_and_stands_for_those_that_it_explains(changes, shape):
+    state = learned_state()
+    state["_orig_mod.model.inner.q_head.weight"] = torch.zeros(3, 8)
+    state["_orig_mod.model.inner.L_level.layers.0.mlp.gate_up_proj.weight"] = torch.zeros(511, 8)
+    with pytest.raises(ValueError, match="but ") as caught:
+        check_weights(read_state(state), learned_config(**changes), shape, "it")
+    inner = "_orig_mod.model.inner"
+    wrong = [f"{inner}.L_level.layers.0.mlp.gate_up_proj.weight (511, 8) must be (512, 8)"]
+    wrong.append(f"{inner}.q_head.weight (3, 8) must be (2, 8)")
+    assert f"; misshapen: {', '.join(wrong)}; mend" in str(caught.value)
+    assert "missing" not in str(caught.value)
 
 
 def test_a_missing_token_embedding_is_named_with_all_else_that_is_missing():

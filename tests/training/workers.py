@@ -42,10 +42,15 @@ def exchange(session: Session) -> dict[str, Any]:
     return {"scalar": scalar, "table": table, "own": session.own_rows(rows), **gathered}
 
 
-def work(rank: int, folder: Path) -> None:
+def begin_work(rank: int, folder: Path, world_size: int) -> None:
+    """Meet the other processes."""
     torch.set_num_threads(1)
-    meeting = f"file://{folder / 'meeting'}"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    meeting, patience = f"file://{folder / 'meeting'}", timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size, timeout=patience)
+
+
+def work(rank: int, folder: Path) -> None:
+    begin_work(rank, folder, world_size=2)
     jobs: dict[str, Callable[[], Any]] = {
         name: lambda name=name: train(name, folder / name, rank, 2)  # type: ignore[misc]
         for name in RUNS

@@ -30,6 +30,8 @@ def bench(
 
     from trm_ray.training.benchmark import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
 
+    if save is not None and not save.parent.is_dir():
+        raise ValueError(f"--save {save}: there is no folder {save.parent}; make it first")
     names = shapes.split(",") if shapes else list(SHAPES)
     arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)
     console, cases = Console(), planned_cases(*arguments)

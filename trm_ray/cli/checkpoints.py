@@ -80,19 +80,24 @@ def _pairs(given: list[str]) -> dict[str, Any]:
     """Read `KEY=VALUE` words, several in one text too, with values as in YAML."""
     import yaml
 
+    from trm_ray.config.files import UNREADABLE
+
     values = {}
     for word in " ".join(given).split():
         key, equals, text = word.partition("=")
         if not equals or not key or not text:
             raise ValueError(f"--arch {word} must be KEY=VALUE, such as --arch L_cycles=6")
-        values[key.removeprefix("arch.")] = yaml.safe_load(text)
+        try:
+            values[key.removeprefix("arch.")] = yaml.safe_load(text)
+        except (yaml.YAMLError, *UNREADABLE):
+            raise ValueError(f"--arch {word[:80]} must have a YAML value, such as --arch L_cycles=6") from None
     return values
 
 
 @app.command("export-checkpoint")
 @reported
 def export_command(
-    run: Annotated[Path, typer.Argument(help="A run's or a checkpoint's folder.")],
+    run: Annotated[Path, typer.Argument(help="A run's or a checkpoint's folder, or a .safetensors file.")],
     output: Annotated[Path, typer.Option(help="File to write.")],
     file_format: Annotated[FormatChoice, typer.Option("--format", help="The file's layout.")] = FormatChoice.original,
     raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Write the weights, not their average.")] = False,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -26,7 +28,7 @@ USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys: `lr=5e-5 arch.hidden_size=128`.")
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show Ray's own output too.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks, and what Ray prints.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what the folder holds and start over.")]
 
@@ -34,30 +36,59 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 def reported(command: _Command) -> _Command:
-    """Turn errors that a user can mend into one line and an exit code."""
+    """Turn errors into one line and an exit code, and add `--verbose`, which shows their tracebacks too."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
+    def wrapped(*args: Any, verbose: bool, **kwargs: Any) -> None:
+        quiet_unless(verbose)
         try:
             command(*args, **kwargs)
-        except ValueError as error:
-            if os.environ.get("TRM_RAY_VERBOSE") == "1":
-                raise
-            complain(str(error))
-            raise typer.Exit(USAGE_ERROR) from error
         except KeyboardInterrupt as error:
-            way_on = "; the same command with --resume goes on from the last checkpoint" if "resume" in kwargs else ""
+            told = str(error) or "ended at once; the last checkpoint stands"
+            way_on = f": {told}; the same command with --resume goes on" if "resume" in kwargs else ""
             complain(f"interrupted{way_on}")
-            raise typer.Exit(INTERRUPTED) from error
+            raise typer.Exit(getattr(error, "exit_code", INTERRUPTED)) from error
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            code, told = told_error(error)
+            if os.environ.get("TRM_RAY_VERBOSE") == "1":
+                traceback.print_exc()
+            complain(told)
+            raise typer.Exit(code) from error
 
+    _take_verbose(wrapped, command)
     return wrapped  # type: ignore[return-value]
+
+
+def _take_verbose(wrapped: Any, command: Callable[..., None]) -> None:
+    """Give a command's wrapper the signature that Typer reads: the command's, and `--verbose`."""
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+    wrapped.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
+    wrapped.__annotations__ = {**command.__annotations__, "verbose": Verbose}
+
+
+def told_error(error: Exception) -> tuple[int, str]:
+    """Say with which code a command ends, and why: the user's mistake, a failure, or a bug of ours."""
+    if isinstance(error, ValueError):
+        return USAGE_ERROR, str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return FAILED, f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) or type(error).__module__.startswith("trm_ray."):
+        return FAILED, str(error) or type(error).__name__
+    told = "run with --verbose for the traceback, and report it"
+    return FAILED, f"internal error: {type(error).__name__}: {error} ({told})"
 
 
 def complain(text: str) -> None:
     """Tell an error in one line."""
     from rich.console import Console
 
-    Console(stderr=True).print(f"[bold red]error:[/] {escaped(text)}", highlight=False, soft_wrap=True)
+    from trm_ray.config.errors import printable
+
+    line = escaped(printable(text))
+    Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
 
 
 def escaped(text: str) -> str:

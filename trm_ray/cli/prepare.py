@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +12,32 @@ from typer.core import TyperCommand
 from trm_ray.cli.common import Overwrite, prepare_app, reported
 
 
+def _given(ctx: typer.Context, option: str) -> bool:
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse(ctx: typer.Context, options: Sequence[str], told: str) -> None:
+    """Refuse options, rather than pass over them, that a command has no use for beside its other ones."""
+    for option in options:
+        if _given(ctx, option):
+            raise ValueError(f"--{option.replace('_', '-')} {told}")
+
+
+_GENERATED = "is for puzzles that are generated, not for those of --from-csv; leave one of the two out"
+_CHOSEN = "chooses among the rows of a file; name it with --from-csv FILE"
+
+
 @prepare_app.command("sudoku")
 @reported
 def prepare_sudoku_command(
+    ctx: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
     size: Annotated[int, typer.Option(help="4, 6 or 9 cells a side.")] = 6,
     train: Annotated[int, typer.Option(help="Training puzzles to generate.")] = 2000,
-    test: Annotated[int, typer.Option(help="Held-out puzzles, none symmetric to a training puzzle.")] = 512,
+    test: Annotated[
+        int, typer.Option(help="Held-out puzzles, none symmetric to a training puzzle; of a test.csv all.")
+    ] = 512,
     clues: Annotated[tuple[int, int] | None, typer.Option(metavar="MIN MAX", help="Fewest and most clues.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     difficulty: Annotated[str, typer.Option(help="`singles`: no guessing needed; `any`.")] = "singles",
@@ -39,21 +59,18 @@ def prepare_sudoku_command(
     from trm_ray.data import sudoku
 
     if from_csv is not None:
-        single_file = from_csv.is_file()
+        _refuse(ctx, ("size", "train", "clues", "difficulty"), _GENERATED)
         sudoku.prepare_sudoku_from_csv(
             from_csv,
             output,
-            test=test if single_file else None,
+            test=test if from_csv.is_file() or _given(ctx, "test") else None,
             subsample=subsample,
             min_difficulty=min_difficulty,
             seed=seed,
             overwrite=overwrite,
         )
         return
-    if subsample is not None or min_difficulty is not None:
-        raise ValueError(
-            "--subsample and --min-difficulty choose among the rows of a file; name it with --from-csv FILE"
-        )
+    _refuse(ctx, ("subsample", "min_difficulty"), _CHOSEN)
     sudoku.prepare_sudoku(
         output,
         size=size,
@@ -69,11 +86,14 @@ def prepare_sudoku_command(
 @prepare_app.command("maze")
 @reported
 def prepare_maze_command(
+    ctx: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
     size: Annotated[int, typer.Option(help="Cells a side.")] = 30,
     min_length: Annotated[int, typer.Option(help="Fewest steps from S to G.")] = 110,
     train: Annotated[int, typer.Option(help="Training mazes to generate.")] = 1000,
-    test: Annotated[int, typer.Option(help="Held-out mazes, none a rotation or mirror image of another.")] = 1000,
+    test: Annotated[
+        int, typer.Option(help="Held-out mazes, none a rotation or mirror image of another; of a test.csv all.")
+    ] = 1000,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     augment: Annotated[
         str,
@@ -98,18 +118,18 @@ def prepare_maze_command(
     from trm_ray.data import maze
 
     if from_csv is not None:
+        _refuse(ctx, ("size", "min_length", "train"), _GENERATED)
         maze.prepare_maze_from_csv(
             from_csv,
             output,
-            test=test if from_csv.is_file() else None,
+            test=test if from_csv.is_file() or _given(ctx, "test") else None,
             subsample=subsample,
             seed=seed,
             augment=augment,  # type: ignore[arg-type]  # checked there
             overwrite=overwrite,
         )
         return
-    if subsample is not None:
-        raise ValueError("--subsample chooses among the rows of a file; name it with --from-csv FILE")
+    _refuse(ctx, ("subsample",), _CHOSEN)
     maze.prepare_maze(
         output,
         size=size,

@@ -13,7 +13,7 @@ from trm_ray.cli.common import app, escaped, reported
 @app.command()
 @reported
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run or a checkpoint.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run or a checkpoint, or a .safetensors file.")],
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
     segments: Annotated[
         str | None, typer.Option(metavar="N,N,…", help="Numbers of segments, also more than trained with.")
@@ -27,7 +27,10 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 = this process.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Puzzles at a time; by default as in the run.")] = None,
     max_puzzles: Annotated[int | None, typer.Option(min=1, help="Only the first so many puzzles.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write into; by default the run's `report/`.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write into; by default the run's `report/`, beside a file FILE_report."),
+    ] = None,
 ) -> None:
     """Measure a trained model on held-out puzzles: accuracy by segment with intervals, halt head, ARC votes.
 
@@ -39,6 +42,8 @@ def evaluate(
     from trm_ray.reporting.evaluation import evaluation_lines, evaluation_table
 
     console = Console()
+    where = f"; starting Ray with {workers} workers …" if workers else ""
+    console.print(f"Evaluating {run} on its {split} split{where}", highlight=False, markup=False, soft_wrap=True)
     report = evaluate_run(
         run,
         split=split,
@@ -54,7 +59,8 @@ def evaluate(
     )
     console.print(report.headline, highlight=False, markup=False, soft_wrap=True)
     console.print(evaluation_table(report.evaluation))
-    for line in evaluation_lines(report.evaluation, report.compute, report.voting):
+    lines = evaluation_lines(report.evaluation, report.compute, report.voting)
+    for line in (*report.provenance["notes"], *lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for path in report.files:
         console.print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
@@ -109,7 +115,9 @@ _MARK_COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs, such as a sweep's.")],
     save: Annotated[Path, typer.Option(help="Picture to write.")] = Path("comparison.png"),
-    threshold: Annotated[float, typer.Option(help="Held-out exact accuracy that steps and seconds count to.")] = 0.5,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Held-out exact accuracy that steps and seconds count to.")
+    ] = 0.5,
 ) -> None:
     """Rank runs on held-out puzzles and draw them beside each other; seeds become a mean with a band.
 

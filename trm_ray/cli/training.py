@@ -8,14 +8,11 @@ import typer
 
 from trm_ray.cli.common import (
     FAILED,
-    INTERRUPTED,
     Overrides,
     Overwrite,
     Resume,
-    Verbose,
     app,
     complain,
-    quiet_unless,
     reported,
 )
 
@@ -31,18 +28,16 @@ def train(
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    verbose: Verbose = False,
 ) -> None:
     """Train one run.
 
     Example: `trm-ray train --config-name deep_supervision_linear task=sudoku6 deep_supervision_weight=0.7`
     """
-    quiet_unless(verbose)
     from rich.console import Console
 
     from trm_ray.config import banner, load_config
     from trm_ray.reporting.console import RunDisplay
-    from trm_ray.run import beginning, claim_folder, plan_run, start_step, train_in_process
+    from trm_ray.run import beginning, claim_folder, is_finished, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
 
     begin = [] if init_from is None else [f"init_from={init_from}"]
@@ -56,7 +51,7 @@ def train(
     first_step = start_step(plan)
     if resume and first_step == 0:
         console.print(f"No checkpoint in {config.log_dir}: starting anew", highlight=False, markup=False)
-    if first_step >= plan.num_steps:
+    if is_finished(plan):
         console.print(f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
         return
     display = RunDisplay(
@@ -90,13 +85,11 @@ def sweep(
     config_name: Annotated[str, typer.Option(help="A sweep of `configs/sweep/`.")] = "five_scenarios",
     resume: Resume = False,
     overwrite: Overwrite = False,
-    verbose: Verbose = False,
 ) -> None:
     """Run scenarios and variants as concurrent trials, stop the bad ones early, compare the rest.
 
     Example: `trm-ray sweep --config-name five_scenarios seeds=[0,1,2] lr=1e-3`
     """
-    quiet_unless(verbose)
     from rich.console import Console
 
     from trm_ray.config import load_sweep
@@ -105,9 +98,6 @@ def sweep(
     console = Console()
     plan = plan_sweep(load_sweep(config_name, overrides or []))
     outcome = start_sweep(plan, console, resume=resume, overwrite=overwrite)
-    if outcome.unfinished:
-        complain(f"{outcome.unfinished} trials did not finish; the same command with --resume goes on with them")
-        raise typer.Exit(INTERRUPTED)
     compare_trials(plan, outcome, console)
     if outcome.failed:
         raise typer.Exit(FAILED)

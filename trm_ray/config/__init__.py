@@ -11,7 +11,14 @@ value, the rule and the way out, and the file and line where the value came from
 
 from trm_ray.config.errors import ConfigError
 from trm_ray.config.files import FORMAT_VERSION, config_names, to_yaml
-from trm_ray.config.loading import config_from_run, load_config, load_sweep, trial_configs, with_overrides
+from trm_ray.config.loading import (
+    config_from_run,
+    config_from_values,
+    load_config,
+    load_sweep,
+    trial_configs,
+    with_overrides,
+)
 from trm_ray.config.run import (
     ArchConfig,
     Config,
@@ -38,6 +45,7 @@ __all__ = [
     "SweepConfig",
     "banner",
     "config_from_run",
+    "config_from_values",
     "config_names",
     "flat",
     "known_keys",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,6 +12,14 @@ from pydantic.fields import FieldInfo
 
 class ConfigError(ValueError):
     """Tell a user in one line what is wrong with a configuration and what to write instead."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(printable(told))
+
+
+def printable(text: str) -> str:
+    """Put blanks for line ends and for what a terminal would obey: an error may quote somebody else's file."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 _OTHER_NAMES = {  # what other trainers call it, where no likeness would lead to our key
@@ -24,8 +32,17 @@ _OTHER_NAMES = {  # what other trainers call it, where no likeness would lead to
 
 def show(value: Any) -> str:
     """Write a value as YAML would, on one line; cut what is long."""
-    text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).replace('"', "")
+    text = json.dumps(_pruned(value), ensure_ascii=False, default=str, skipkeys=True).replace('"', "")
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _pruned(value: Any, depth: int = 3) -> Any:
+    """Cut what is deep or long: a small file can spell an endless value, by aliases inside aliases."""
+    if isinstance(value, Mapping):
+        return {key: _pruned(item, depth - 1) for key, item in [*value.items()][:40]} if depth else "..."
+    if isinstance(value, list | tuple):
+        return [_pruned(item, depth - 1) for item in value[:40]] if depth else "..."
+    return value
 
 
 def nearest(word: str, options: Sequence[str]) -> str:

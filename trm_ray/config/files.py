@@ -14,6 +14,8 @@ from trm_ray.config.errors import ConfigError, nearest, show
 from trm_ray.config.keys import NAME, NAME_RULE, Settings, flatten
 
 FORMAT_VERSION = 1  # of the YAML that `to_yaml` writes
+# What PyYAML raises besides its own errors: no UTF-8 or no such date; no such key; brackets in brackets in brackets …
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def _parse_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no such date
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; name a readable .yaml file") from None
+    except (yaml.YAMLError, *UNREADABLE) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())

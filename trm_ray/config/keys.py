@@ -15,6 +15,7 @@ SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 NAME_RULE = "a name of letters, digits, `_`, `-` and `.`"
 _NO_URL = "^([^:]|:[^/])+$"
+_ADDRESS = r"^(auto|local|(ray://)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})$"
 _FOLDER_RULE = "text that names a folder, not a URL; quote it, or mount the bucket"
 
 
@@ -53,6 +54,10 @@ AboveOne = Annotated[float, Field(gt=1, description="a number above 1"), _Number
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), _Number]
 Decay = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1"), _Number]
 TextOrNull = Annotated[str | None, Field(description="text or null")]
+Address = Annotated[
+    str | None,
+    Field(pattern=_ADDRESS, description="null, local, auto, HOST:PORT or ray://HOST:PORT"),
+]
 Folder = Annotated[str, Field(pattern=_NO_URL, description=_FOLDER_RULE), _Home]
 FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RULE}")]
 Folders = Annotated[list[Folder], Field(description="a list of text such as [a, b]"), _Listed]

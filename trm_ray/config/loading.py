@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from trm_ray.config.errors import ConfigError, misfit, show, unknown_key
-from trm_ray.config.files import Entry, find_file, read_file
+from trm_ray.config.files import UNREADABLE, Entry, find_file, read_file
 from trm_ray.config.keys import Settings, find_field, flatten, nest
 from trm_ray.config.run import Config, flat, known_keys
 from trm_ray.config.sweep import SweepConfig
@@ -98,6 +98,21 @@ def config_from_run(folder: str | os.PathLike[str]) -> Config:
     return _build(Config, [read_file(path)])
 
 
+def config_from_values(values: Any, source: str) -> Config:
+    """Check the config that somebody else's file holds, such as a checkpoint.
+
+    Raises:
+        ConfigError: it is none; the message begins with `source`.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(map(str, detail["loc"]))
+        told = _first_mistake(error, Config, {key: detail["input"]}) if key in known_keys() else detail["msg"]
+    raise ConfigError(f"{source} holds no config of a run: {told if '=' in told else f'{key}: {told}'}")
+
+
 def with_overrides(config: Config, values: Mapping[str, Any]) -> Config:
     """Return the config with other values by dotted key, checked again; reads no file.
 
@@ -121,7 +136,7 @@ def _parse(override: str) -> _Layer:
         raise ConfigError(f"{show(override)} must be key=value, without spaces around `=`; write e.g. lr=5e-5")
     try:
         return _layer({key: yaml.safe_load(text)})
-    except (yaml.YAMLError, ValueError):  # ValueError: no such date
+    except (yaml.YAMLError, *UNREADABLE):
         raise ConfigError(f"{key}={show(text)} must be a YAML value; put it in quotes") from None
 
 

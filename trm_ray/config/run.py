@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from trm_ray.config.keys import (
+    Address,
     Count,
     Decay,
     Folder,
@@ -88,7 +89,7 @@ class RayConfig(Settings):
     gpus_per_worker: PositiveNumber = 1.0  # counts only with use_gpu
     storage_path: FolderOrNull = None  # null = a relative log_dir lies below the working directory
     max_failures: Count = 0
-    address: TextOrNull = None  # null = RAY_ADDRESS, else a cluster started for this run
+    address: Address = None  # null = RAY_ADDRESS, else a cluster started for this run
 
 
 class SudokuGenerator(Settings):
@@ -120,8 +121,9 @@ class Config(Settings):
     eval_interval: Positive = 1000
     eval_batch_size: PositiveOrNull = None  # null = global_batch_size
     eval_max_puzzles: PositiveOrNull = None  # evaluate on the first of the test split; null = all
-    eval_augmentations: Count = 0  # of each test puzzle, where the dataset has any (ARC); `evaluate` takes all
     checkpoint_every_eval: bool = True
+    keep_last: PositiveOrNull = None  # checkpoints that stay, the latest; null = all
+    keep_best: Count = 0  # more that stay: those with the lowest eval/loss
     init_from: TextOrNull = None  # a run, checkpoint or file whose weights to begin with
 
     lr: PositiveNumber = 1e-4
@@ -162,6 +164,8 @@ class Config(Settings):
         _check_data_and_length(self)
         _check_curriculum(self)
         _check_workers(self)
+        if self.keep_best and self.keep_last is None:
+            raise ValueError(f"keep_best={self.keep_best} needs keep_last, which is null: all stay; use keep_last=2")
         if self.freeze_weights and self.arch.puzzle_emb_ndim == 0:
             raise ValueError("freeze_weights=true leaves nothing to learn with arch.puzzle_emb_ndim=0; set one of them")
         return self

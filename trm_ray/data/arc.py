@@ -3,7 +3,7 @@
 A grid has up to 30 × 30 colours 0 to 9. Tokens: 0 PAD, 1 EOS, colour c → c + 2, on a 30 × 30 canvas; EOS runs along the
 lower and the right border of the grid where there is room. The loss looks at colours and EOS, not at PAD.
 Only the puzzles as they are lie on the disk. An identifier stands for each of their augmentations, a dihedral
-transform and a permutation of the colours that leaves black; `ArcSymmetry` makes it, and moves it about the canvas.
+transform and a permutation of the colours that leaves black; `arc_symmetry` makes it, and moves it about the canvas.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from trm_ray.data.counters import below, counter_draws, mixed
+from trm_ray.data.counters import counter_draws, mixed
 from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers, draw_transforms
 from trm_ray.data.progress import progress
 from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, DatasetError, DatasetInfo, Rows, check_target, sha256
 from trm_ray.data.schema import write_dataset as write_rows
-
-if TYPE_CHECKING:
-    from trm_ray.data.symmetries import TokenBatch
 
 SIDE = 30
 SEQ_LEN = SIDE * SIDE
@@ -38,11 +35,11 @@ TRIALS_PER_AUGMENTATION = 5
 # The eight dihedral transforms as the original numbers them: the identity, counter-clockwise quarter turns (1 to 3),
 # left and right exchanged, top and bottom exchanged, transposed, transposed about the other diagonal.
 # Each is: reverse the rows' order, reverse the columns', transpose, in this order, where the table says so.
-_FLIP_ROWS = np.array([0, 0, 1, 1, 0, 1, 0, 1], bool)
-_FLIP_COLUMNS = np.array([0, 1, 1, 0, 1, 0, 0, 1], bool)
-_TRANSPOSE = np.array([0, 1, 0, 1, 0, 0, 1, 1], bool)
+FLIP_ROWS = np.array([0, 0, 1, 1, 0, 1, 0, 1], bool)
+FLIP_COLUMNS = np.array([0, 1, 1, 0, 1, 0, 0, 1], bool)
+TRANSPOSE = np.array([0, 1, 0, 1, 0, 0, 1, 1], bool)
 _INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
-_SALT_AUGMENTATION, _SALT_POSITION, _SALT_COLOUR = (np.uint64(salt) for salt in (0xA1, 0xB2, 0xC3))
+_SALT_POSITION, _SALT_COLOUR = 0xB2, 0xC3
 
 
 # --- Grids and tokens --------------------------------------------------------------------------------------
@@ -59,9 +56,9 @@ def restored(grid: np.ndarray, dihedral: int, colours: np.ndarray) -> np.ndarray
 
 
 def _turned(grid: np.ndarray, dihedral: int) -> np.ndarray:
-    grid = grid[::-1] if _FLIP_ROWS[dihedral] else grid
-    grid = grid[:, ::-1] if _FLIP_COLUMNS[dihedral] else grid
-    return grid.T if _TRANSPOSE[dihedral] else grid
+    grid = grid[::-1] if FLIP_ROWS[dihedral] else grid
+    grid = grid[:, ::-1] if FLIP_COLUMNS[dihedral] else grid
+    return grid.T if TRANSPOSE[dihedral] else grid
 
 
 def input_tokens(grid: np.ndarray) -> np.ndarray:
@@ -160,7 +157,7 @@ def _sources(prefix: Path, subset: str) -> list[Path]:
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise DatasetError(f"{path} must hold a JSON object, not {type(raw).__name__}")
@@ -286,9 +283,9 @@ def _colour_sums(pair: Pair) -> np.ndarray:
 @lru_cache
 def _place_weights(height: int, width: int) -> np.ndarray:
     """Give each cell of a grid the weight of the place to which each transform brings it: (8, H · W) uint64."""
-    weights = counter_draws(0, int(_SALT_POSITION), np.arange(SEQ_LEN), 1).reshape(SIDE, SIDE)
+    weights = counter_draws(0, _SALT_POSITION, np.arange(SEQ_LEN), 1).reshape(SIDE, SIDE)
     upright, lying = weights[:height, :width], weights[:width, :height]
-    return np.stack([_turned(lying if _TRANSPOSE[t] else upright, _INVERSE[t]).reshape(-1) for t in range(8)])
+    return np.stack([_turned(lying if TRANSPOSE[t] else upright, _INVERSE[t]).reshape(-1) for t in range(8)])
 
 
 def _puzzle_hashes(sums: np.ndarray, dihedral: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -297,7 +294,7 @@ def _puzzle_hashes(sums: np.ndarray, dihedral: np.ndarray, colours: np.ndarray) 
     Args:
         sums: (pairs, 2, 8, 10) of `_colour_sums`.
     """
-    weights = counter_draws(0, int(_SALT_COLOUR), np.arange(NUM_COLOURS), 1).reshape(-1)[colours]
+    weights = counter_draws(0, _SALT_COLOUR, np.arange(NUM_COLOURS), 1).reshape(-1)[colours]
     hashes = np.empty(len(dihedral), np.uint64)
     for transform in np.unique(dihedral):
         chosen = dihedral == transform
@@ -425,85 +422,3 @@ def _tell(
             print(
                 f"Subset {subset}: {hidden:,} test outputs are not known; they are in no training row and no accuracy"
             )
-
-
-# --- Augmenting rows -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ArcSymmetry:
-    """Turn rows of puzzles as they are into those of their augmentations.
-
-    Source: what the official build_arc_dataset.py writes to disk; there one example of each augmented puzzle stays in
-    the upper left corner, here each does with probability 1/4 (ARC-AGI-1 puzzles have 4.2 examples).
-    """
-
-    identifiers: PuzzleIdentifiers
-
-    def augment(
-        self,
-        rows: TokenBatch,
-        *,
-        seed: int,
-        epoch: int | np.ndarray,
-        puzzle_keys: np.ndarray,
-        row_keys: np.ndarray,
-    ) -> TokenBatch:
-        """Pick one augmentation for all rows of a puzzle, anew each epoch, and move each row about the canvas.
-
-        Where a row lies depends on its augmentation and its key, not on the epoch.
-        """
-        draws = counter_draws(seed, epoch, puzzle_keys ^ _SALT_AUGMENTATION, 1)[:, 0]
-        chosen = self._chosen(rows, below(draws, self.num_variants(rows.puzzle_identifiers)))
-        places = counter_draws(self.identifiers.seed or 0, chosen.astype(np.int64), row_keys, 3)
-        sizes = np.maximum(grid_sizes(rows.inputs), grid_sizes(rows.labels))
-        sizes = np.where(_TRANSPOSE[self.identifiers.dihedral[chosen], None], sizes[:, ::-1], sizes)
-        moves = places[:, 2:] >> np.uint64(62) > 0
-        return self._made(rows, chosen, np.where(moves, below(places[:, :2], SIDE + 1 - sizes), 0))
-
-    def num_variants(self, puzzle_identifiers: np.ndarray) -> np.ndarray:
-        """Count the identifiers of each row's puzzle: (B,)."""
-        puzzles = self.identifiers.puzzle_of(puzzle_identifiers)
-        return np.where(puzzles < 0, 1, np.append(self.identifiers.counts, 1)[puzzles])
-
-    def variant(self, rows: TokenBatch, number: np.ndarray) -> TokenBatch:
-        """Make each row's augmentation of the given number (B,), in the upper left corner; 0 is the row as it is."""
-        return self._made(rows, self._chosen(rows, number), np.zeros((len(rows.inputs), 2), np.int64))
-
-    def _chosen(self, rows: TokenBatch, number: np.ndarray) -> np.ndarray:
-        puzzles = self.identifiers.puzzle_of(rows.puzzle_identifiers)
-        return np.where(puzzles < 0, 0, np.append(self.identifiers.first, 0)[puzzles] + number).astype(np.int32)
-
-    def _made(self, rows: TokenBatch, chosen: np.ndarray, offsets: np.ndarray) -> TokenBatch:
-        dihedral = self.identifiers.dihedral[chosen]
-        renamed = np.full((len(chosen), VOCAB_SIZE), EOS, np.int32)
-        renamed[:, FIRST_COLOUR:] = self.identifiers.colours[chosen] + np.int32(FIRST_COLOUR)
-        moved = {}
-        for name, outside in (("inputs", PAD_ID), ("labels", IGNORED_LABEL)):
-            renamed[:, PAD_ID] = outside
-            moved[name] = _moved(getattr(rows, name), dihedral, renamed, offsets)
-        return replace(rows, **moved, puzzle_identifiers=chosen)
-
-
-def _moved(canvas: np.ndarray, dihedral: np.ndarray, renamed: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Turn the grid in the corner of each canvas (B, 900), put it at its offset with its border, and rename its tokens.
-
-    The cell that a place's token comes from is linear in the place's row and column, so it is a sum of two lines.
-
-    Args:
-        dihedral: (B,) transforms.
-        renamed: (B, 12) what each token becomes; the one for PAD stands beyond the grid and its border.
-        offsets: (B, 2) row and column of the new upper left corner.
-    """
-    batch, sizes = np.arange(len(canvas))[:, None], grid_sizes(canvas)
-    up, back, swap = (table[dihedral][:, None] for table in (_FLIP_ROWS, _FLIP_COLUMNS, _TRANSPOSE))
-    down, right = np.where(up, -SIDE, SIDE), np.where(back, -1, 1)
-    start = SEQ_LEN * batch + up * SIDE * (sizes[:, :1] - 1) + back * (sizes[:, 1:] - 1)
-    rows, columns = (np.arange(SIDE) - offsets[:, axis, None] for axis in (0, 1))
-    from_row, from_column = start + rows * np.where(swap, right, down), columns * np.where(swap, down, right)
-    tokens = np.take(canvas.astype(np.uint8), from_row[:, :, None] + from_column[:, None, :], mode="clip")
-    height, width = np.where(swap, sizes[:, ::-1], sizes).T[:, :, None]
-    in_row, in_column = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    tokens *= in_row[:, :, None] & in_column[:, None, :]
-    tokens += (rows == height)[:, :, None] & in_column[:, None, :] | in_row[:, :, None] & (columns == width)[:, None, :]
-    return np.take(renamed, tokens.reshape(len(canvas), SEQ_LEN) + VOCAB_SIZE * batch)

@@ -27,15 +27,6 @@ Counts = dict[tuple[str, bytes], dict[bytes, tuple[int, int]]]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Hold a predicted grid (H, W) of colours, how many predictions it has, and their mean halt probability."""
-
-    grid: np.ndarray
-    votes: int
-    halt_probability: float
-
-
-@dataclass(frozen=True)
 class ArcResult:
     """Hold what the votes come to.
 
@@ -45,7 +36,6 @@ class ArcResult:
         without_predictions: the test inputs nothing was predicted for, as NAME[number]; they count as wrong.
         num_puzzles: puzzles that were asked.
         num_scored: those of them of which an output is known.
-        ranked: by NAME[number], the ten first candidates.
     """
 
     pass_at: dict[int, float] | None
@@ -53,7 +43,6 @@ class ArcResult:
     without_predictions: list[str]
     num_puzzles: int
     num_scored: int
-    ranked: dict[str, list[Candidate]]
 
 
 @dataclass
@@ -109,10 +98,11 @@ class Votes:
         return ArcResult(
             pass_at=dict(zip(pass_at, np.mean(known, axis=0).tolist(), strict=True)) if known else None,
             submission={name: [_attempts(candidates) for candidates in tests] for name, tests in ranked.items()},
-            without_predictions=[f"{name}[{n}]" for name, n, candidates in _numbered(ranked) if not candidates],
+            without_predictions=[
+                f"{name}[{n}]" for name in ranked for n, found in enumerate(ranked[name]) if not found
+            ],
             num_puzzles=len(test_puzzles),
             num_scored=len(known),
-            ranked={f"{name}[{n}]": [*map(_candidate, candidates[:10])] for name, n, candidates in _numbered(ranked)},
         )
 
     def _as_it_was(self, identifier: int, grid: np.ndarray) -> np.ndarray:
@@ -144,11 +134,6 @@ def _unpacked(packed: bytes) -> np.ndarray:
     return np.frombuffer(packed, np.uint8, offset=2).reshape(packed[0], packed[1])
 
 
-def _candidate(entry: _Ranked) -> Candidate:
-    votes, halt, grid = entry
-    return Candidate(_unpacked(grid), votes, halt * _UNIT / votes)
-
-
 def _scores(
     pairs: Sequence[Mapping[str, Any]], ranked: Sequence[Sequence[_Ranked]], pass_at: Sequence[int]
 ) -> np.ndarray | None:
@@ -166,7 +151,3 @@ def _attempts(candidates: Sequence[_Ranked]) -> dict[str, list[list[int]]]:
     grids = [_unpacked(entry[2]).tolist() or [[0]] for entry in candidates[:ATTEMPTS]] or [[[0]]]
     padded = [*grids, *[grids[0]] * (ATTEMPTS - len(grids))]
     return {f"attempt_{number + 1}": grid for number, grid in enumerate(padded)}
-
-
-def _numbered(ranked: Mapping[str, Sequence[list[_Ranked]]]) -> list[tuple[str, int, list[_Ranked]]]:
-    return [(name, number, candidates) for name, tests in ranked.items() for number, candidates in enumerate(tests)]

@@ -24,6 +24,7 @@ BLANK = "<blank>"
 SEPARATOR = "|||"
 NUM_COLOURS = 10
 FORMAT_VERSION = 1
+MOST_IDENTIFIERS = 100_000_000  # a hundred times those of ARC; each takes 15 bytes
 _AUGMENTED = re.compile(r"\|\|\|t([0-7])\|\|\|([0-9]{10})$")
 _IDENTITY = np.arange(-1, NUM_COLOURS).clip(0).astype(np.uint8)  # a transform: dihedral number, then ten colours
 
@@ -119,13 +120,12 @@ class PuzzleIdentifiers:
         try:
             raw = json.loads(content)
             if raw["format_version"] != FORMAT_VERSION:
-                raise ValueError(
-                    f"identifiers.json: format_version={raw['format_version']!r} is unknown, "
-                    f"this release reads {FORMAT_VERSION}"
-                )
+                known = f"this release reads {FORMAT_VERSION}"
+                raise ValueError(f"format_version={raw['format_version']!r} is unknown, {known}")
             return _from_json(raw)
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"identifiers.json is no map of puzzle identifiers: {error!r}") from error
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
+            told = error if type(error) is ValueError else repr(error)
+            raise ValueError(f"identifiers.json is no map of puzzle identifiers: {told}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> PuzzleIdentifiers:
@@ -232,7 +232,22 @@ def _from_json(raw: dict[str, Any]) -> PuzzleIdentifiers:
         _drawn_transforms(seed, name, _trials(entry["trials"])) if "trials" in entry else _transforms(entry)
         for name, entry in zip(names, puzzles, strict=True)
     ]
+    _check_places(raw["num_identifiers"], names, first, transforms)
     return _assembled(raw["num_identifiers"], names, first, transforms, seed, trials)
+
+
+def _check_places(size: Any, names: list[Any], first: np.ndarray, transforms: Sequence[np.ndarray]) -> None:
+    """Check that each puzzle has room for its transforms, from 1 on and before the next one begins."""
+    if type(size) is not int or not 1 <= size <= MOST_IDENTIFIERS:
+        raise ValueError(f"num_identifiers={size!r} must be a whole number from 1 to {MOST_IDENTIFIERS:,}")
+    begins = [*first.tolist(), size]
+    for name, begin, end, rows in zip(names, begins, begins[1:], transforms, strict=False):
+        if not isinstance(name, str):
+            raise ValueError(f"name={name!r} must be text")
+        if begin < 1 or begin + len(rows) > end:
+            raise ValueError(f"puzzle {name!r} has identifiers from {begin} on; {len(rows)} must fit in before {end}")
+        if (rows[:, 0] > 7).any() or (np.sort(rows[:, 1:], axis=1) != np.arange(NUM_COLOURS)).any():
+            raise ValueError(f"puzzle {name!r}: a transform must be 0 to 7 and a permutation of ten digits")
 
 
 def _transforms(entry: dict[str, Any]) -> np.ndarray:

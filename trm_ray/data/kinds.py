@@ -290,7 +290,7 @@ class Arc:
         """Read the test inputs of a task from its public JSON, and their outputs if they are there."""
         try:
             task = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             rule = 'an ARC task is {"train": […], "test": [{"input": [[0, 1], …]}]}'
             raise DatasetError(f"{source} is not valid JSON ({error}); {rule}") from error
         pairs = arc.parse_puzzle(source, name, task).test

@@ -11,6 +11,7 @@ read in blocks: a folder may be larger than the memory.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from trm_ray.data.arc import EOS, SEQ_LEN, SIDE, TEST_PUZZLES_NAME, VOCAB_SIZE, ArcSymmetry, grid_sizes
+from trm_ray.config.keys import NAME, NAME_RULE
+from trm_ray.data.arc import EOS, SEQ_LEN, SIDE, TEST_PUZZLES_NAME, VOCAB_SIZE, grid_sizes
+from trm_ray.data.arc_symmetry import ArcSymmetry
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import Advance, progress
 from trm_ray.data.schema import (
@@ -30,10 +33,10 @@ from trm_ray.data.schema import (
     DatasetError,
     DatasetInfo,
     Rows,
+    TokenBatch,
     check_target,
     write_dataset,
 )
-from trm_ray.data.symmetries import TokenBatch
 
 # Stored augmentations that are compared with ours, spread over the set.
 CHECKED_PUZZLES = 1_000
@@ -96,14 +99,17 @@ def import_original(
         keep_augmentations: copy every row as it is.
 
     Raises:
-        DatasetError: a file is missing, unreadable or does not agree with another one.
+        DatasetError: a file is missing, unreadable or does not agree with another one; or a stored augmentation is not
+            what its name says.
     """
     source = Path(source)
     check_target(output, overwrite=overwrite)
     splits = {name: _open_split(source, name) for name in ("train", "test")}
     metadata = _shared_metadata(source, splits)
     identifiers = _read_identifiers(source, metadata["num_puzzle_identifiers"])
-    computed = _is_arc(metadata) and not keep_augmentations and _can_be_computed(splits, identifiers)
+    computed = _is_arc(metadata) and not keep_augmentations
+    if computed:
+        _check_computable(splits, identifiers)
     with tempfile.TemporaryDirectory(dir=_parent(Path(output)), prefix=".import-") as scratch:
         with progress("rows", sum(split.num_rows for split in splits.values())) as advance:
             rows = {
@@ -145,7 +151,7 @@ def _read_json(path: Path, kind: type) -> Any:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}; a folder of the original has it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, kind):
         raise DatasetError(f"{path} must hold a JSON {kind.__name__}, not {type(raw).__name__}")
@@ -164,8 +170,8 @@ def _open_split(source: Path, name: str) -> _Split:
         if metadata[key] != 0:
             raise DatasetError(f"{path}: {key}={metadata[key]} must be 0, as all builders of the original write")
     names = metadata.get("sets")
-    if not isinstance(names, list) or not names:
-        raise DatasetError(f"{path}: sets={names!r} must name at least one set")
+    if not isinstance(names, list) or not names or not all(re.fullmatch(NAME, str(one)) for one in names):
+        raise DatasetError(f"{path}: sets={names!r} must name at least one set, each {NAME_RULE}")
     sets = [_open_set(source / name / str(one), metadata) for one in names]
     groups = sum(len(one.group_indices) - 1 for one in sets)
     if groups != metadata["total_groups"]:
@@ -197,11 +203,12 @@ def _open_set(path: Path, metadata: dict[str, Any]) -> _Set:
 def _open_array(path: Path, name: str, *, dimensions: int) -> np.ndarray:
     file = path.with_name(f"{path.name}__{name}.npy")
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(file, mode="r")  # which unlike `np.load` never reads pickles or archives
     except FileNotFoundError as error:
         raise DatasetError(f"{file} is missing; {INFO_NAME} beside it names the set {path.name!r}") from error
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{file} is no NumPy array that can be mapped: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # damaged and hostile headers raise all sorts
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise DatasetError(f"{file} is no NumPy array that can be mapped ({told})") from error
     if array.ndim != dimensions or array.dtype.kind not in "iu":
         raise DatasetError(
             f"{file} is {array.dtype} {array.shape}; it must be whole numbers of {dimensions} dimensions"
@@ -335,8 +342,12 @@ def _is_plain(one: _Set, identifiers: PuzzleIdentifiers) -> np.ndarray:
     return (own >= 0) & identity & (identifiers.first[own] == ids)
 
 
-def _can_be_computed(splits: dict[str, _Split], identifiers: PuzzleIdentifiers) -> bool:
-    """Compare stored augmentations with ours, and tell of how many rows."""
+def _check_computable(splits: dict[str, _Split], identifiers: PuzzleIdentifiers) -> None:
+    """Compare stored augmentations with ours, and tell of how many rows.
+
+    Raises:
+        DatasetError: one differs, or a group is not what the names say.
+    """
     checked = 0
     for split in splits.values():
         for one in split.sets:
@@ -345,28 +356,35 @@ def _can_be_computed(splits: dict[str, _Split], identifiers: PuzzleIdentifiers) 
                 rows, differs = _sample_differs(one, split.metadata, identifiers)
                 checked += rows
             if differs is not None:
-                print(f"{one.path}: {differs}, so all rows are imported as they are", flush=True)
-                return False
+                raise DatasetError(f"{one.path}: {differs}; mend it, or {_cost_of_a_copy(splits)}")
     print(
         f"{checked:,} rows of stored augmentations were computed anew: all equal, up to where the grids lie", flush=True
     )
-    return True
+
+
+def _cost_of_a_copy(splits: dict[str, _Split]) -> str:
+    rows = sum(split.num_rows for split in splits.values())
+    needed = 2 * 4 * splits["train"].metadata["seq_len"] * rows / 2**20
+    return f"--keep-augmentations copies all {rows:,} rows as they are, {needed:,.1f} MiB of tokens to read for a run"
 
 
 def _structure_differs(one: _Set, identifiers: PuzzleIdentifiers) -> str | None:
-    """Say where a group is not one puzzle as it is and all the augmentations that identifiers.json names for it."""
-    plain, group = _is_plain(one, identifiers), one.group_of_puzzle
-    num_groups, lengths = len(one.group_indices) - 1, np.diff(one.puzzle_indices)
-    if (np.bincount(group[plain], minlength=num_groups) != 1).any():
-        return "a group does not hold exactly one puzzle without augmentation"
-    base = np.flatnonzero(plain)[group]
-    own = identifiers.puzzle_of(one.puzzle_identifiers)
-    sizes = np.bincount(group)[group]
-    pairs = group * np.int64(len(identifiers)) + one.puzzle_identifiers
-    if (own != own[base]).any() or (sizes != identifiers.counts[own]).any() or len(np.unique(pairs)) < len(pairs):
-        return "a group does not hold each augmentation of its puzzle once"
-    if (lengths != lengths[base]).any():
-        return "an augmentation has more or fewer examples than its puzzle"
+    """Say which group is not one puzzle as it is and all the augmentations that identifiers.json names for it."""
+    plain, group, ids = _is_plain(one, identifiers), one.group_of_puzzle, one.puzzle_identifiers
+    num_plain = np.bincount(group[plain], minlength=len(one.group_indices) - 1)[group]
+    if (num_plain != 1).any():
+        name = identifiers.name(int(ids[(num_plain != 1).argmax()]))
+        return f"puzzle {name}: its group does not hold exactly one puzzle without augmentation"
+    base, lengths = np.flatnonzero(plain)[group], np.diff(one.puzzle_indices)
+    own, sizes = identifiers.puzzle_of(ids), np.bincount(group)[group]
+    _, which, copies = np.unique(group * np.int64(len(identifiers)) + ids, return_inverse=True, return_counts=True)
+    incomplete = (own != own[base]) | (sizes != identifiers.counts[own]) | (copies[which] > 1)
+    for wrong, rule in (
+        (incomplete, "its group does not hold each augmentation of it once"),
+        (lengths != lengths[base], "it has more or fewer examples than without augmentation"),
+    ):
+        if wrong.any():
+            return f"puzzle {identifiers.name(int(ids[wrong.argmax()]))}: {rule}"
     return None
 
 

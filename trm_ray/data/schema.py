@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trm_ray.config.errors import printable
+from trm_ray.config.keys import NAME
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
 
@@ -45,7 +49,10 @@ COLUMNS = ("inputs", "labels", "puzzle_identifier", "puzzle", "group")
 
 
 class DatasetError(ValueError):
-    """Say what is wrong with a dataset folder and how to mend it."""
+    """Say in one line what is wrong with a dataset folder and how to mend it."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(printable(told))
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,18 @@ class Rows:
 
     def __getitem__(self, chosen: slice | np.ndarray) -> Rows:
         return Rows(*(np.ascontiguousarray(getattr(self, f.name)[chosen]) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Hold inputs, labels (B, L) and puzzle_identifiers (B,), all int32."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    puzzle_identifiers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,8 @@ class DatasetInfo:
             )
         _check_keys(path, raw)
         splits = {name: _split_info(path, name, split) for name, split in raw["splits"].items()}
+        for files in (raw["files"], *(split.files for split in splits.values())):
+            _check_files(Path(folder), files)
         return cls(**{**raw, "splits": splits})
 
     def split(self, name: str) -> SplitInfo:
@@ -240,6 +261,14 @@ def read_splits(folders: Sequence[str | Path], split: str) -> Rows:
     return _concatenate([shifted(rows, *shift) for rows, shift in zip(parts, shifts, strict=True)])
 
 
+def first_puzzles(rows: Rows, count: int | None) -> Rows:
+    """Keep the first puzzles, with all their rows; None keeps all."""
+    puzzles, first = np.unique(rows.puzzles, return_index=True)
+    if count is None or count >= len(puzzles):
+        return rows
+    return rows[np.flatnonzero(np.isin(rows.puzzles, puzzles[np.argsort(first)[:count]]))]
+
+
 def number_shifts(folders: Sequence[str | Path], split: str) -> list[tuple[int, int]]:
     """Say what to add to the puzzles and groups of each dataset so that they differ from those before it."""
     import pyarrow.parquet as pq
@@ -283,10 +312,14 @@ def open_dataset(folder: str | Path, *, command_hint: str | None = None, require
     if not folder.is_dir():
         told = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
         raise DatasetError(f"the dataset folder {folder} does not exist; {told}")
+    if not (folder / INFO_NAME).is_file() and (folder / "train" / INFO_NAME).is_file():
+        command = f"trm-ray prepare import-original {folder} --output NEW"
+        raise DatasetError(f"{folder} is a dataset of the original TRM code; run `{command}` and name NEW instead")
     try:
         info = DatasetInfo.load(folder)
         for name in require:
             info.split(name)
+        _check_symmetry(info.symmetry, info.seq_len, info.vocab_size)
         _check_side_files(folder, info)
         for name, split in info.splits.items():
             _check_split(folder, name, split, info)
@@ -338,7 +371,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise DatasetError(f"{path} must hold a JSON object, not {type(raw).__name__}")
@@ -387,6 +420,21 @@ def _check_types(where: str, raw: Mapping[str, Any], types: Mapping[str, type | 
     for key, kind in types.items():
         if not isinstance(raw[key], kind) or isinstance(raw[key], bool):
             raise DatasetError(f"{where}: {key}={raw[key]!r} has the wrong type")
+        if isinstance(raw[key], int | float) and not abs(raw[key]) < 2**63:
+            raise DatasetError(f"{where}: {key} must be a number of less than 64 bits")
+
+
+# Parts of a path: none begins with a dot, so none leads up.
+_FILE = re.compile(rf"{NAME}(/{NAME})*")
+
+
+def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """Check that names stay inside the folder, links followed, and that each has a checksum."""
+    for name, digest in files.items():
+        if not _FILE.fullmatch(name) or not isinstance(digest, str):
+            raise DatasetError(f"{folder / INFO_NAME}: files holds {name!r}: {digest!r}; it must be FILE: SHA-256")
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise DatasetError(f"{folder / name} is a link that leads out of the dataset; copy the file to its place")
 
 
 def _split_info(path: Path, name: str, raw: Any) -> SplitInfo:
@@ -527,6 +575,24 @@ def _check_columns(path: Path, table: pa.Table, seq_len: int) -> None:
         )
     if lengths["inputs"] != seq_len:
         raise DatasetError(f"{path}: inputs have {lengths['inputs']} tokens; dataset.json says seq_len={seq_len}")
+
+
+def _check_symmetry(symmetry: Mapping[str, Any] | None, seq_len: int, vocab_size: int) -> None:
+    """Check what dataset.json names against the boards that it is for."""
+    if symmetry is None:
+        return
+    name, box, side = symmetry.get("name"), symmetry.get("box"), math.isqrt(seq_len)
+    if name not in ("sudoku", "dihedral", "arc"):
+        raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows sudoku, dihedral and arc")
+    boxes = {4: [2, 2], 6: [2, 3], 9: [3, 3]}
+    fitting = {
+        "sudoku": vocab_size == side + 2 and box is not None and box == boxes.get(side),
+        "dihedral": True,
+        "arc": (seq_len, vocab_size) == (900, 12),
+    }
+    if side * side != seq_len or not fitting[name]:
+        told = f"seq_len={seq_len} and vocab_size={vocab_size}"
+        raise DatasetError(f"symmetry={dict(symmetry)} is not for boards of {told}; make the dataset again")
 
 
 def _check_filled(name: str, rows: int) -> None:

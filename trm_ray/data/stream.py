@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trm_ray.data.counters import counter_draws
-from trm_ray.data.schema import DatasetError, DatasetInfo, Rows
-from trm_ray.data.symmetries import Symmetry, TokenBatch
+from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, TokenBatch
+from trm_ray.data.symmetries import Symmetry
 
 # Splits up to this size, as int32 tokens, every worker holds whole: 3.3 million 9×9 boards.
 MAX_BYTES_IN_MEMORY = 2**31
@@ -107,7 +107,7 @@ class RowStream:
 
     def _batch(self, parts: list[_Visits]) -> TokenBatch:
         def gathered(name: str) -> np.ndarray:
-            return _joined([getattr(part.chunk.rows, name)[part.rows] for part in parts])
+            return _joined([getattr(part.chunk.rows, name)[part.rows] for part in parts]).astype(np.int32, copy=False)
 
         batch = TokenBatch(gathered("inputs"), gathered("labels"), gathered("puzzle_identifiers"))
         if self.symmetry is None:
@@ -156,6 +156,7 @@ class _Chunk:
     """Rows that are shuffled together, sorted by what groups, puzzles and rows hold, wherever they stood.
 
     Args:
+        rows: with tokens of the smallest type that holds them, a quarter of int32, for they stay for the whole run.
         keys: (N,) what names each row.
         puzzle_keys: (N,) what names each row's puzzle.
         group_keys: (G,) what names each group.
@@ -180,7 +181,8 @@ class _Chunk:
         puzzle_keys, group_keys = _sums(keys, rows.puzzles), _sums(keys, rows.groups)
         # The numbers part what holds the same, and only that.
         order = np.lexsort((keys, rows.puzzles, puzzle_keys, rows.groups, group_keys))
-        rows, keys, puzzle_keys, group_keys = rows[order], keys[order], puzzle_keys[order], group_keys[order]
+        rows = replace(rows, inputs=_smallest(rows.inputs), labels=_smallest(rows.labels))[order]
+        keys, puzzle_keys, group_keys = keys[order], puzzle_keys[order], group_keys[order]
         starts, group_starts = _starts(rows.puzzles), _starts(rows.groups)
         first_puzzle = np.searchsorted(starts, group_starts)
         return cls(
@@ -207,6 +209,13 @@ class _Chunk:
         first, lengths = self.starts[picked][groups], self.num_examples[groups]
         ends = np.cumsum(lengths)
         return np.repeat(first - (ends - lengths), lengths) + np.arange(ends[-1])
+
+
+def _smallest(tokens: np.ndarray) -> np.ndarray:
+    """Store whole numbers in as few bytes as hold them all."""
+    low, high = tokens.min(), tokens.max()
+    kinds = (np.iinfo(kind) for kind in (np.uint8, np.int8, np.uint16, np.int16, np.int32))
+    return tokens.astype(next(kind.dtype for kind in kinds if kind.min <= low and high <= kind.max), copy=False)
 
 
 def row_keys(rows: Rows) -> np.ndarray:
@@ -238,28 +247,9 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def test_batches(
-    rows: Rows,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    *,
-    symmetry: Symmetry | None = None,  # noqa: PT028  # no test of pytest's
-    augmentations: int = 0,  # noqa: PT028
-) -> Iterator[TokenBatch]:
-    """Yield one worker's share of the test rows, every row exactly once over all workers.
-
-    Args:
-        symmetry: what variants of the rows come from.
-        augmentations: up to how many variants of each row follow it.
-    """
-    counts = np.ones(len(rows), np.int64)
-    if symmetry is not None and augmentations:
-        counts = np.minimum(symmetry.num_variants(rows.puzzle_identifiers), 1 + augmentations)
-    ends = np.cumsum(counts)
-    for begin in range(rank, int(ends[-1]), world_size * batch_size):
-        places = np.arange(begin, min(begin + world_size * batch_size, int(ends[-1])), world_size)
-        picked = np.searchsorted(ends, places, side="right")
-        batch = TokenBatch(rows.inputs[picked], rows.labels[picked], rows.puzzle_identifiers[picked])
-        number = places - (ends - counts)[picked]
-        yield batch if symmetry is None or not number.any() else symmetry.variant(batch, number)
+def test_batches(rows: Rows, batch_size: int, rank: int, world_size: int) -> Iterator[TokenBatch]:
+    """Yield one worker's share of the test rows, every row exactly once over all workers."""
+    share = np.arange(rank, len(rows), world_size)
+    for begin in range(0, len(share), batch_size):
+        picked = share[begin : begin + batch_size]
+        yield TokenBatch(rows.inputs[picked], rows.labels[picked], rows.puzzle_identifiers[picked])

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trm_ray.data.arc_symmetry import ArcSymmetry
 from trm_ray.data.counters import GOLDEN as _GOLDEN
 from trm_ray.data.counters import counter_draws as counter_draws
 from trm_ray.data.counters import mixed as _mix
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetError
+from trm_ray.data.schema import DatasetError, TokenBatch
 
 FIRST_DIGIT = 2  # tokens below are PAD and blank, which no relabelling touches
 
@@ -27,18 +28,6 @@ _SALT_ROWS, _SALT_DIGITS, _SALT_CHOSEN = (np.uint64(salt) for salt in (0xA1, 0xB
 _REFINEMENTS = 4
 _MAX_BRANCHES = 50_000  # of one board
 _BATCH = 2048
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Hold inputs, labels (B, L) and puzzle_identifiers (B,), all int32."""
-
-    inputs: np.ndarray
-    labels: np.ndarray
-    puzzle_identifiers: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.inputs)
 
 
 class Symmetry(Protocol):
@@ -92,8 +81,6 @@ def symmetry_from(symmetry: Mapping[str, Any] | None, identifiers: PuzzleIdentif
     if name == "dihedral":
         return DihedralSymmetry()
     if name == "arc":
-        from trm_ray.data.arc import ArcSymmetry  # which builds on this module
-
         return ArcSymmetry(identifiers)
     raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows sudoku, dihedral and arc")
 

@@ -14,6 +14,8 @@ _ALWAYS = {
     # Runs write their own logs, in their own folders.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Ctrl-C asks the trials to save first.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

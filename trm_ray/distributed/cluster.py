@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -15,6 +18,7 @@ from trm_ray.distributed import VERBOSE
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # A training run on one machine has no node that could be preempted.
 _NO_PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+_PATIENCE_S = 5.0
 
 
 @contextmanager
@@ -28,17 +32,61 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        os.environ.setdefault(_LOOPBACK_ONLY, "0")
+        _stay_on_loopback()
         os.environ.setdefault(_NO_PREEMPTION, "0")
+        _make_private_token()
+    _check_answers(address)
     quiet = {} if VERBOSE else {"logging_level": "ERROR", "log_to_driver": False}
     if not VERBOSE:
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
-    ray.init(address=address, **quiet)
+    local = {"dashboard_host": "127.0.0.1"} if address == "local" else {}
+    ray.init(address=address, **local, **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = VERBOSE
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _stay_on_loopback() -> None:
+    """Keep all doors of a cluster that is started here on 127.0.0.1; Ray read that setting when it was imported."""
+    from ray._private import ray_constants
+
+    if os.environ.setdefault(_LOOPBACK_ONLY, "0") == "0":
+        ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _make_private_token() -> None:
+    """Keep the token that Ray asks for at every door of a cluster that it starts in a file for its owner alone.
+
+    Ray would write a missing file so that all users of the machine can read it. Older releases know no tokens and do
+    not look at the file.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
+        return
+    if path.is_file():
+        path.chmod(0o600)
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _check_answers(address: str) -> None:
+    """Knock at a cluster's door first: Ray would knock for a minute and end the process if nobody opens.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # local or auto, which Ray knows to find or not
+        return
+    way_out = "start a cluster there, or leave the address out to start one on this machine"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConnectionError(f"ray.address={address} does not answer: {error}; {way_out}") from error
 
 
 def worker_resources(config: Config) -> dict[str, float]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
 
 import ray.data
 from ray.train import (
@@ -26,60 +26,77 @@ from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
 from trm_ray.distributed.worker import train_worker
-from trm_ray.run import RunPlan
+from trm_ray.run import RunPlan, is_finished, start_step
 from trm_ray.training.optim import NonFiniteError
+from trm_ray.training.stopping import STOP_FILE, StopSignals, stopped_after
+from trm_ray.training.store import StorageError
 
 # Ray Train keeps its own notes here. The run's folder is the truth, so they are thrown away before every start: a torn
 # one would stop a resume.
 NOTES = ".ray"
 
+_Result = TypeVar("_Result")
+
 
 def train_on_ray(plan: RunPlan) -> dict[str, float]:
-    """Train a run on Ray workers and return its last evaluation."""
+    """Train a run on Ray workers and return its last evaluation.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came, and the workers have saved the step that was under way.
+    """
     fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
-    with ray_cluster(plan.config.ray.address):
+    stop_file = plan.folder / STOP_FILE
+    # Signals are taken over once Ray is there, since its start takes SIGTERM.
+    with ray_cluster(plan.config.ray.address), StopSignals(stop_file):
         check_resources(plan.config)
         train = load_split(plan.train_paths, "train", plan.config.ray.num_workers)
-        trainer = build_trainer(plan, train, load_split(plan.test_paths, "test"))
+        trainer = build_trainer(plan, train, load_split(plan.test_paths, "test"), stop_file)
         try:
-            with _interrupts_as_python_has_them():
-                evaluation: dict[str, float] = trainer.fit().return_value
+            evaluation: dict[str, float] = _beside_main_thread(trainer.fit).return_value
         except WorkerGroupError as error:
             raise told_cause(error) from error
+        if not is_finished(plan):
+            raise stopped_after(start_step(plan))
         return evaluation
 
 
-@contextmanager
-def _interrupts_as_python_has_them() -> Iterator[None]:
-    """Turn what `fit` makes of Ctrl-C, an exit with code 0 after the workers have stopped, into an interrupt."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGINT, handler)
+def _beside_main_thread(work: Callable[[], _Result]) -> _Result:
+    """Do something in another thread, where Ray leaves signals alone: its answer to Ctrl-C is to abort the workers."""
+    outcome: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # whatever it is, the main thread raises it
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # a second Ctrl-C does not wait for it
+    return outcome.result()
 
 
 def told_cause(error: WorkerGroupError) -> Exception:
     """Find what a user can do something about in what the workers died of; without it, all of it."""
     for failure in error.worker_failures.values():
         cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, (NonFiniteError, ValueError)):
+        if isinstance(cause, (NonFiniteError, StorageError, ValueError)):
             return cause
     return error
 
 
-def build_trainer(plan: RunPlan, train: Any, test: Any, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
-    """Build the trainer of a run: all workers get both splits whole; a train split too large for that is dealt out."""
+def build_trainer(
+    plan: RunPlan, train: Any, test: Any, stop_file: Path, callbacks: Sequence[UserCallback] = ()
+) -> TorchTrainer:
+    """Build the trainer of a run: all workers get both splits whole; a train split too large for that is dealt out.
+
+    Args:
+        stop_file: asks the workers to save and stop as soon as it is there.
+    """
     shutil.rmtree(plan.folder / NOTES, ignore_errors=True)
     whole = fits_in_memory(plan.info, "train")
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same shards in every run
     return TorchTrainer(
         train_worker,
-        train_loop_config={"plan": plan, "whole": whole},
+        train_loop_config={"plan": plan, "whole": whole, "stop_file": stop_file, "is_trial": bool(callbacks)},
         scaling_config=ScalingConfig(
             num_workers=plan.config.ray.num_workers,
             use_gpu=plan.config.ray.use_gpu,

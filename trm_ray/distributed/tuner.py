@@ -28,6 +28,7 @@ from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.run import RunPlan, claim_folder
 from trm_ray.training.checkpoint import FINAL_MODEL, checkpoint_step, latest_checkpoint
+from trm_ray.training.stopping import STOP_FILE, Interrupted, StopSignals
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
 NOTES = ".tune"
@@ -39,10 +40,9 @@ STOPPED = "stopped_early.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended: trials that failed, with the reason, and how many did not come to an end."""
+    """How a sweep ended: trials that failed, with the reason."""
 
     failed: dict[str, str]
-    unfinished: int
 
 
 def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: SweepDisplay) -> Outcome:
@@ -54,15 +54,44 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
     Args:
         plans: one a variant, in the order of `sweep.variants()`; all use the same `ray` section.
         display: is told of every trial's start, results and end.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came, and the running trials have saved where they stood.
     """
     watch = _Watch(sweep, plans, folder, display)
     shutil.rmtree(folder / NOTES, ignore_errors=True)
     for plan in plans:
         fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
-    with ray_cluster(plans[0].config.ray.address):
+    # Signals are taken over once Ray is there, since its start takes SIGTERM.
+    with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
         check_resources(plans[0].config)
-        _tuner(sweep, plans, folder, watch).fit()  # returns on Ctrl-C too
-    return Outcome(watch.failed, unfinished=len(plans) * sweep.num_samples - watch.num_ended)
+        _tuner(sweep, plans, folder, watch).fit()
+        if unfinished := len(plans) * sweep.num_samples - watch.num_ended:
+            raise Interrupted(f"{unfinished} trials did not finish")
+    return Outcome(watch.failed)
+
+
+class _Stopper(tune.Stopper):
+    """End the sweep once it was asked to stop and the trials that ran then are done with saving."""
+
+    def __init__(self, stop_file: Path, watch: _Watch):
+        self._stop_file, self._watch = stop_file, watch
+        self._to_wait_for: set[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as `_Watch`
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Tell whether all is saved. A trial that Tune starts in the meantime has nothing to save."""
+        if self._to_wait_for is None:
+            if not self._stop_file.exists():
+                return False
+            self._to_wait_for = set(self._watch.running)
+        return not self._to_wait_for & self._watch.running
 
 
 class _Watch(tune.Callback):
@@ -71,6 +100,7 @@ class _Watch(tune.Callback):
     def __init__(self, sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: SweepDisplay):
         self._sweep, self._plans, self._folder, self._display = sweep, plans, folder, display
         self.failed: dict[str, str] = {}
+        self.running: set[str] = set()
         self.num_ended = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,6 +109,7 @@ class _Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show that a trial runs."""
         plan = self._plans[trial.config[PLAN]]
+        self.running.add(str(trial))
         self._display.started(str(trial), self._folder / str(trial), plan.num_steps)
 
     def on_trial_result(
@@ -90,16 +121,22 @@ class _Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show the end of a trial, which the scheduler may have brought about."""
-        self.num_ended += 1
+        self.running.discard(str(trial))
         step, folder = (trial.last_result or {}).get("step", 0), self._folder / str(trial)
         if (folder / FINAL_MODEL).is_dir():
+            self.num_ended += 1
             self._display.ended(str(trial), "finished")
             return
+        if (self._folder / STOP_FILE).exists():
+            self._display.ended(str(trial), "interrupted")
+            return
+        self.num_ended += 1
         (folder / STOPPED).write_text(json.dumps({"step": step, "by": "ASHA"}) + "\n", encoding="utf-8")
         self._display.ended(str(trial), f"stopped early at step {step}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show why a trial failed."""
+        self.running.discard(str(trial))
         self.num_ended += 1
         # Not `trial.get_error()`: Tune copies the file to where that looks only after this call.
         told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "unknown error"
@@ -108,7 +145,7 @@ class _Watch(tune.Callback):
         self._display.ended(str(trial), "failed")
 
 
-def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: tune.Callback) -> tune.Tuner:
+def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch) -> tune.Tuner:
     def name(trial: Trial) -> str:
         return trial_name(sweep, plans, trial.config)
 
@@ -133,6 +170,7 @@ def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: tune.C
             name=NOTES,
             storage_path=str(folder),
             callbacks=[watch],
+            stop=_Stopper(folder / STOP_FILE, watch),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures),
         ),
@@ -183,11 +221,11 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
         train, test = data[plan.train_paths, plan.test_paths]
         if several:
             try:
-                build_trainer(plan, train, test, [TuneReportCallback()]).fit()
+                build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()]).fit()
             except WorkerGroupError as error:
                 raise told_cause(error) from error
         else:
-            train_trial(plan, train, test)
+            train_trial(plan, train, test, folder / STOP_FILE)
 
     # A trial with workers of its own only waits for them.
     resources = (
@@ -200,7 +238,7 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
 
 def _report_again(folder: Path) -> None:
     """Report the evaluations that a trial made before its sweep was interrupted."""
-    latest = latest_checkpoint(folder)
+    latest = latest_checkpoint(folder, verified=True)
     if latest is None:
         return
     for row in read_run(folder).rows:

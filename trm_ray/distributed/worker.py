@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 from ray import tune
+from ray.train.v2._internal.execution.context import get_train_context
 
 from trm_ray.data.stream import Shard, fits_in_memory
 from trm_ray.distributed.dataset import iter_rows, read_rows
 from trm_ray.run import RunPlan, choose_device, execute
 from trm_ray.training.session import Session
+from trm_ray.training.stopping import Interrupted, StopFile
 
 
 class TrainSession(Session):
@@ -23,25 +28,58 @@ class TrainSession(Session):
         ray.train.report({"step": step, **metrics})
 
 
+class TrialTrainSession(TrainSession):
+    """A worker of a `TorchTrainer` that is a trial."""
+
+    awaits_checkpoints = True
+
+
 class TuneSession(Session):
     """A trial that trains in its own process."""
+
+    awaits_checkpoints = True
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report to the scheduler, which may stop the trial here."""
         tune.report({"step": step, **metrics})
 
 
+class PreemptedError(RuntimeError):
+    """A node of the run is about to be taken away; the checkpoint is there, and Ray Train starts anew elsewhere."""
+
+
 def train_worker(settings: Mapping[str, Any]) -> dict[str, float]:
-    """Train as one worker of a `TorchTrainer`, on its slice of each batch and its share of the test split."""
+    """Train as one worker of a `TorchTrainer`, on its slice of each batch and its share of the test split.
+
+    Returns:
+        The last evaluation; nothing where the run was asked to stop, which is no failure for Ray to try again after.
+
+    Raises:
+        PreemptedError: Ray gave notice of a preemption, so that the run has to go on elsewhere.
+    """
     plan: RunPlan = settings["plan"]
-    source = ray.train.get_dataset_shard("train")
-    return execute(
-        plan,
-        train=read_rows(source) if settings["whole"] else _shard(plan, source),
-        test_rows=read_rows(ray.train.get_dataset_shard("test")),
-        device=ray.train.torch.get_device(),
-        session_type=TrainSession,
-    )
+    source, stop_file = ray.train.get_dataset_shard("train"), StopFile(settings["stop_file"])
+    try:
+        return execute(
+            plan,
+            train=partial(read_rows, source) if settings["whole"] else _shard(plan, source),
+            test_rows=read_rows(ray.train.get_dataset_shard("test")),
+            device=ray.train.torch.get_device(),
+            session_type=TrialTrainSession if settings["is_trial"] else TrainSession,
+            stop_requested=lambda: stop_file.requested() or _preempted(),
+        )
+    except Interrupted as stopped:
+        if stop_file.requested():
+            return {}
+        raise PreemptedError(f"a node of the run is being preempted; {stopped}") from None
+
+
+def _preempted() -> bool:
+    """Tell whether Ray has told this worker that a node of the run is being preempted.
+
+    Ray's own `get_preemption_info` makes all workers wait for each other; ours ask once a step and agree by themselves.
+    """
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _shard(plan: RunPlan, source: Any) -> Shard:
@@ -50,12 +88,14 @@ def _shard(plan: RunPlan, source: Any) -> Shard:
     return Shard(lambda: iter_rows(source), plan.info.split("train").rows // num_workers)
 
 
-def train_trial(plan: RunPlan, train: Any, test: Any) -> dict[str, float]:
-    """Train as a Tune trial of one worker."""
-    return execute(
-        plan,
-        train=read_rows(train) if fits_in_memory(plan.info, "train") else _shard(plan, train),
-        test_rows=read_rows(test),
-        device=choose_device(plan.config),
-        session_type=TuneSession,
-    )
+def train_trial(plan: RunPlan, train: Any, test: Any, stop_file: Path) -> None:
+    """Train as a Tune trial of one worker, until it ends or is asked to stop."""
+    with suppress(Interrupted):
+        execute(
+            plan,
+            train=partial(read_rows, train) if fits_in_memory(plan.info, "train") else _shard(plan, train),
+            test_rows=read_rows(test),
+            device=choose_device(plan.config),
+            session_type=TuneSession,
+            stop_requested=StopFile(stop_file).requested,
+        )

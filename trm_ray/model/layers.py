@@ -115,7 +115,8 @@ class Rotary(nn.Module):
 
     def __init__(self, head_size: int, num_positions: int, theta: float):
         super().__init__()
-        frequencies = theta ** -(torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+        # Written as the original writes it: a negative power rounds otherwise, 1e-5 in the cosines of far positions.
+        frequencies = 1.0 / theta ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
         angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from trm_ray.reporting.style import FAINT, INK, MUTED
 FORMAT_VERSION = 1
 Z95 = 1.959963984540054  # standard deviations of the normal distribution that hold 95 % of it
 NUM_BINS = 10
+FEW_UNITS = 10  # fewer say too little of how far they lie apart
 MAX_NAMES = 20  # of test inputs without predictions, on the console
 
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
@@ -55,26 +57,31 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def estimate(values: np.ndarray, units: np.ndarray) -> Share:
+def estimate(values: np.ndarray, units: np.ndarray, most: int | None = None) -> Share:
     """Estimate a mean of values in [0, 1] with Wilson's interval, units being what is independent.
 
     The cells of a puzzle are not independent, nor are the copies of a puzzle: what counts is how far whole units lie
     apart. The interval is that of the number n of independent cases which would vary as much as the mean does over the
-    units: p·(1 − p) / n = Σ_unit (Σ (value − p))² / N². For N solved-or-not rows that are a unit each, n = N: Wilson's
-    interval as everybody knows it. Where units do not vary at all that says nothing, and n is their number.
+    U units: p·(1 − p) / n = U / (U − 1) · Σ_unit (Σ (value − p))² / N², the unbiased variance. n is kept from U to
+    `most`; with U < 10, and where p is 0 or 1, it is U, as little is known of the spread then. For N solved-or-not
+    rows that are a unit each, n = N: Wilson's interval as everybody knows it. Units are taken to be of about one size.
 
     Args:
         values: (N,) in [0, 1]: solved or not, or the share of right cells.
         units: (N,) which unit each row belongs to.
+        most: what n can be at most: all cells for shares of cells; the N rows if not given.
     """
     if not len(values):
         return Share(math.nan, math.nan, math.nan)
     share = float(values.mean(dtype=np.float64))
     _, members = np.unique(units, return_inverse=True)
     residuals = np.bincount(members, weights=values - share)
-    variance = float((residuals**2).sum()) / len(values) ** 2
-    count = share * (1 - share) / variance if variance > 1e-18 else len(residuals)
-    return Share(share, *wilson(share, count))
+    num = len(residuals)
+    if num < FEW_UNITS:
+        return Share(share, *wilson(share, num))
+    variance = num / (num - 1) * float((residuals**2).sum()) / len(values) ** 2
+    count = share * (1 - share) / max(variance, sys.float_info.min)
+    return Share(share, *wilson(share, min(max(count, num), len(values) if most is None else most)))
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class RowResults:
     losses, halt_logits: (S, N) cross-entropy of the last cycle, output of the halt head.
     num_run: (N,) segments that were computed; what stands after them is repeated.
     units: (N,) what is independent of each other.
+    num_cells: (N,) cells with labels.
     """
 
     solved: np.ndarray
@@ -119,6 +127,7 @@ class RowResults:
     halt_logits: np.ndarray
     num_run: np.ndarray
     units: np.ndarray
+    num_cells: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,7 @@ def _segment_numbers(rows: RowResults, index: int) -> SegmentNumbers:
     return SegmentNumbers(
         segments=index + 1,
         exact_accuracy=estimate(rows.solved[index, -1], rows.units),
-        accuracy=estimate(rows.cells[index, -1], rows.units),
+        accuracy=estimate(rows.cells[index, -1], rows.units, int(rows.num_cells.sum())),
         loss=_mean(rows.losses[index]),
         cycle_exact_accuracy=[_mean(solved) for solved in rows.solved[index]],
         cycle_accuracy=[_mean(cells) for cells in rows.cells[index]],
@@ -213,7 +222,7 @@ def _halting(rows: RowResults) -> Halting:
     every = np.arange(len(at))
     return Halting(
         exact_accuracy=estimate(rows.solved[at, -1, every], rows.units),
-        accuracy=estimate(rows.cells[at, -1, every], rows.units),
+        accuracy=estimate(rows.cells[at, -1, every], rows.units, int(rows.num_cells.sum())),
         mean_segment=_mean(at + 1),
         histogram=np.bincount(at, minlength=len(stop)).tolist(),
         never_stopped=int(never.sum()),

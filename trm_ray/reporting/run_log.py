@@ -323,9 +323,11 @@ def _raw_rows(path: Path) -> list[dict[str, Any]]:
 def _parse_row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "step" in row and "wall_s" in row else None
+    if not isinstance(row, dict) or not all(isinstance(value, int | float | None) for value in row.values()):
+        return None
+    return row if isinstance(row.get("step"), int) and "wall_s" in row else None
 
 
 def with_nan(row: Mapping[str, float | None]) -> Row:
@@ -336,8 +338,9 @@ def with_nan(row: Mapping[str, float | None]) -> Row:
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({error}); restore it from the run's checkpoint") from error
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{path} is not YAML ({told}); restore it from the run's checkpoint") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no keys; restore it from the run's checkpoint")
     return content

@@ -47,31 +47,27 @@ class BenchShape:
     """A task with overrides as on the command line; `scenarios` are those measured unless others are asked for."""
 
     task: str
+    tokens: TokenShape
     overrides: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ("baseline", "linear")
-    num_puzzle_identifiers: int = 1
 
     def config(self, scenario: str) -> Config:
         """Resolve the shape under a scenario."""
         return load_config(f"deep_supervision_{scenario}", [f"task={self.task}", *self.overrides])
 
-    def tokens(self, scenario: str = "baseline") -> TokenShape:
-        """Count cells and tokens of the task's boards: PAD, blank and the digits."""
-        generator = self.config(scenario).generator
-        assert generator is not None, f"task {self.task} is generated"
-        return TokenShape(generator.size**2, generator.size + 2, self.num_puzzle_identifiers)
 
-
+# Cells of a board; PAD, blank and the digits.
+_BOARD_6, _BOARD_9 = TokenShape(36, 8), TokenShape(81, 11)
 _WITH_EMBEDDING = ("arch.puzzle_emb_ndim=64", "arch.puzzle_emb_len=1")
 SHAPES: dict[str, BenchShape] = {
-    "sudoku6": BenchShape("sudoku6", scenarios=SCENARIOS),
-    "sudoku6_original": BenchShape("sudoku6", ("arch.expansion=4", "arch.ffn_multiple_of=256")),
+    "sudoku6": BenchShape("sudoku6", _BOARD_6, scenarios=SCENARIOS),
+    "sudoku6_original": BenchShape("sudoku6", _BOARD_6, ("arch.expansion=4", "arch.ffn_multiple_of=256")),
     "sudoku9_original": BenchShape(
-        "sudoku9", ("arch.mixer=attention", "arch.pos_encodings=rope", "global_batch_size=8")
+        "sudoku_extreme", _BOARD_9, ("arch.puzzle_emb_ndim=0", "optimizer=adamw", "ema=false", "global_batch_size=8")
     ),
     # What a million puzzle identifiers cost beyond their table, which is 244 MiB here.
-    "identifiers_1k": BenchShape("sudoku6", _WITH_EMBEDDING, ("baseline",), num_puzzle_identifiers=1_000),
-    "identifiers_1m": BenchShape("sudoku6", _WITH_EMBEDDING, ("baseline",), num_puzzle_identifiers=1_000_000),
+    "identifiers_1k": BenchShape("sudoku6", replace(_BOARD_6, num_puzzle_identifiers=1_000), _WITH_EMBEDDING),
+    "identifiers_1m": BenchShape("sudoku6", replace(_BOARD_6, num_puzzle_identifiers=1_000_000), _WITH_EMBEDDING),
 }
 
 
@@ -174,7 +170,7 @@ def measure_case(shape: str, scenario: str, num_steps: int | None, threads: int)
     """Measure one case in this process, all but its memory. Sets this process's number of threads."""
     torch.set_num_threads(threads)
     device = _device()
-    config, tokens = SHAPES[shape].config(scenario), SHAPES[shape].tokens(scenario)
+    config, tokens = SHAPES[shape].config(scenario), SHAPES[shape].tokens
     state = _state_at_full_supervision(config, tokens, device)
     times = _time_steps(state, config, tokens, device, num_steps)
     dtype = getattr(torch, config.arch.forward_dtype)
@@ -300,7 +296,7 @@ def _wait_for(device: torch.device) -> None:
 def peak_bytes(shape: str, scenario: str, threads: int) -> int:
     """Measure the memory of a case in this process, which must be fresh and is of no use for timing afterwards."""
     torch.set_num_threads(threads)
-    device, config, tokens = _device(), SHAPES[shape].config(scenario), SHAPES[shape].tokens(scenario)
+    device, config, tokens = _device(), SHAPES[shape].config(scenario), SHAPES[shape].tokens
     _return_freed_memory_at_once()
     # A step of next to no size loads what a step needs of the libraries.
     least = {"global_batch_size": 1, "arch.hidden_size": 2 * config.arch.num_heads, "arch.puzzle_emb_ndim": 0}

@@ -1,12 +1,24 @@
-"""Checkpoints on disk: one folder each, written under a temporary name and renamed, read with `weights_only`."""
+"""Checkpoints on disk: one folder each, whole or not there, with the marks that tell whether it still is as written."""
 
 from __future__ import annotations
 
+import errno
+import functools
+import hashlib
+import json
+import logging
+import math
 import os
 import re
 import shutil
+import struct
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -14,7 +26,17 @@ FORMAT_VERSION = 2
 STATE_FILE = "state.pt"
 # Which puzzle each row of the puzzle embedding belongs to. Without it no training on the same puzzles can go on.
 IDENTIFIERS_FILE = "identifiers.json"
+# What differs between two runs of the same steps; without it their states are the same file, byte for byte.
+RUN_FILE = "run.json"
+_RUN_KEYS = ("config", "wall_s")
+# Size and SHA-256 of the other files. Written last; checkpoints of earlier versions have none.
+MANIFEST_FILE = "manifest.json"
+MANIFEST_VERSION = 1
 FINAL_MODEL = "final_model"
+
+_LOG = logging.getLogger("trm_ray")
+_LEFTOVER = re.compile(r"\.(?:checkpoint_step_\d+|final_model)\.(\d{1,7})\.(?:tmp|old)")
+_DAY_S = 86400
 
 
 def checkpoint_name(step: int) -> str:
@@ -27,46 +49,271 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.rpartition("_")[2])
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], identifiers: bytes | None = None) -> Path:
-    """Write a checkpoint so that `folder` holds either all of it or does not exist.
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: Path, state: Mapping[str, Any], identifiers: bytes | None = None, score: float | None = None
+) -> Path:
+    """Write a checkpoint so that `folder` holds either all of it or what it held before.
+
+    Everything is on the disk, not only on its way there, when this returns.
 
     Args:
         state: tensors and plain containers.
         identifiers: content of the dataset's identifiers.json.
+        score: the evaluation's loss, which `keep_best` goes by.
+
+    Raises:
+        OSError: the storage fails; nothing is left behind.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    if identifiers is not None:
-        (temporary / IDENTIFIERS_FILE).write_bytes(identifiers)
-    with open(temporary / STATE_FILE, "wb") as file:
-        torch.save({"format_version": FORMAT_VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if folder.exists():  # the same step again, after a resume: a rename cannot replace a full folder
-        shutil.rmtree(folder)
-    os.rename(temporary, folder)
+    temporary = beside(folder, "tmp")
+    try:
+        _fill(temporary, state, identifiers, score)
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint's state.
+def beside(folder: Path, kind: str) -> Path:
+    """Name what this process writes or removes beside a checkpoint, so that `remove_leftovers` finds it."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{kind}")
+
+
+def _fill(folder: Path, state: Mapping[str, Any], identifiers: bytes | None, score: float | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    files: dict[str, Any] = {}
+    if identifiers is not None:
+        files[IDENTIFIERS_FILE] = _write(folder / IDENTIFIERS_FILE, lambda file: file.write(identifiers))
+    of_run = {key: state[key] for key in _RUN_KEYS if key in state}
+    files[RUN_FILE] = _write(folder / RUN_FILE, lambda file: file.write(json.dumps(of_run, indent=2).encode()))
+    state = {"format_version": FORMAT_VERSION, **{key: value for key, value in state.items() if key not in of_run}}
+    files[STATE_FILE] = _write(folder / STATE_FILE, lambda file: torch.save(state, file))  # type: ignore[arg-type]
+    score = float(score) if score is not None and math.isfinite(score) else None
+    manifest = {"format_version": MANIFEST_VERSION, "files": files, "step": state.get("step"), "score": score}
+    _write(folder / MANIFEST_FILE, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
+    _sync_folder(folder)
+
+
+class _HashingFile:
+    """Hash what is written on its way to a file, so that nothing is read twice.
+
+    After an error of the storage the rest is swallowed: torch's writer would hide the error behind one of its own.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._hash, self._num_bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write and hash."""
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        self._hash.update(data)
+        self._num_bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Leave it to the caller, who syncs."""
+
+    def mark(self) -> dict[str, Any]:
+        """Tell what the file must hold."""
+        return {"sha256": self._hash.hexdigest(), "bytes": self._num_bytes}
+
+
+def _write(path: Path, write: Callable[[_HashingFile], object]) -> dict[str, Any]:
+    with open(path, "wb") as raw:
+        file = _HashingFile(raw)
+        write(file)
+        if file.error is not None:
+            raise file.error
+        raw.flush()
+        os.fsync(raw.fileno())
+    return file.mark()
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    old = beside(folder, "old")
+    if folder.exists():  # the same step again, after a resume: a rename cannot replace a full folder
+        os.rename(folder, old)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network storage syncs files alone
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what killed processes left half written or half removed in a run's folder.
+
+    What a living process of this machine owns stays for a day: another machine's processes cannot be seen from here,
+    but no two of them may train in one folder anyway.
+    """
+    for path in run_dir.glob(".*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and (not _is_another_process(int(match[1])) or time.time() - path.stat().st_mtime > _DAY_S):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_another_process(pid: int) -> bool:
+    """Tell whether it lives; a process that begins a run is saving nothing, so its own number is a dead one's."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+# ---- is it still as written? -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json tells.
+
+    files: SHA-256 and size in bytes of each. step: None where the weights are an imported file's and nobody knows.
+    score: the evaluation's loss, if there was one.
+    """
+
+    files: Mapping[str, tuple[str, int]]
+    step: int | None
+    score: float | None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Read a checkpoint's manifest.json, None if it has none.
+
+    Raises:
+        ValueError: it is damaged, or of another version.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        told = json.loads(path.read_bytes())
+        version, step, score = told["format_version"], told["step"], told["score"]
+        files = {name: (str(mark["sha256"]), int(mark["bytes"])) for name, mark in told["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        raise ValueError(f"{MANIFEST_FILE} is no manifest") from None
+    if version != MANIFEST_VERSION:
+        raise ValueError(f"{MANIFEST_FILE} has format_version={version!r}, this trm-ray reads {MANIFEST_VERSION}")
+    if STATE_FILE not in files or not files.keys() <= {STATE_FILE, RUN_FILE, IDENTIFIERS_FILE}:
+        raise ValueError(f"{MANIFEST_FILE} names other files than {STATE_FILE}, {RUN_FILE} and {IDENTIFIERS_FILE}")
+    return Manifest(files, step if type(step) is int else None, score if isinstance(score, float) else None)
+
+
+def damage(folder: Path, *, digests: bool) -> str | None:
+    """Say what is wrong with a checkpoint; None if nothing is.
+
+    Args:
+        digests: read the files and compare their SHA-256 too, not only their sizes. A second look at the same file by
+            the same process costs nothing.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        return str(error)
+    if manifest is None:
+        return _damage_of_archive(folder / STATE_FILE, digests=digests)
+    told = (_damage_of_file(folder / name, *mark, digests=digests) for name, mark in manifest.files.items())
+    return next(filter(None, told), None)
+
+
+def _damage_of_file(path: Path, sha256: str, num_bytes: int, *, digests: bool) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    there = path.stat()
+    if there.st_size != num_bytes:
+        return f"{path.name} has {there.st_size} of {num_bytes} bytes"
+    if digests and _sha256(path, there.st_size, there.st_mtime_ns) != sha256:
+        return f"{path.name} is not what was written (another SHA-256)"
+    return None
+
+
+def _damage_of_archive(path: Path, *, digests: bool) -> str | None:
+    """Look at a state without a manifest: a cut one lacks its table of contents, whose checksums tell the rest."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip() if digests else None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, RuntimeError, struct.error, zlib.error):
+        return f"{path.name} is cut short or no checkpoint"
+    return None if bad is None else f"{path.name} is not what was written (another checksum)"
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash a file; its size and time tell the cache whether it is the one that was hashed before."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu", *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint's state, after a look at its checksums.
+
+    Args:
+        mapped: map tensors into memory, which then holds what is looked at. Writing to them leaves the file alone.
 
     Raises:
         ValueError: the folder holds none, it is damaged, or its format is another version's.
     """
     path = folder / STATE_FILE
-    if not path.is_file():
+    if not path.is_file() and not (folder / MANIFEST_FILE).is_file():
         raise ValueError(f"{folder} holds no {STATE_FILE}; name a checkpoint_step_N or {FINAL_MODEL} folder of a run")
+    _refuse_damaged(folder, digests=True)
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except Exception as error:  # damaged and hostile files raise all sorts
         told = f"{path} cannot be read ({type(error).__name__}); remove {folder} to go on from an earlier one"
         raise ValueError(told) from error
-    if state.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format_version={state.get('format_version')}, this trm-ray reads {FORMAT_VERSION}"
-        )
-    return state
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        version = state.get("format_version") if isinstance(state, dict) else None
+        raise ValueError(f"{path} has format_version={version}, this trm-ray reads {FORMAT_VERSION}")
+    return state | _read_of_run(folder / RUN_FILE)
+
+
+def _read_of_run(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # the weights of an imported file, or a checkpoint of an earlier version
+        return {}
+    try:
+        told = json.loads(path.read_bytes())
+        return {key: told[key] for key in _RUN_KEYS if key in told}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not what trm-ray writes; remove {path.parent}") from error
+
+
+def _refuse_damaged(folder: Path, *, digests: bool) -> None:
+    if (problem := damage(folder, digests=digests)) is not None:
+        way_out = "train --resume writes it anew" if folder.name == FINAL_MODEL else "go on from an earlier one"
+        raise ValueError(f"{folder} is damaged: {problem}; remove {folder}, then {way_out}")
 
 
 def load_identifiers(folder: Path) -> bytes | None:
@@ -79,19 +326,51 @@ def find_checkpoint(path: Path) -> Path:
     """Find what a user means by a run: its final model, else its latest checkpoint; a checkpoint's folder itself.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the final model is damaged.
     """
-    if (path / STATE_FILE).is_file():
+    if (path / STATE_FILE).is_file() or (path / MANIFEST_FILE).is_file():
         return path
     final = path / FINAL_MODEL
-    found = final if (final / STATE_FILE).is_file() else latest_checkpoint(path)
+    if final.is_dir():
+        _refuse_damaged(final, digests=False)
+        return final
+    found = latest_checkpoint(path)
     if found is None:
         there = "holds no checkpoint yet" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {there}; name a run's folder after its first evaluation, or a checkpoint's folder")
     return found
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """Find the checkpoint of the highest step in a run's folder."""
-    named = (path for path in run_dir.glob("checkpoint_step_*") if re.fullmatch(r"checkpoint_step_\d+", path.name))
-    return max((path for path in named if (path / STATE_FILE).is_file()), key=checkpoint_step, default=None)
+def latest_checkpoint(run_dir: Path, *, verified: bool = False) -> Path | None:
+    """Find the checkpoint of the highest step in a run's folder, passing over damaged ones with a word.
+
+    Args:
+        verified: compare checksums too, as whoever goes on from it must; else the sizes of the files.
+    """
+    for folder in checkpoints(run_dir):
+        problem = damage(folder, digests=verified)
+        if problem is None:
+            return folder
+        _tell_once(f"{folder} is damaged: {problem}; it is passed over for the one before it")
+    return None
+
+
+def final_step(run_dir: Path) -> int | None:
+    """Read the step of a run's final model; None if there is none or it is damaged."""
+    folder = run_dir / FINAL_MODEL
+    if damage(folder, digests=True) is not None:
+        return None
+    manifest = read_manifest(folder)
+    step: int | None = load_checkpoint(folder)["step"] if manifest is None else manifest.step
+    return step
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """List a run's checkpoints, damaged ones too, the highest step first."""
+    named = [path for path in run_dir.glob("checkpoint_step_*") if re.fullmatch(r"checkpoint_step_\d+", path.name)]
+    return sorted(named, key=checkpoint_step, reverse=True)
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    _LOG.warning(text)

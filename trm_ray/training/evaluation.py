@@ -135,8 +135,11 @@ def _write_segment(
     """Write what some rows came to at a segment, and for the time being at all that follow."""
     for cycle, logits in enumerate(output.cycle_logits):
         cells, solved = solved_cells(logits, labels)
-        measured.solved[segment:, cycle, rows] = solved
-        measured.cells[segment:, cycle, rows] = cells
+        measured.solved[segment, cycle, rows] = solved
+        measured.cells[segment, cycle, rows] = cells
+    # What follows is the answer of the last cycle, kept by a row that halts here.
+    measured.solved[segment + 1 :, :, rows] = solved
+    measured.cells[segment + 1 :, :, rows] = cells
     measured.losses[segment:, rows] = puzzle_loss(cell_loss, output.cycle_logits[-1], labels).float()
     measured.halt_logits[segment:, rows] = output.halt_logits
     measured.num_run[rows] += 1

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from trm_ray.config import Config
 from trm_ray.model.trm import Batch, SegmentOutput, TinyRecursiveModel
+from trm_ray.training.initialise import averaged as with_average
 from trm_ray.training.losses import IGNORED_LABEL
-from trm_ray.training.portable import read_model
+from trm_ray.training.portable import described, read_model
 from trm_ray.training.state import TokenShape, build_model
 
 
@@ -36,6 +37,8 @@ class LoadedModel:
 def load_model(path: str | Path, *, averaged: bool = True, device: torch.device | str = "cpu") -> LoadedModel:
     """Load the model of a run, a checkpoint or an imported checkpoint.
 
+    On the CPU its weights are those of the file, memory-mapped; writing to them leaves the file alone.
+
     Args:
         path: a run's folder (its final model, else its latest checkpoint), a checkpoint's, or an exported
             .safetensors file.
@@ -45,14 +48,24 @@ def load_model(path: str | Path, *, averaged: bool = True, device: torch.device 
         ValueError: there is no checkpoint, or it is damaged.
     """
     folder, state, identifiers = read_model(Path(path))
-    config, shape = Config.model_validate(state["config"]), TokenShape(**state["shape"])
-    model = build_model(config, shape)
-    model.load_state_dict(state["model"])
-    averaged = averaged and state["ema"] is not None
-    if averaged:
-        model.load_state_dict(state["ema"], strict=False)  # parameters alone; buffers have no average
+    config, shape = described(state, folder)
+    averaged = averaged and state.get("ema") is not None
+    try:
+        model = _filled(config, shape, with_average(state) if averaged else state["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:  # also where memory is too small for what it asks
+        told = " ".join(str(error).split())[:160]
+        raise ValueError(f"{folder} does not fit its own config ({told}); name an intact checkpoint") from error
     model.to(device).eval()
-    return LoadedModel(model, config, shape, identifiers, state["step"], folder, averaged)
+    return LoadedModel(model, config, shape, identifiers, int(state.get("step") or 0), folder, averaged)
+
+
+def _filled(config: Config, shape: TokenShape, weights: dict[str, Tensor]) -> TinyRecursiveModel:
+    """Build a model around weights, which stay where they are; a table may take gigabytes."""
+    model = build_model(config, replace(shape, num_puzzle_identifiers=1))
+    if model.puzzle_embedding is not None:
+        model.puzzle_embedding.table = model.puzzle_embedding.table.expand(shape.num_puzzle_identifiers, -1)
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+    return model
 
 
 def run_segments(model: TinyRecursiveModel, batch: Batch, num_segments: int | None = None) -> Iterator[SegmentOutput]:

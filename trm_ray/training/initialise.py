@@ -17,14 +17,14 @@ _FREE_KEYS = {"halt_max_steps", "halt_exploration_prob", "forward_dtype", "resid
 
 def differing_keys(have: ArchConfig, have_shape: TokenShape, want: ArchConfig, want_shape: TokenShape) -> list[str]:
     """List the keys in which two networks differ, each with both values, in words."""
-    pairs = [(f"arch.{key}", getattr(have, key), getattr(want, key)) for key in _telling_keys(want)]
+    pairs = [(f"arch.{key}", getattr(have, key), getattr(want, key)) for key in telling_keys(want)]
     pairs.append(("vocab_size", have_shape.vocab_size, want_shape.vocab_size))
     if want.mixer == "mlp" or want.pos_encodings == "learned":  # else weights know no positions
         pairs.append(("seq_len", have_shape.seq_len, want_shape.seq_len))
     return [f"{key}={there} there and {here} here" for key, there, here in pairs if there != here]
 
 
-def _telling_keys(arch: ArchConfig) -> list[str]:
+def telling_keys(arch: ArchConfig) -> list[str]:
     """Name the keys that play a part in an architecture."""
     idle = set(_FREE_KEYS)
     idle |= {"num_heads", "rope_theta"} if arch.mixer == "mlp" else {"mixer_norm"}
@@ -35,7 +35,7 @@ def _telling_keys(arch: ArchConfig) -> list[str]:
 
 def carry_over_rows(
     table: Tensor, names: Sequence[str] | None, wanted: Sequence[str] | None, num_rows: int
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, str]:
     """Give each puzzle of a new table its vector from another: by name, else the mean of all vectors.
 
     Args:
@@ -45,19 +45,25 @@ def carry_over_rows(
         num_rows: of the new table.
 
     Returns:
-        The new table (num_rows, ndim), and how many rows are a known puzzle's. Where either map is unknown, tables of
-        one size are taken to be of the same puzzles.
+        The new table (num_rows, ndim), the given one where nothing changes, and in words what became of the vectors.
+        Where either map is unknown, tables of one size are taken to be of the same puzzles, and the words say so.
     """
-    if names == wanted or names is None or wanted is None:
-        if len(table) == num_rows:
-            return table.clone(), num_rows
-        return table.mean(0).repeat(num_rows, 1), 0
+    unknown = names is None or wanted is None
+    if (names == wanted or unknown) and len(table) == num_rows:
+        told = "taken to be of the same puzzles in the same order, as no identifiers.json tells"
+        return table, _kept(num_rows, num_rows) + (f", {told}" if unknown and num_rows > 1 else "")
+    if names is None or wanted is None:
+        return table.mean(0).repeat(num_rows, 1), _kept(0, num_rows)
     rows = {name: row for row, name in enumerate(names)}
     pairs = [(to, rows[name]) for to, name in enumerate(wanted) if name in rows]
     targets, sources = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
     new = table.mean(0).repeat(num_rows, 1)
     new[targets] = table[sources]
-    return new, len(pairs)
+    return new, _kept(len(pairs), num_rows)
+
+
+def _kept(kept: int, num_rows: int) -> str:
+    return f"{kept} of {num_rows} puzzle vectors" + (", the mean for the rest" if kept < num_rows else "")
 
 
 def averaged(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from trm_ray.config import Config
 from trm_ray.model.trm import Batch, Carry
-from trm_ray.training.checkpoint import FINAL_MODEL, checkpoint_name, load_checkpoint, save_checkpoint
+from trm_ray.training.checkpoint import (
+    FINAL_MODEL,
+    checkpoint_name,
+    checkpoint_step,
+    final_step,
+    load_checkpoint,
+    remove_leftovers,
+)
 from trm_ray.training.evaluation import evaluate
 from trm_ray.training.losses import puzzle_loss
 from trm_ray.training.metrics import train_row, train_sums
 from trm_ray.training.session import Session
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
+from trm_ray.training.stopping import stopped_after
+from trm_ray.training.store import CheckpointStore
 from trm_ray.training.supervision import segment_losses, supervision_weights
 
 
@@ -36,54 +48,88 @@ def run_training(
         The last evaluation, keyed by tag; empty if there was nothing left to train.
 
     Raises:
+        Interrupted: a worker was asked to stop; a checkpoint of the last step is there.
         NonFiniteError: a loss or gradient norm became NaN or infinite.
+        StorageError: a checkpoint could not be written.
     """
     recipe, state = build_recipe(config, num_steps), TrainState(config, shape, session.device)
-    latest = session.latest_checkpoint()
+    _begin(state, session, initial_weights)
+    clock, evaluation = Clock(state.wall_s), {}
+    with _open_store(config, session) as store:
+        if state.step == num_steps and state.unlogged is None and final_step(session.run_dir) != num_steps:
+            _save(state, config, session, store, FINAL_MODEL)  # killed before this, or it ends earlier than it did
+        for row in training_steps(state, recipe, session, clock, stats_interval=_stats_interval(config)):
+            last = state.step == num_steps
+            log_due = last or state.step % config.log_interval == 0
+            eval_due = last or state.step % config.eval_interval == 0
+            # Looking at the guard is free on a CPU; on a GPU it waits for the device.
+            if log_due or eval_due or session.device.type == "cpu":
+                state.guard.check()
+            stopping = state.stop_votes.carried()
+            with clock.paused():
+                measured = evaluate_state(state, recipe, session) if eval_due and not stopping else {}
+            if stopping or measured is None:
+                _save_and_stop(state, config, session, store, clock)
+            if log_due:
+                row |= _window_row(state, recipe, session, clock, per_cycle=config.log_per_step_losses)
+                row |= store.numbers()
+            with clock.paused():
+                if eval_due:
+                    evaluation = measured
+                    row |= evaluation
+                state.wall_s, state.unlogged = clock.wall_s(), None
+                if row:
+                    session.log(state.step, state.wall_s, row)
+                if eval_due and (last or config.checkpoint_every_eval):
+                    _save(state, config, session, store, checkpoint_name(state.step), evaluation["eval/loss"])
+                if last:
+                    _save(state, config, session, store, FINAL_MODEL)
+                if eval_due:
+                    if session.awaits_checkpoints:
+                        store.wait()
+                    session.report(state.step, row)
+    return evaluation
+
+
+def _begin(state: TrainState, session: Session, initial_weights: Callable[[], dict[str, Tensor]] | None) -> None:
+    latest = _resume_point(session)
     if latest is not None:
         state.load_state_dict(load_checkpoint(latest), session)
     elif initial_weights is not None:
         state.begin_with(initial_weights())
-    clock, evaluation = Clock(state.wall_s), {}
-    for row in training_steps(state, recipe, session, clock, stats_interval=_stats_interval(config)):
-        last = state.step == num_steps
-        log_due = last or state.step % config.log_interval == 0
-        eval_due = last or state.step % config.eval_interval == 0
-        # Looking at the guard is free on a CPU; on a GPU it waits for the device.
-        if log_due or eval_due or session.device.type == "cpu":
-            state.guard.check()
-        if log_due:
-            row |= _window_row(state, recipe, session, clock, per_cycle=config.log_per_step_losses)
-        with clock.paused():
-            if eval_due:
-                evaluation = evaluate_state(state, recipe, session)
-                row |= evaluation
-            state.wall_s = clock.wall_s()
-            if row:
-                session.log(state.step, state.wall_s, row)
-            if eval_due and (last or config.checkpoint_every_eval):
-                _save(state, config, session, checkpoint_name(state.step))
-            if last:
-                _save(state, config, session, FINAL_MODEL)
-            if eval_due:
-                session.report(state.step, row)
-    if state.step == num_steps and not (session.run_dir / FINAL_MODEL).exists():
-        _save(state, config, session, FINAL_MODEL)  # the run was killed before this, or ended earlier than it now does
-    return evaluation
+
+
+def _resume_point(session: Session) -> Path | None:
+    """Let rank 0 choose the checkpoint to go on from: other machines may see the storage a moment later."""
+    latest = session.latest_checkpoint() if session.rank == 0 else None
+    step = torch.tensor(0 if latest is None else checkpoint_step(latest), dtype=torch.float64, device=session.device)
+    session.sum_over_ranks(step)
+    return session.run_dir / checkpoint_name(int(step)) if step else None
+
+
+def _open_store(config: Config, session: Session) -> CheckpointStore:
+    if session.rank == 0:
+        remove_leftovers(session.run_dir)
+    return CheckpointStore(session.run_dir, keep_last=config.keep_last, keep_best=config.keep_best)
 
 
 def training_steps(
     state: TrainState, recipe: Recipe, session: Session, clock: Clock, stats_interval: int | None = None
 ) -> Iterator[dict[str, float]]:
-    """Take one optimizer step after the other; yield what was measured aside, mostly nothing."""
+    """Take one optimizer step after the other; yield what was measured aside, mostly nothing.
+
+    A run that was stopped before it did what is due at its step begins with that step's yield.
+    """
+    if state.unlogged is not None:
+        yield state.unlogged
     batches = session.train_batches(state.step)
     while state.step < recipe.total_steps:
         with clock.waiting():
             batch = next(batches)
         stats_due = stats_interval is not None and (state.step + 1) % stats_interval == 0
-        row = gradient_stats(state, recipe, batch, session) if stats_due else {}
+        state.unlogged = gradient_stats(state, recipe, batch, session) if stats_due else {}
         train_step(state, recipe, batch, session)
-        yield row
+        yield state.unlogged
 
 
 def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> None:
@@ -95,7 +141,8 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
     losses.total.backward()
     # Losses and gradients are shares of the global batch, so their sums over the workers are those of one large batch.
     total = losses.total.detach().to(torch.float32, copy=True)
-    session.sum_over_ranks(total, *(p.grad for p in model.parameters() if p.grad is not None))
+    stop_votes = torch.full_like(total, session.stop_requested())
+    session.sum_over_ranks(total, stop_votes, *(p.grad for p in model.parameters() if p.grad is not None))
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip_norm)
     rate = recipe.rate_at(state.step)
     state.guard.watch(
@@ -109,6 +156,7 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
             "lr": torch.full_like(total, rate),
         }
     )
+    state.stop_votes.add(stop_votes)
     state.update_weights(rate)
     state.update_puzzle_embedding(output, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
     state.sums.add(train_sums(output, losses, grad_norm, session.world_size))
@@ -162,10 +210,12 @@ def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Ses
     return row
 
 
-def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> dict[str, float]:
-    """Evaluate the averaged weights if there are any, else the weights."""
+def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> dict[str, float] | None:
+    """Evaluate the averaged weights if there are any, else the weights; None if a worker is asked to stop meanwhile."""
+    batches = itertools.takewhile(lambda _: not session.stop_requested(), session.test_batches())
     with state.averaged_weights():
-        return evaluate(state.model, session.test_batches(), recipe.cell_loss, session)
+        row = evaluate(state.model, batches, recipe.cell_loss, session)
+    return None if session.any_rank(session.stop_requested()) else row
 
 
 def _window_row(
@@ -183,12 +233,24 @@ def _stats_interval(config: Config) -> int | None:
     return config.gradient_stats_interval if config.compute_gradient_stats else None
 
 
-def _save(state: TrainState, config: Config, session: Session, name: str) -> None:
-    """Write a checkpoint from rank 0; every rank takes part, since the carry's rows are gathered."""
+def _save(
+    state: TrainState, config: Config, session: Session, store: CheckpointStore, name: str, score: float | None = None
+) -> None:
+    """Begin to write a checkpoint from rank 0; every rank takes part, since the carry's rows are gathered."""
     tensors = state.state_dict(session)
     if session.rank == 0:
-        state_and_config = {**tensors, "config": config.model_dump(mode="json")}
-        save_checkpoint(session.run_dir / name, state_and_config, session.identifiers)
+        store.save(name, {**tensors, "config": config.model_dump(mode="json")}, session.identifiers, score)
+
+
+def _save_and_stop(
+    state: TrainState, config: Config, session: Session, store: CheckpointStore, clock: Clock
+) -> NoReturn:
+    """Save a step before anything that is due at it is done; a resume does it first."""
+    state.guard.check()
+    state.wall_s = clock.wall_s()
+    _save(state, config, session, store, checkpoint_name(state.step))
+    store.wait()
+    raise stopped_after(state.step)
 
 
 class Clock:
@@ -221,7 +283,9 @@ class Clock:
         self._paused_s += time.perf_counter() - began
 
     def throughput(self, global_batch_size: int) -> dict[str, float]:
-        """Give the rates of the window and begin a new one."""
+        """Give the rates of the window and begin a new one; nothing if a resume began after its last step."""
+        if not self._steps:
+            return {}
         busy_s = time.perf_counter() - self._window_began - self._paused_s
         row = {
             "throughput/steps_per_s": self._steps / busy_s,

@@ -73,7 +73,7 @@ def learning_rate(step: int, *, lr: float, warmup_steps: int, total_steps: int, 
     """
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    progress = (step + 1 - warmup_steps) / max(1, total_steps - warmup_steps)
     return lr * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 

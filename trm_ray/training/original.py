@@ -80,6 +80,13 @@ def read_original(path: Path) -> Weights:
         ValueError: the file is no checkpoint, or names a weight twice.
     """
     held = _load(path)
+    try:
+        return _weights(path, held)
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} holds no state dict of TRM ({type(error).__name__}); name a step_N file") from error
+
+
+def _weights(path: Path, held: Any) -> Weights:
     state = _state_dict(held)
     if state is None:
         told = f"the keys {', '.join(map(str, list(held)[:5]))}" if isinstance(held, Mapping) else type(held).__name__
@@ -297,13 +304,12 @@ def contradictions(arch: ArchConfig, shape: TokenShape, facts: Facts) -> list[st
     positions = arch.prefix_len + shape.seq_len
     width = swiglu_inner_size(arch.hidden_size, arch.expansion, arch.ffn_multiple_of)
     span = f"seq_len={shape.seq_len} and a prefix of {arch.prefix_len}"
-    spanned = facts.num_positions if facts.learned == (arch.pos_encodings == "learned") else None
     claims = [
         (f"hidden_size={arch.hidden_size}", arch.hidden_size, facts.hidden_size, "embed_tokens has {} columns"),
         (f"vocab_size={shape.vocab_size}", shape.vocab_size, facts.vocab_size, "embed_tokens has {} rows"),
         (f"mixer={arch.mixer}", arch.mixer, facts.mixer, "the layers are those of mixer={}"),
         (f"expansion={arch.expansion:g}", width, facts.feature_width, "mlp.down_proj has {} columns"),
-        (span, positions, spanned, "the weights span {} positions"),
+        (span, positions, _positions(arch, facts), "the weights span {} positions"),
     ]
     if facts.num_puzzle_identifiers:
         ndim, rows = arch.puzzle_emb_ndim, shape.num_puzzle_identifiers
@@ -318,24 +324,53 @@ def check_weights(weights: Weights, config: Config, shape: TokenShape, source: s
     Raises:
         ValueError: one line that names all that contradicts, is missing, surplus or misshapen.
     """
-    denied = contradictions(config.arch, shape, facts_of(weights.model))
-    # One row instead of the table, which may take gigabytes.
-    wanted = build_model(config, TokenShape(shape.seq_len, shape.vocab_size)).state_dict()
-    wrong = denied + _listed("missing", [original_name(name) for name in wanted if name not in weights.model])
+    facts = facts_of(weights.model)
+    wanted = _network(config, shape, facts)
+    wrong = contradictions(config.arch, shape, facts)
+    wrong += _listed("missing", [original_name(name) for name in wanted if name not in weights.model])
     wrong += _listed("surplus", [*weights.surplus, *(weights.keys[n] for n in weights.model if n not in wanted)])
-    if not denied:  # else most of them would be
-        wrong += _listed("misshapen", _misshapen(weights.model, wanted))
+    wrong += _listed("misshapen", _misshapen(weights.model, wanted))
     if weights.average is not None:
         buffers = {"answer_init", "latent_init", TABLE}
         absent = [original_name(name) for name in wanted if name not in {*weights.average, *buffers}]
         wrong += _listed("missing in the average", absent)
-        wrong += [] if denied else _listed("misshapen in the average", _misshapen(weights.average, wanted))
+        wrong += _listed("misshapen in the average", _misshapen(weights.average, wanted))
     if wrong:
         blank = TABLE in wanted and TABLE not in weights.model
         way_out = (
             "--puzzle-embedding drop begins with a blank table" if blank else "mend the values or name another file"
         )
         raise ValueError(f"{source} does not fit its architecture: {'; '.join(wrong)}; {way_out}")
+
+
+def _network(config: Config, shape: TokenShape, facts: Facts) -> dict[str, Tensor]:
+    """Lay out the weights, without values, of a config in which what they tell stands for what they deny.
+
+    So whatever does not fit is another fault than those that `contradictions` names.
+    """
+    arch, positions = _arch_as_told(config.arch, facts), _positions(config.arch, facts)
+    seq_len = max(1, positions - arch.prefix_len) if positions else shape.seq_len
+    with torch.device("meta"):
+        model = build_model(config.model_copy(update={"arch": arch}), TokenShape(seq_len, facts.vocab_size))
+    return model.state_dict()
+
+
+def _arch_as_told(arch: ArchConfig, facts: Facts) -> ArchConfig:
+    learned = arch.pos_encodings == "learned"
+    told: dict[str, Any] = {"hidden_size": facts.hidden_size, "mixer": facts.mixer}
+    if facts.num_puzzle_identifiers:
+        told["puzzle_emb_ndim"] = facts.puzzle_emb_ndim
+    # These have no weights, but do not go with every size.
+    told |= {"num_heads": 1, "pos_encodings": "learned" if learned else "none"}
+    width = swiglu_inner_size(facts.hidden_size, arch.expansion, arch.ffn_multiple_of)
+    if facts.feature_width not in (None, width):
+        told["expansion"] = expansion_of(facts, arch.ffn_multiple_of) or arch.expansion
+    return arch.model_copy(update=told)
+
+
+def _positions(arch: ArchConfig, facts: Facts) -> int | None:
+    """Return the positions that the weights span, None if they or those of the architecture do not tell."""
+    return facts.num_positions if facts.learned == (arch.pos_encodings == "learned") else None
 
 
 def _listed(word: str, keys: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,7 @@ class Session:
         test_tokens: gives this worker's share of the test split.
         log_row: writes one row of metrics; called on rank 0 alone.
         identifiers: the dataset's identifiers.json, which goes into every checkpoint.
+        stop_requested: whether this worker was asked to save and stop; the loop asks once a step.
     """
 
     run_dir: Path
@@ -46,6 +47,10 @@ class Session:
     test_tokens: Callable[[], Iterable[Tokens]]
     log_row: LogRow
     identifiers: bytes | None = field(default=None, kw_only=True)
+    # Whether `report` must find its checkpoint on the storage, since the launcher may end the run there. It costs the
+    # time to write one.
+    awaits_checkpoints: ClassVar[bool] = False
+    stop_requested: Callable[[], bool] = field(default=lambda: False, kw_only=True)
 
     @property
     def rank(self) -> int:
@@ -58,8 +63,8 @@ class Session:
         return dist.get_world_size() if dist.is_initialized() else 1
 
     def latest_checkpoint(self) -> Path | None:
-        """Find the checkpoint to go on from."""
-        return latest_checkpoint(self.run_dir)
+        """Find the checkpoint to go on from, the latest that is as it was written."""
+        return latest_checkpoint(self.run_dir, verified=True)
 
     def train_batches(self, start: int) -> Iterator[Batch]:
         """Yield this worker's batches from number `start` on, on the device."""
@@ -75,7 +80,7 @@ class Session:
             self.log_row(step, wall_s, metrics)
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell the launcher of an evaluation, after its checkpoint has been written; called by every rank."""
+        """Tell the launcher of an evaluation; called by every rank."""
 
     def sum_over_ranks(self, *tensors: Tensor) -> None:
         """Add tensors over the workers, in place and in one message."""
@@ -87,6 +92,12 @@ class Session:
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def any_rank(self, flag: bool) -> bool:
+        """Tell every worker whether one of them says so. Every rank must call it; waits for them."""
+        votes = torch.tensor(float(flag), device=self.device)
+        self.sum_over_ranks(votes)
+        return votes.item() > 0
 
     def gather_rows(self, tensor: Tensor) -> Tensor:
         """Put the workers' rows together in rank order: (B, …) each to (world_size·B, …) on every rank."""

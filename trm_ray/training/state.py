@@ -20,6 +20,7 @@ from trm_ray.training.losses import LOSSES, CellLoss
 from trm_ray.training.metrics import MetricSums, train_metric_names
 from trm_ray.training.optim import AveragedWeights, FiniteGuard, build_optimizer, learning_rate
 from trm_ray.training.session import Session
+from trm_ray.training.stopping import StopVotes
 from trm_ray.training.supervision import Supervision
 
 
@@ -149,10 +150,13 @@ class TrainState:
 
     Weights, puzzle embedding, averaged weights, the optimizer's state, the step, the generator of the halting
     exploration, the carry with its puzzles, the sums of the current logging window and the seconds spent. The position
-    in the data stream follows from the step, since batch k is a pure function of the seed and k.
+    in the data stream follows from the step, since batch k is a pure function of the seed and k. A run that was asked
+    to stop saves before it does what is due at its step (log, evaluate); a resume does that first.
 
     The carry is saved for the global batch, in rank order. With another number of workers the rows are dealt out anew
-    and the run goes on from the same state, with the same batches.
+    and the run goes on from the same state, with the same batches, so that only the rounding of sums differs. A train
+    split too large for memory is the exception: it is dealt out to the workers, so another number of them goes on with
+    other batches, equal in distribution.
     """
 
     def __init__(self, config: Config, shape: TokenShape, device: torch.device):
@@ -171,6 +175,9 @@ class TrainState:
         self.carry: Carry | None = None
         self.step = 0
         self.wall_s = 0.0
+        self.stop_votes = StopVotes(device)
+        # What was measured aside at this step, until the row of the step has been logged.
+        self.unlogged: dict[str, float] | None = None
 
     def begin_with(self, weights: dict[str, Tensor]) -> None:
         """Take over another model's weights (its whole state dict) before the first step."""
@@ -227,6 +234,7 @@ class TrainState:
             "step": self.step,
             "shape": asdict(self.shape),
             "wall_s": self.wall_s,
+            "unlogged": self.unlogged,
             "model": self.model.state_dict(),
             "ema": self.average.weights if self.average else None,
             "optimizer": self.optimizer.state_dict(),
@@ -243,7 +251,7 @@ class TrainState:
         """
         if "optimizer" not in state:
             raise ValueError("the checkpoint holds weights only, so no training can go on from it; use --init-from")
-        self.step, self.wall_s = state["step"], state["wall_s"]
+        self.step, self.wall_s, self.unlogged = state["step"], state["wall_s"], state.get("unlogged")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:

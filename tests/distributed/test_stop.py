@@ -1,0 +1,72 @@
+"""Ctrl-C under Ray: the workers save the step under way, and the run goes on as if nobody had asked."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import metric_rows
+from run_helpers import run_config
+
+from trm_ray.distributed.trainer import train_on_ray
+from trm_ray.run import RunPlan, claim_folder, is_finished, plan_run, start_step
+from trm_ray.training.stopping import STOP_FILE, Interrupted
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+def planned(data: Path, folder: Path, num_workers: int, steps: int) -> RunPlan:
+    workers = [f"ray.num_workers={num_workers}", "ray.cpus_per_worker=0.5"]
+    same_at_any_length = [f"max_steps={steps}", "lr_min_ratio=1"]
+    often = ["eval_interval=50", "log_interval=10", "keep_last=3"]
+    return plan_run(run_config(data, folder, *workers, *same_at_any_length, *often))
+
+
+@contextmanager
+def ctrl_c_once_there(path: Path) -> Iterator[None]:
+    """Send this process a Ctrl-C when `path` appears."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 300
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(
+    puzzles: Path, tmp_path: Path, num_workers: int
+):
+    endless = planned(puzzles, tmp_path / "stopped", num_workers, 100_000)
+    claim_folder(endless)
+    with pytest.raises(Interrupted) as stopped, ctrl_c_once_there(endless.folder / "checkpoint_step_50"):
+        train_on_ray(endless)
+    step = start_step(endless)
+    assert step > 50
+    assert str(stopped.value) == f"stopped after step {step}, which is saved"
+    assert stopped.value.exit_code == 130
+    assert not (endless.folder / STOP_FILE).exists()
+    folders = {"stopped": endless.folder, "whole": tmp_path / "whole"}
+    for name, folder in folders.items():
+        plan = planned(puzzles, folder, num_workers, step + 25)
+        claim_folder(plan, resume=name == "stopped")
+        train_on_ray(plan)
+        assert is_finished(plan)
+    stopped_run, whole_run = folders.values()
+    for file in ("state.pt", "identifiers.json"):
+        assert (stopped_run / "final_model" / file).read_bytes() == (whole_run / "final_model" / file).read_bytes()
+    assert metric_rows(stopped_run) == metric_rows(whole_run)
+    steps = [json.loads(line)["step"] for line in (endless.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted({*range(10, step + 26, 10), step + 25})
