@@ -456,7 +456,7 @@ ORIGINALS = [
 ]
 
 MODELS = [
-    Bad("predict nowhere puzzle.txt", "nowhere does not exist; name a run's folder"),
+    Bad("predict nowhere puzzle.txt", "nowhere does not exist; name the folder of a run"),
     Bad("predict data puzzle.txt", "data holds no checkpoint"),
     model(state_file(b""), r"state\.pt"),
     model(state_file(b"\x80\x04junk"), r"state\.pt"),

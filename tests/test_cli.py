@@ -148,7 +148,7 @@ def test_a_corrupt_dataset_is_refused_before_training(data: Path, tmp_path: Path
 
 @pytest.mark.parametrize("command", ["evaluate", "dashboard", "compare"])
 def test_a_folder_that_is_no_run_ends_with_one_line(tmp_path: Path, command: str):
-    assert_refused(run(command, tmp_path), "no run|must be a run's folder|name a run's folder")
+    assert_refused(run(command, tmp_path), "no run|must be a run's folder|name the folder of a run")
     assert_refused(run(command, tmp_path / "nowhere"), "nowhere")
 
 

@@ -346,7 +346,9 @@ def test_an_exported_file_is_exported_again_as_its_run_is(case, file_format):
 
 
 def test_what_cannot_be_exported_is_answered_with_what_can(case):
-    with pytest.raises(ValueError, match=r"nowhere does not exist; name a run's folder .*, or a \.safetensors file"):
+    with pytest.raises(
+        ValueError, match=r"nowhere does not exist; name the folder of a run .*, or a \.safetensors file"
+    ):
         export_checkpoint(case / "nowhere", case / "out", file_format="original")
     with pytest.raises(ValueError, match=r"step_77 says nothing of its architecture; make a run of it"):
         export_checkpoint(case / "step_77", case / "out", file_format="original")

@@ -48,7 +48,7 @@ def test_the_map_of_the_puzzles_lies_with_the_checkpoint(tmp_path):
 
 
 def test_a_run_means_its_final_model_else_its_latest_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="holds no checkpoint yet; name a run's folder after its first evaluation"):
+    with pytest.raises(ValueError, match="holds no checkpoint yet; name the folder of a run that has saved one"):
         find_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="nowhere does not exist"):
         find_checkpoint(tmp_path / "nowhere")

@@ -10,10 +10,23 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 # Typer reads the annotations at run time, so what they name must be there.
+_ORDER = ("prepare", "train", "sweep", "dashboard", "compare", "evaluate", "predict")
+
+
+class _InOrderOfUse(TyperGroup):
+    """List commands in the order in which people come to need them, the others after them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
 app = typer.Typer(
     name="trm-ray",
+    cls=_InOrderOfUse,
     help="Train Tiny Recursive Models with deep supervision: one run, a sweep on Ray, the comparison.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

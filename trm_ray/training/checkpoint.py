@@ -337,7 +337,7 @@ def find_checkpoint(path: Path) -> Path:
     found = latest_checkpoint(path)
     if found is None:
         there = "holds no checkpoint yet" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {there}; name a run's folder after its first evaluation, or a checkpoint's folder")
+        raise ValueError(f"{path} {there}; name the folder of a run that has saved one, or a checkpoint's folder")
     return found
 
 

@@ -105,9 +105,9 @@ def _load(path: Path) -> Any:
         # The format before PyTorch 1.6 cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged and hostile files raise all sorts
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise ValueError(
-            f"{path} cannot be read as a checkpoint of weights alone ({why}); name a step_N file"
+            f"{path} cannot be read as a checkpoint of weights alone ({type(error).__name__}): it is damaged, cut "
+            "short, or holds more than weights; name a step_N file"
         ) from None
 
 

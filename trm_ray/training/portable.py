@@ -81,7 +81,7 @@ def read_model(path: Path) -> tuple[Path, dict[str, Any], bytes | None]:
         ValueError: there is no checkpoint, or it is damaged.
     """
     if not path.exists():
-        kinds = f"a run's folder after its first evaluation, a checkpoint's folder, or a {SUFFIX} file"
+        kinds = f"the folder of a run that has saved a checkpoint, a checkpoint's folder, or a {SUFFIX} file"
         raise ValueError(f"{path} does not exist; name {kinds}")
     if not path.is_file():
         folder = find_checkpoint(path)
