@@ -189,7 +189,7 @@ def test_a_resumed_sweep_finishes_what_was_begun_and_leaves_the_rest(
 
     again = swept(sweep, resume=True)
 
-    assert again.outcome == Outcome({}, 0)
+    assert again.outcome == Outcome({})
     assert_same(final_weights(again.folder(GOOD)), final_weights(done.folder(GOOD)))
     lines = (again.folder(GOOD) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
