@@ -25,11 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"config", "model", "data", "training", "reporting", "run"},
     "sweeps": {"config", "reporting", "run", "distributed"},
     "evaluations": {"config", "model", "data", "training", "reporting", "run", "distributed"},
+    "selftest": {"config", "data", "training", "run", "sweeps", "distributed"},
     "predictions": {"config", "model", "data", "training", "reporting"},
     "api": {"config", "model", "training", "reporting", "run", "distributed", "sweeps", "evaluations"},
     "cli": {
         *("config", "model", "data", "training", "reporting"),
-        *("run", "distributed", "sweeps", "predictions", "evaluations", "conversions"),
+        *("run", "distributed", "sweeps", "predictions", "evaluations", "conversions", "selftest"),
     },
 }
 FORBIDDEN: dict[str, set[str]] = {
@@ -41,6 +42,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "conversions": {"ray", "numpy", "pyarrow", "matplotlib"},
     "run": {"ray"},
     "sweeps": {"ray"},
+    "selftest": {"ray"},
     "predictions": {"ray", "matplotlib"},
     "api": {"ray"},
     "evaluations": {"ray"},

@@ -538,6 +538,9 @@ RUNS = [
     Bad("bench --steps 0", "steps=0 must be at least 1"),
     Bad("bench --threads -1", "threads=-1 must be at least 1"),
     Bad("bench --save nowhere/x.json", "--save nowhere/x.json: there is no folder nowhere; make it first"),
+    Bad("selftest --only flood", "--only flood is unknown; use one of driver, cut, bit"),
+    Bad("selftest --only worker", "--only worker needs Ray workers and --workers is 0; use --workers 2"),
+    Bad("selftest --folder nowhere", "--folder nowhere is no folder; make it first"),
 ]
 
 USAGE = [
@@ -588,7 +591,7 @@ def one_line(result: Result) -> str:
 def test_the_table_is_long_and_has_every_command():
     rows = {" ".join(bad.arguments): bad for bad in TABLE}
     assert len(TABLE) > 60
-    promised = {"train", "sweep", "evaluate", "predict", "dashboard", "compare", "bench", "prepare sudoku"}
+    promised = {"train", "sweep", "evaluate", "predict", "dashboard", "compare", "bench", "selftest", "prepare sudoku"}
     promised |= {"prepare maze", "prepare arc", "prepare import-original", "import-checkpoint", "export-checkpoint"}
     assert {name for name in promised if any(words.startswith(name) for words in rows)} == promised
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,18 +41,13 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
-        # Costs about a second, and only a writer needs it: readers of run folders do without torch.
-        from torch.utils.tensorboard import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
             _forget_earlier_attempt(folder)
         else:
             _drop_rows_after(folder / METRICS_FILE, resume_step)
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
-        # TensorBoard hides what earlier event files hold from purge_step on.
-        purge_step = None if resume_step is None else resume_step + 1
-        self._board = SummaryWriter(log_dir=str(folder), purge_step=purge_step, flush_secs=10)
+        self._board = _Board(folder, purge_step=None if resume_step is None else resume_step + 1)
 
     def write(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
         """Append the row of `step`; it is on disk, readable by others, when this returns.
@@ -65,8 +62,7 @@ class RunLog:
         row.update({tag: value if math.isfinite(value) else None for tag, value in numbers.items()})
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        for tag, value in numbers.items():
-            self._board.add_scalar(tag, value, step)
+        self._board.write(int(step), numbers)
 
     def close(self) -> None:
         """Flush and close both files; a second call does nothing."""
@@ -80,6 +76,44 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Board:
+    """Write TensorBoard's event file from the thread that trains.
+
+    torch's `SummaryWriter` opens the file again for every flush, in a thread of its own: storage that is gone for a
+    moment, or a full disk, would end that thread with a traceback, and the run some steps later.
+
+    Args:
+        purge_step: TensorBoard hides what earlier event files hold from this step on.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        # Costs about a second, and only a writer needs it.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
+        self._file = RecordWriter((folder / name).open("wb"))
+        self._add(file_version="brain.Event:2")
+        if purge_step is not None:
+            self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        self._file.flush()
+
+    def _add(self, **content: Any) -> None:
+        self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Append the numbers of a step."""
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        self._add(step=step, summary=self._summary(value=values))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _forget_earlier_attempt(folder: Path) -> None:

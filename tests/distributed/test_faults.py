@@ -1,0 +1,21 @@
+"""Faults under Ray on purpose, as `trm-ray selftest --workers 2` makes them."""
+
+import pytest
+
+from trm_ray.selftest import RAY_FAULTS, SAVE_EVERY, Ground, make_faults
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    return Ground(tmp_path_factory.mktemp("ground"), workers=2)
+
+
+@pytest.mark.parametrize("name", RAY_FAULTS)
+def test_a_process_of_ray_s_can_be_killed_and_nothing_that_was_saved_is_lost(name: str, ground: Ground):
+    (outcome,) = make_faults([name], ground)
+    assert outcome.problem is None
+    assert (outcome.metrics_equal, outcome.weights_equal) == (True, True)
+    assert outcome.steps_lost is not None
+    assert outcome.steps_lost <= 3 * SAVE_EVERY
