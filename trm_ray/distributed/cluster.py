@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -41,6 +42,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
     local = {"dashboard_host": "127.0.0.1"} if address == "local" else {}
     ray.init(address=address, **local, **quiet)
+    logging.getLogger("trm_ray").setLevel(logging.WARNING)  # Ray raises that of the root, whose level it would have
     ray.data.DataContext.get_current().enable_progress_bars = VERBOSE
     try:
         yield
