@@ -56,8 +56,16 @@ def test_a_run_means_its_final_model_else_its_latest_checkpoint(tmp_path):
         save_checkpoint(tmp_path / checkpoint_name(step), STATE)
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint_step_10"
     assert find_checkpoint(tmp_path / "checkpoint_step_2") == tmp_path / "checkpoint_step_2"
-    save_checkpoint(tmp_path / "final_model", STATE)
+    save_checkpoint(tmp_path / "final_model", STATE | {"step": 10})
     assert find_checkpoint(tmp_path) == tmp_path / "final_model"
+
+
+def test_the_final_model_of_a_run_that_was_trained_further_is_passed_over(tmp_path):
+    save_checkpoint(tmp_path / "final_model", STATE | {"step": 8})
+    save_checkpoint(tmp_path / checkpoint_name(8), STATE | {"step": 8})
+    assert find_checkpoint(tmp_path) == tmp_path / "final_model"
+    save_checkpoint(tmp_path / checkpoint_name(12), STATE | {"step": 12})
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint_step_12"
 
 
 def test_a_run_that_dies_while_saving_leaves_the_earlier_checkpoint_and_no_half_one(tmp_path, monkeypatch):

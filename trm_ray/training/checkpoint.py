@@ -325,16 +325,19 @@ def load_identifiers(folder: Path) -> bytes | None:
 def find_checkpoint(path: Path) -> Path:
     """Find what a user means by a run: its final model, else its latest checkpoint; a checkpoint's folder itself.
 
+    The final model of a run that has since been trained further is passed over.
+
     Raises:
         ValueError: there is none, or the final model is damaged.
     """
     if (path / STATE_FILE).is_file() or (path / MANIFEST_FILE).is_file():
         return path
-    final = path / FINAL_MODEL
+    final, found = path / FINAL_MODEL, latest_checkpoint(path)
     if final.is_dir():
         _refuse_damaged(final, digests=False)
-        return final
-    found = latest_checkpoint(path)
+        manifest = read_manifest(final)
+        if found is None or manifest is None or checkpoint_step(found) <= manifest.step:
+            return final
     if found is None:
         there = "holds no checkpoint yet" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {there}; name the folder of a run that has saved one, or a checkpoint's folder")
