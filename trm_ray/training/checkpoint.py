@@ -336,7 +336,8 @@ def find_checkpoint(path: Path) -> Path:
     if final.is_dir():
         _refuse_damaged(final, digests=False)
         manifest = read_manifest(final)
-        if found is None or manifest is None or checkpoint_step(found) <= manifest.step:
+        trained_to = None if manifest is None else manifest.step
+        if found is None or trained_to is None or checkpoint_step(found) <= trained_to:
             return final
     if found is None:
         there = "holds no checkpoint yet" if path.is_dir() else "does not exist"
