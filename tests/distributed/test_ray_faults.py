@@ -2,7 +2,8 @@
 
 import pytest
 
-from trm_ray.selftest import RAY_FAULTS, SAVE_EVERY, Ground, make_faults
+from trm_ray.selftest import RAY_FAULTS, make_faults
+from trm_ray.selftest.ground import SAVE_EVERY, Ground
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from trm_ray import selftest
 from trm_ray.cli import app
-from trm_ray.selftest import HIT_AT, LOCAL_FAULTS, SAVE_EVERY, Ground, Outcome, make_faults
+from trm_ray.selftest import LOCAL_FAULTS, make_faults
+from trm_ray.selftest.ground import HIT_AT, NUM_STEPS, SAVE_EVERY, FaultError, Ground, Outcome, raw_rows
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +38,8 @@ def test_a_run_that_was_disturbed_arrives_at_the_bytes_of_one_that_was_left_alon
 
 def test_a_killed_run_was_in_the_middle(ground: Ground):
     """Else the first test would show nothing."""
-    steps = [row["step"] for row in selftest.raw_rows(ground.killed())]
-    assert HIT_AT <= len(steps) < selftest.NUM_STEPS
+    steps = [row["step"] for row in raw_rows(ground.killed())]
+    assert HIT_AT <= len(steps) < NUM_STEPS
 
 
 def test_the_command_tells_a_fault_that_fails_and_ends_with_exit_code_1(
@@ -48,7 +49,7 @@ def test_the_command_tells_a_fault_that_fails_and_ends_with_exit_code_1(
         return Outcome("", 3, 1.5, metrics_equal=True, weights_equal=False)
 
     def breaks(ground: Ground) -> Outcome:
-        raise selftest.FaultError("it went wrong")
+        raise FaultError("it went wrong")
 
     faults = {"one": ("the first", other_weights), "two": ("the second", breaks)}
     monkeypatch.setattr(selftest, "LOCAL_FAULTS", faults)

@@ -30,7 +30,8 @@ def selftest(
 
     from rich.console import Console
 
-    from trm_ray.selftest import Ground, chosen_faults, fault_table, faults_json, make_faults
+    from trm_ray.selftest import chosen_faults, fault_table, faults_json, make_faults
+    from trm_ray.selftest.ground import Ground
 
     if save is not None and not save.parent.is_dir():
         raise ValueError(f"--save {save}: there is no folder {save.parent}; make it first")
