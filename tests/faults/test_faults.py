@@ -16,9 +16,9 @@ pytestmark = pytest.mark.slow
 # Most steps that may be taken again: those since the newest checkpoint, or since the one before where that is damaged.
 # A killed run may have taken some more by then, and may not have finished writing the newest.
 MOST_LOST = {
-    **dict.fromkeys(("driver", "disk"), 2 * SAVE_EVERY),
+    **dict.fromkeys(("driver", "elsewhere", "disk", "storage_lost"), 2 * SAVE_EVERY),
     **dict.fromkeys(("cut", "bit"), 3 * SAVE_EVERY),
-    **dict.fromkeys(("storage", "data", "clock"), 0),
+    **dict.fromkeys(("storage", "data", "changed_data", "clock"), 0),
 }
 
 

@@ -43,6 +43,8 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     local = {"dashboard_host": "127.0.0.1"} if address == "local" else {}
     ray.init(address=address, **local, **quiet)
     logging.getLogger("trm_ray").setLevel(logging.WARNING)  # Ray raises that of the root, whose level it would have
+    if not VERBOSE:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the sweep tells failed trials, in a line each
     ray.data.DataContext.get_current().enable_progress_bars = VERBOSE
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,13 +60,17 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
         Interrupted: Ctrl-C or SIGTERM came, and the running trials have saved where they stood.
     """
     watch = _Watch(sweep, plans, folder, display)
-    shutil.rmtree(folder / NOTES, ignore_errors=True)
+    for notes in folder.glob(f"{NOTES}*"):
+        shutil.rmtree(notes, ignore_errors=True)
     for plan in plans:
         fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
         check_resources(plans[0].config)
-        _tuner(sweep, plans, folder, watch).fit()
+        try:
+            _tuner(sweep, plans, folder, watch).fit()
+        finally:
+            watch.remove_staging()
         if unfinished := len(plans) * sweep.num_samples - watch.num_ended:
             raise Interrupted(f"{unfinished} trials did not finish")
     return Outcome(watch.failed)
@@ -102,9 +107,20 @@ class _Watch(tune.Callback):
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
         self.num_ended = 0
+        self._staging: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore that we never ask for; a display cannot be pickled
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Remember where Tune has put its files."""
+        if trials:
+            self._staging = Path(trials[0].storage.experiment_driver_staging_path).parent
+
+    def remove_staging(self) -> None:
+        """Remove the trials' working folders and copies of Tune's notes, which it leaves in Ray's temporary folder."""
+        if self._staging is not None:
+            shutil.rmtree(self._staging, ignore_errors=True)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show that a trial runs."""
@@ -167,7 +183,8 @@ def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch
             trial_name_creator=name,
         ),
         run_config=tune.RunConfig(
-            name=NOTES,
+            # Of its own: two sweeps that begin in the same second would share a folder of temporary files.
+            name=f"{NOTES}-{secrets.token_hex(4)}",
             storage_path=str(folder),
             callbacks=[watch],
             stop=_Stopper(folder / STOP_FILE, watch),

@@ -17,11 +17,14 @@ Fault = Callable[[Ground], Outcome]
 
 LOCAL_FAULTS: Mapping[str, tuple[str, Fault]] = {
     "driver": ("kill -9 of a run's process, --resume", process_faults.kill_driver),
+    "elsewhere": ("kill -9 of a run's process, --resume on another machine", process_faults.move_elsewhere),
     "cut": ("newest checkpoint cut short, --resume", process_faults.cut_checkpoint),
     "bit": ("a bit of the newest checkpoint flipped, --resume", process_faults.flip_bit),
     "disk": ("disk full; --resume once there is room", process_faults.fill_disk),
     "storage": (f"storage gone for {process_faults.STORAGE_GONE_S:g} s", process_faults.unplug_storage),
+    "storage_lost": ("storage gone for good; --resume from the copy kept here", process_faults.lose_storage),
     "data": ("a Parquet file removed during training", process_faults.remove_data),
+    "changed_data": ("a Parquet file changed during training", process_faults.change_data),
     "clock": ("clock turned back by a day", process_faults.turn_clock_back),
 }
 RAY_FAULTS: Mapping[str, tuple[str, Fault]] = {

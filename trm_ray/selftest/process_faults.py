@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import time
@@ -27,6 +28,9 @@ from trm_ray.selftest.ground import (
 from trm_ray.training.checkpoint import STATE_FILE, checkpoints
 
 STORAGE_GONE_S = 3.0
+# Half a minute of attempts is no part of what storage that stays away shows.
+_IMPATIENT = "import trm_ray.training.store as store; store.RETRY_DELAYS = (0.1, 0.2)\n"
+_ELSEWHERE = "import os; os.environ |= dict.fromkeys(('HOME', 'TMPDIR'), {0!r}); os.chdir({0!r})\n"
 _DISK_FULL_BYTES = 8192
 _JUMPING_CLOCK = "import os, time; now = time.time; time.time = lambda: now() - 86400 * os.path.exists({!r})\n"
 
@@ -52,12 +56,19 @@ def _flip_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def _resumed(ground: Ground, name: str, spoil: Callable[[Path], None], word: str = "") -> Outcome:
+def move_elsewhere(ground: Ground) -> Outcome:
+    """Kill the process of a run, then `--resume` with another home, temporary and working folder."""
+    place = ground.folder / "another_machine"
+    place.mkdir()
+    return _resumed(ground, "elsewhere", lambda newest: None, before=_ELSEWHERE.format(str(place)))
+
+
+def _resumed(ground: Ground, name: str, spoil: Callable[[Path], None], word: str = "", *, before: str = "") -> Outcome:
     plan = ground.plan(name)
     shutil.copytree(ground.killed(), plan.folder)
     spoil(checkpoints(plan.folder)[0] / STATE_FILE)
     lost = steps_at_risk(plan.folder)
-    with Pauses(plan.folder) as pauses, started(plan, "--resume") as process:
+    with Pauses(plan.folder) as pauses, started(plan, "--resume", before=before) as process:
         complaint = finish(process)
     if word not in complaint:
         raise FaultError(f"nothing was said of the damaged checkpoint: {complaint}")
@@ -73,10 +84,30 @@ def fill_disk(ground: Ground) -> Outcome:
         complaint = finish(process, exit_code=1)
     if "Traceback" in complaint:
         raise FaultError(f"the full disk ended in a traceback: {complaint}")
+    return _gone_on_with(ground, plan)
+
+
+def _gone_on_with(ground: Ground, plan: RunPlan) -> Outcome:
     lost = steps_at_risk(plan.folder)
     with Pauses(plan.folder) as pauses, started(plan, "--resume") as process:
         finish(process)
     return compared(plan.folder, ground.undisturbed(), lost, pauses.longest_s)
+
+
+def lose_storage(ground: Ground) -> Outcome:
+    """Take the run's folder away while it trains, until the run gives up; then do what its last line says."""
+    plan, scratch = ground.plan("storage_lost"), ground.folder / "scratch"
+    scratch.mkdir()
+    with started(plan, before=_IMPATIENT + f"import os; os.environ['TMPDIR'] = {str(scratch)!r}\n") as process:
+        wait_for_hit(plan.folder, process)
+        away = _take_away(plan.folder)
+        complaint = finish(process, exit_code=1)
+    _put_back(away, plan.folder)
+    told = re.search(r"error: .*; a copy is (\S+) on ", complaint)
+    if told is None or "Traceback" in complaint:
+        raise FaultError(f"the run did not tell of a copy in one line: {complaint}")
+    shutil.move(told[1], plan.folder)
+    return _gone_on_with(ground, plan)
 
 
 def unplug_storage(ground: Ground) -> Outcome:
@@ -86,21 +117,39 @@ def unplug_storage(ground: Ground) -> Outcome:
 
 
 def _unplug(folder: Path) -> None:
+    away = _take_away(folder)
+    time.sleep(STORAGE_GONE_S)
+    _put_back(away, folder)
+
+
+def _take_away(folder: Path) -> Path:
     """Put a file where the folder was: an empty place could be made a folder again, which a lost mount cannot."""
     away = folder.with_name(f"{folder.name}.away")
     folder.rename(away)
     folder.touch()
-    time.sleep(STORAGE_GONE_S)
+    return away
+
+
+def _put_back(away: Path, folder: Path) -> None:
     folder.unlink()
     away.rename(folder)
 
 
 def remove_data(ground: Ground) -> Outcome:
     """Remove a Parquet file while a run trains: it goes on from memory, and a resume names the file."""
-    shutil.copytree(ground.plan("data_lost").train_paths[0], ground.folder / "lost")
-    file = ground.folder / "lost" / "train" / "part-00000.parquet"
-    plan = ground.plan("data_lost", data_paths=[str(ground.folder / "lost")])
-    outcome = _disturbed(ground, plan, file.unlink)
+    return _data_disturbed(ground, "data_lost", Path.unlink)
+
+
+def change_data(ground: Ground) -> Outcome:
+    """Change a Parquet file while a run trains: it goes on from memory, and a resume names the file."""
+    return _data_disturbed(ground, "data_changed", _flip_bit)
+
+
+def _data_disturbed(ground: Ground, name: str, disturb: Callable[[Path], None]) -> Outcome:
+    data = ground.folder / f"{name}_dataset"
+    shutil.copytree(ground.plan(name).train_paths[0], data)
+    plan, file = ground.plan(name, data_paths=[str(data)]), data / "train" / "part-00000.parquet"
+    outcome = _disturbed(ground, plan, lambda: disturb(file))
     try:
         plan_run(plan.config)
     except ValueError as refusal:
