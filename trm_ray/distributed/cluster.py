@@ -19,6 +19,7 @@ from trm_ray.distributed import VERBOSE
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # A training run on one machine has no node that could be preempted.
 _NO_PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+_AUTH_MODE = "RAY_AUTH_MODE"
 _PATIENCE_S = 5.0
 
 
@@ -52,6 +53,14 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def stay_private() -> None:
+    """Have Ray's processes that start here listen on 127.0.0.1 and ask for the user's token, as `ray.init` does."""
+    _stay_on_loopback()
+    _make_private_token()
+    os.environ.setdefault(_AUTH_MODE, "token")
+    ray._raylet.Config.initialize("")  # Ray has read the environment when it was imported
+
+
 def _stay_on_loopback() -> None:
     """Keep all doors of a cluster that is started here on 127.0.0.1; Ray read that setting when it was imported."""
     from ray._private import ray_constants
@@ -67,7 +76,7 @@ def _make_private_token() -> None:
     not look at the file.
     """
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
+    if os.environ.get(_AUTH_MODE, "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
         return
     if path.is_file():
         path.chmod(0o600)

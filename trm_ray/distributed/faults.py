@@ -1,18 +1,25 @@
-"""Kill a process of Ray's on purpose, on whichever node it runs."""
+"""What `trm-ray selftest` does to Ray on purpose, and what it counts afterwards."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from ray.util.state import list_actors
+from ray.util.state import list_actors, list_placement_groups, list_workers
+
+from trm_ray.distributed.cluster import stay_private
 
 
 class _Killer:
@@ -62,3 +69,70 @@ def _killer_on(node: str) -> Any:
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     killer: Any = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_Killer).remote()
     return killer
+
+
+class SmallCluster:
+    """A head that offers no CPU and a node that offers one, both on this machine; the node can be lost."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.address: str = self._cluster.address
+        self.add_node()
+
+    def add_node(self) -> None:
+        """Add another node with a CPU; only the main thread can."""
+        self._node = self._cluster.add_node(num_cpus=1)
+
+    def lose_node(self) -> None:
+        """Kill all processes of the node that was added last."""
+        self._cluster.remove_node(self._node, allow_graceful=False)
+
+    def announce_loss(self, seconds: float) -> None:
+        """Give the notice that a cloud gives before it takes a spot machine away, as `ray drain-node` does."""
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = int(1000 * (time.time() + seconds))
+        accepted, refusal = ray._raylet.GcsClient(address=self.address).drain_node(
+            self._node.node_id, reason, "selftest", deadline_ms
+        )
+        assert accepted, refusal
+
+    def shutdown(self) -> None:
+        """End all of it."""
+        self._cluster.shutdown()
+
+
+@contextmanager
+def small_cluster() -> Iterator[SmallCluster]:
+    """Start a cluster of two nodes on this machine, and end it."""
+    stay_private()
+    cluster = SmallCluster()
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What lives in a cluster: worker processes and placement groups on all nodes, temporary files on this one."""
+
+    processes: int
+    placement_groups: int
+    temporary_files: int
+
+    @classmethod
+    def take(cls) -> Inventory:
+        """Count; Ray's own logs do not."""
+        address = ray.get_runtime_context().gcs_address  # not found by itself where several clusters run
+        alive: dict[str, Any] = {"limit": 10_000, "raise_on_missing_output": False}
+        processes = list_workers(address, [("is_alive", "=", True)], **alive)
+        groups = list_placement_groups(address, [("state", "!=", "REMOVED")], **alive)
+        artifacts = Path(ray._private.worker._global_node.get_session_dir_path(), "artifacts")
+        files = [path for path in artifacts.rglob("*") if path.is_file()]
+        ours = Path(tempfile.gettempdir()).glob("trm-ray-*")
+        return cls(len(processes), len(groups), len(files) + len(list(ours)))
+
+    def more_than(self, before: Inventory) -> dict[str, int]:
+        """Say of what there is more than before."""
+        now, then = vars(self), vars(before)
+        return {name: now[name] - then[name] for name in now if now[name] > then[name]}

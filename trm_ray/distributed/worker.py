@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,8 @@ from trm_ray.distributed.dataset import iter_rows, read_rows
 from trm_ray.run import RunPlan, choose_device, execute
 from trm_ray.training.session import Session
 from trm_ray.training.stopping import Interrupted, StopFile
+
+_WAIT_S = 0.5
 
 
 class TrainSession(Session):
@@ -44,18 +47,14 @@ class TuneSession(Session):
         tune.report({"step": step, **metrics})
 
 
-class PreemptedError(RuntimeError):
-    """A node of the run is about to be taken away; the checkpoint is there, and Ray Train starts anew elsewhere."""
-
-
 def train_worker(settings: Mapping[str, Any]) -> dict[str, float]:
     """Train as one worker of a `TorchTrainer`, on its slice of each batch and its share of the test split.
 
+    A worker that has saved because a node is about to be taken away waits: when that time is over, Ray Train ends all
+    workers and starts them anew elsewhere, which is not charged to `ray.max_failures` as an error would be.
+
     Returns:
         The last evaluation; nothing where the run was asked to stop, which is no failure for Ray to try again after.
-
-    Raises:
-        PreemptedError: Ray gave notice of a preemption, so that the run has to go on elsewhere.
     """
     plan: RunPlan = settings["plan"]
     source, stop_file = ray.train.get_dataset_shard("train"), StopFile(settings["stop_file"])
@@ -68,10 +67,10 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float]:
             session_type=TrialTrainSession if settings["is_trial"] else TrainSession,
             stop_requested=lambda: stop_file.requested() or _preempted(),
         )
-    except Interrupted as stopped:
-        if stop_file.requested():
-            return {}
-        raise PreemptedError(f"a node of the run is being preempted; {stopped}") from None
+    except Interrupted:
+        while not stop_file.requested():
+            time.sleep(_WAIT_S)
+        return {}
 
 
 def _preempted() -> bool:
@@ -79,7 +78,8 @@ def _preempted() -> bool:
 
     Ray's own `get_preemption_info` makes all workers wait for each other; ours ask once a step and agree by themselves.
     """
-    return get_train_context().preemption_context.preemption_info is not None
+    told = getattr(get_train_context(), "preemption_context", None)  # older releases of Ray tell nothing
+    return told is not None and told.preemption_info is not None
 
 
 def _shard(plan: RunPlan, source: Any) -> Shard:

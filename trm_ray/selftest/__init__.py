@@ -30,7 +30,11 @@ LOCAL_FAULTS: Mapping[str, tuple[str, Fault]] = {
 RAY_FAULTS: Mapping[str, tuple[str, Fault]] = {
     "worker": ("kill -9 of a Ray Train worker", ray_faults.kill_worker),
     "trial": ("kill -9 of a Tune trial's process", ray_faults.kill_trial),
+    "driver_on_ray": ("kill -9 of the driver of a run on Ray, its notes torn, --resume", ray_faults.kill_driver_on_ray),
+    "node": ("loss of the node that holds a run's only worker", ray_faults.lose_node),
+    "notice": ("notice of a preemption, then loss of that node", ray_faults.preempt_node),
     "sweep": ("kill -9 of a sweep's driver, --resume", ray_faults.kill_sweep_driver),
+    "leaks": (f"{ray_faults.NUM_TRIALS} short trials in a row: nothing left behind", ray_faults.leave_nothing),
 }
 
 

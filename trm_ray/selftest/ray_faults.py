@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from trm_ray.run import claim_folder
 from trm_ray.selftest.ground import (
     NUM_LONG_STEPS,
     NUM_STEPS,
+    SAVE_EVERY,
     FaultError,
     Ground,
     Outcome,
@@ -22,12 +24,21 @@ from trm_ray.selftest.ground import (
     compared,
     finish,
     launched,
+    started,
     steps_at_risk,
     to_be_hit,
     train,
     wait_for_hit,
 )
-from trm_ray.training.checkpoint import FINAL_MODEL, STATE_FILE
+from trm_ray.training.checkpoint import FINAL_MODEL, STATE_FILE, checkpoint_step, checkpoints
+
+# A learning rate with which every trial fails at its second step.
+_LR, _LR_THAT_FAILS = 1e-3, 1e30
+NUM_TRIALS = 50
+_PATIENCE_S = 30.0
+# A cloud's notice, and how often Ray Train looks for one here instead of every 5 s.
+_NOTICE_S = 30.0
+_LOOK_FOR_NOTICES_OFTEN = "import os; os.environ['RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S'] = '0.5'\n"
 
 
 def kill_worker(ground: Ground) -> Outcome:
@@ -38,6 +49,74 @@ def kill_worker(ground: Ground) -> Outcome:
         plan = ground.plan("worker", **workers, ray__max_failures=1)
         claim_folder(plan)
         return _hit_on_ray(plan.folder, reference, "RayTrainWorker", lambda: train(plan))
+
+
+def kill_driver_on_ray(ground: Ground) -> Outcome:
+    """Kill the driver of a run on Ray and tear the notes of Ray Train, then `--resume`."""
+    plan = ground.plan("driver_on_ray", ray__num_workers=1, max_steps=NUM_LONG_STEPS)
+    with started(plan) as process:
+        wait_for_hit(plan.folder, process)
+        process.kill()
+        process.wait()
+    _wait_until_still(plan.folder)
+    if (plan.folder / FINAL_MODEL).exists():
+        raise FaultError("the run had ended before its processes were gone; try again")
+    (plan.folder / ".ray" / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_results": [{"chec')
+    lost = steps_at_risk(plan.folder)
+    with Pauses(plan.folder) as pauses, started(plan, "--resume") as process:
+        finish(process)
+    return compared(plan.folder, ground.undisturbed(max_steps=NUM_LONG_STEPS), lost, pauses.longest_s)
+
+
+def lose_node(ground: Ground) -> Outcome:
+    """Kill all of the node that holds a run's only worker, and add another node (`ray.max_failures=1`)."""
+    from trm_ray.distributed.faults import small_cluster
+
+    reference = ground.undisturbed()
+    with small_cluster() as cluster:
+        plan = ground.plan("node", ray__num_workers=1, ray__max_failures=1, ray__address=cluster.address)
+        with started(plan) as process:
+            wait_for_hit(plan.folder, process)
+            cluster.lose_node()
+            lost = steps_at_risk(plan.folder)
+            with Pauses(plan.folder) as pauses:
+                cluster.add_node()
+                finish(process)
+    return compared(plan.folder, reference, lost, pauses.longest_s)
+
+
+def preempt_node(ground: Ground) -> Outcome:
+    """Give notice that the node of a run's only worker will be taken away, and take it once the step is saved.
+
+    Nothing but the notice makes this run save before its end.
+    """
+    from trm_ray.distributed.faults import small_cluster
+
+    length = {"max_steps": NUM_LONG_STEPS, "eval_interval": NUM_LONG_STEPS}
+    reference = ground.undisturbed(**length)
+    with small_cluster() as cluster:
+        plan = ground.plan("notice", **length, ray__num_workers=1, ray__address=cluster.address)
+        with started(plan, before=_LOOK_FOR_NOTICES_OFTEN) as process:
+            wait_for_hit(plan.folder, process)
+            cluster.announce_loss(_NOTICE_S)
+            lost = _steps_lost_after_notice(plan.folder, process)
+            with Pauses(plan.folder) as pauses:
+                cluster.lose_node()
+                cluster.add_node()
+                finish(process)
+    return compared(plan.folder, reference, lost, pauses.longest_s)
+
+
+def _steps_lost_after_notice(folder: Path, process: subprocess.Popen[str]) -> int:
+    deadline = time.monotonic() + _NOTICE_S
+    while not checkpoints(folder):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise FaultError(f"no step was saved after the notice: {process.communicate()[1]}")
+        time.sleep(0.01)
+    if checkpoint_step(checkpoints(folder)[0]) == NUM_LONG_STEPS:
+        raise FaultError("the run had ended before the notice reached it; try again")
+    return steps_at_risk(folder)
 
 
 def kill_trial(ground: Ground) -> Outcome:
@@ -97,6 +176,40 @@ def kill_sweep_driver(ground: Ground) -> Outcome:
     outcome = compared(second, ground.undisturbed(max_steps=NUM_LONG_STEPS), lost, pauses.longest_s)
     untouched = _marks(first) == finished and compared(first, ground.undisturbed(), 0, 0).passed
     return outcome if untouched else replace(outcome, problem="the finished trial was run again")
+
+
+def leave_nothing(ground: Ground) -> Outcome:
+    """Run many short trials in a row, half of which fail, some stopped early; count what is left in the cluster."""
+    from trm_ray.distributed.faults import Inventory
+
+    with _ray():
+        _run_trials(ground, "few", 2)
+        before = Inventory.take()
+        first = _run_trials(ground, "many", NUM_TRIALS)
+        left = Inventory.take().more_than(before)
+        deadline = time.monotonic() + _PATIENCE_S
+        while left and time.monotonic() < deadline:
+            time.sleep(1)
+            left = Inventory.take().more_than(before)
+    outcome = compared(first, ground.undisturbed(), 0, 0)
+    return replace(outcome, problem=f"left behind: {left}") if left else outcome
+
+
+def _run_trials(ground: Ground, name: str, number: int) -> Path:
+    """Run trials, two at a time; return the folder of the first, which nothing can stop early."""
+    from rich.console import Console
+
+    from trm_ray.sweeps import plan_sweep, start_sweep
+
+    search = {"lr": [_LR, _LR_THAT_FAILS]}
+    asha = {"grace_period": SAVE_EVERY, "reduction_factor": 2}
+    sweep = _sweep(ground, name, seeds=list(range(number // 2)), search_space=search, asha=asha)
+    overrides = sweep.overrides | {"ray.max_failures": 0}
+    plan = plan_sweep(sweep.model_copy(update={"max_concurrent_trials": 2, "overrides": overrides}))
+    failed = start_sweep(plan, Console(file=io.StringIO()), resume=False, overwrite=False).failed
+    if len(failed) != number // 2 or not all(f"lr={_LR_THAT_FAILS:g}" in told for told in failed.values()):
+        raise FaultError(f"other trials failed than those that had to: {failed}")
+    return plan.folder / f"{_SCENARIO}-seed0-lr={_LR:g}"
 
 
 def _marks(folder: Path) -> dict[Path, tuple[int, int]]:
