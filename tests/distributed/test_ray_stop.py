@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from run_helpers import run_config
 
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.run import RunPlan, claim_folder, is_finished, plan_run, start_step
+from trm_ray.selftest.ground import Ground, started, wait_for_hit
 from trm_ray.training.stopping import STOP_FILE, Interrupted
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = pytest.mark.ray
 
 
 def planned(data: Path, folder: Path, num_workers: int, steps: int) -> RunPlan:
@@ -45,6 +47,7 @@ def ctrl_c_once_there(path: Path) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("num_workers", [2])
 def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(
     puzzles: Path, tmp_path: Path, num_workers: int
@@ -70,3 +73,34 @@ def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(
     assert metric_rows(stopped_run) == metric_rows(whole_run)
     steps = [json.loads(line)["step"] for line in (endless.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted({*range(10, step + 26, 10), step + 25})
+
+
+def test_a_second_ctrl_c_ends_a_run_on_ray_without_waiting_and_leaves_no_process(tmp_path: Path):
+    ground = Ground(tmp_path, 1)
+    plan = ground.plan("endless", max_steps=1_000_000, eval_interval=1_000_000, ray__num_workers=1)
+    with started(plan) as process:
+        wait_for_hit(plan.folder, process)
+        processes = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1]
+    assert first == "stopping after the step under way; Ctrl-C again ends without saving it\n"
+    told = "ended at once; the last checkpoint stands; the same command with --resume goes on"
+    assert rest == f"error: interrupted: {told}\n"
+    assert process.returncode == 130
+    assert len(processes) > 3
+    deadline = time.monotonic() + 60
+    while left := {pid for pid in processes if Path(f"/proc/{pid}").exists()}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those that they have."""
+    told = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in told.splitlines())
+    found, new = set[int](), {pid}
+    while new := {child for child, parent in parents.items() if parent in new}:
+        found |= new
+    return found

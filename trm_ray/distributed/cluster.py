@@ -43,14 +43,28 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
     local = {"dashboard_host": "127.0.0.1"} if address == "local" else {}
     ray.init(address=address, **local, **quiet)
-    logging.getLogger("trm_ray").setLevel(logging.WARNING)  # Ray raises that of the root, whose level it would have
     if not VERBOSE:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the sweep tells failed trials, in a line each
     ray.data.DataContext.get_current().enable_progress_bars = VERBOSE
     try:
-        yield
+        with _own_warnings_heard():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_warnings_heard() -> Iterator[None]:
+    """Print our own warnings: Ray gives the root logger its own level, and a handler for nothing below that."""
+    logger, handler = logging.getLogger("trm_ray"), logging.StreamHandler()
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)
 
 
 def stay_private() -> None:
