@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, Strict
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # keys that hold keys
@@ -39,6 +40,16 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _workers(value: Any) -> int | tuple[int, int]:
+    """Read a number of workers, or the fewest and the most of them; a range of one number is that number."""
+    ends = [_number(end) for end in value] if isinstance(value, list | tuple) else [_number(value)] * 2
+    whole = len(ends) == 2 and all(type(end) is int for end in ends)
+    if not whole or not (1 <= ends[0] <= ends[1] or ends == [0, 0]):
+        # Told by the field's description; a union of types would have put their names into the key.
+        raise PydanticCustomError("workers", "no number of workers")
+    return (ends[0], ends[1]) if ends[0] < ends[1] else int(ends[0])
+
+
 _Number = BeforeValidator(_number)
 _Listed = BeforeValidator(_listed)
 _Home = AfterValidator(os.path.expanduser)
@@ -63,6 +74,11 @@ FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RUL
 Folders = Annotated[list[Folder], Field(description="a list of text such as [a, b]"), _Listed]
 PairOrNull = Annotated[
     Annotated[tuple[Positive, Positive], Strict(False)] | None, Field(description="null or [MIN, MAX]")
+]
+Workers = Annotated[
+    int | tuple[int, int],
+    Field(description="a whole number of at least 0, or [FEWEST, MOST] from 1 on"),
+    PlainValidator(_workers),
 ]
 Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
 Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]

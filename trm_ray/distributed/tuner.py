@@ -20,7 +20,7 @@ from ray.tune.search import BasicVariantGenerator
 
 from trm_ray.config import SweepConfig, flat, with_overrides
 from trm_ray.data.stream import fits_in_memory
-from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
+from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
 from trm_ray.distributed.trainer import build_trainer, told_cause
 from trm_ray.distributed.worker import train_trial
@@ -65,9 +65,10 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
         check_resources(plans[0].config)
-        _tuner(sweep, plans, folder, watch).fit()
-        if unfinished := len(plans) * sweep.num_samples - watch.num_ended:
-            raise Interrupted(f"{unfinished} trials did not finish")
+        with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
+            _tuner(sweep, plans, folder, watch).fit()
+        if watch.num_left:
+            raise Interrupted(f"{watch.num_left} trials did not finish")
     return Outcome(watch.failed)
 
 
@@ -102,6 +103,15 @@ class _Watch(tune.Callback):
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
         self.num_ended = 0
+
+    @property
+    def num_left(self) -> int:
+        """Trials that have not ended."""
+        return len(self._plans) * self._sweep.num_samples - self.num_ended
+
+    def num_at_once(self) -> int:
+        """Trials that would run now if there was room for all."""
+        return min(self.num_left, self._sweep.max_concurrent_trials or self.num_left)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore that we never ask for; a display cannot be pickled
@@ -185,12 +195,15 @@ def _distributions(sweep: SweepConfig) -> dict[str, Any]:
 
 
 def _most_concurrent(plan: RunPlan) -> int:
-    """Say how many trials of several workers fit; 0 leaves it to Tune, which counts those of one worker."""
-    if plan.config.ray.num_workers <= 1:
+    """Say how many trials of several workers fit; 0 leaves it to Tune, which counts those of one worker.
+
+    A cluster that may grow is asked for all of them: its autoscaler answers to what waits.
+    """
+    if plan.config.ray.most_workers <= 1 or may_grow(plan.config):
         return 0
     there, asked = ray.cluster_resources(), worker_resources(plan.config)
     return max(
-        1, min(int(there.get(kind, 0) / (amount * plan.config.ray.num_workers)) for kind, amount in asked.items())
+        1, min(int(there.get(kind, 0) / (amount * plan.config.ray.most_workers)) for kind, amount in asked.items())
     )
 
 
@@ -204,9 +217,9 @@ def trial_name(sweep: SweepConfig, plans: list[RunPlan], parameters: Mapping[str
 
 def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callable[..., Any]:
     """Build the function that a trial runs: one worker in the trial's own process, several as an inner TorchTrainer."""
-    several = plans[0].config.ray.num_workers > 1
+    workers = plans[0].config.ray.most_workers
+    several = workers > 1
     paths = {(plan.train_paths, plan.test_paths) for plan in plans}
-    workers = plans[0].config.ray.num_workers
     data = {p: (load_split(p[0], "train", workers), load_split(p[1], "test")) for p in paths}
 
     def trial(parameters: dict[str, Any], data: dict[Any, Any]) -> None:

@@ -62,7 +62,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float]:
     try:
         return execute(
             plan,
-            train=partial(read_rows, source) if settings["whole"] else _shard(plan, source),
+            train=partial(read_rows, source) if settings["whole"] else _shard(plan, source, _world_size()),
             test_rows=read_rows(ray.train.get_dataset_shard("test")),
             device=ray.train.torch.get_device(),
             session_type=TrialTrainSession if settings["is_trial"] else TrainSession,
@@ -82,9 +82,13 @@ def _preempted() -> bool:
     return get_train_context().preemption_context.preemption_info is not None
 
 
-def _shard(plan: RunPlan, source: Any) -> Shard:
+def _world_size() -> int:
+    size: int = ray.train.get_context().get_world_size()
+    return size
+
+
+def _shard(plan: RunPlan, source: Any, num_workers: int) -> Shard:
     # `streaming_split` gives every worker equally many rows and drops the remainder.
-    num_workers = max(1, plan.config.ray.num_workers)
     return Shard(lambda: iter_rows(source), plan.info.split("train").rows // num_workers)
 
 
@@ -93,7 +97,7 @@ def train_trial(plan: RunPlan, train: Any, test: Any, stop_file: Path) -> None:
     with suppress(Interrupted):
         execute(
             plan,
-            train=partial(read_rows, train) if fits_in_memory(plan.info, "train") else _shard(plan, train),
+            train=partial(read_rows, train) if fits_in_memory(plan.info, "train") else _shard(plan, train, 1),
             test_rows=read_rows(test),
             device=choose_device(plan.config),
             session_type=TuneSession,
