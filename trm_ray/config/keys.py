@@ -57,6 +57,7 @@ _Home = AfterValidator(os.path.expanduser)
 Positive = Annotated[int, Field(ge=1, description="a whole number of at least 1"), _Number]
 PositiveOrNull = Annotated[int | None, Field(ge=1, description="a whole number of at least 1 or null"), _Number]
 Count = Annotated[int, Field(ge=0, description="a whole number of at least 0"), _Number]
+CountOrNull = Annotated[int | None, Field(ge=0, description="a whole number of at least 0 or null"), _Number]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to below 2**32"), _Number]
 PositiveNumber = Annotated[float, Field(gt=0, description="a number above 0"), _Number]
 PositiveNumberOrNull = Annotated[float | None, Field(gt=0, description="a number above 0 or null"), _Number]

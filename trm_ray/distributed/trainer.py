@@ -29,6 +29,7 @@ from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
+from trm_ray.distributed.elastic import SavesBeforeResize
 from trm_ray.distributed.worker import train_worker
 from trm_ray.run import RunPlan, is_finished, start_step
 from trm_ray.training.optim import NonFiniteError
@@ -60,10 +61,7 @@ def train_on_ray(plan: RunPlan, tell: Callable[[str], None] = _LOG.warning) -> d
         with RoomWatch(plan.config, lambda: 1, tell):
             train = load_split(plan.train_paths, "train", plan.config.ray.most_workers)
             trainer = build_trainer(plan, train, load_split(plan.test_paths, "test"), stop_file)
-            try:
-                evaluation: dict[str, float] = _beside_main_thread(trainer.fit).return_value
-            except WorkerGroupError as error:
-                raise told_cause(error) from error
+            evaluation = _beside_main_thread(lambda: outcome_of(trainer))
         if not is_finished(plan):
             raise stopped_after(start_step(plan))
         return evaluation
@@ -93,7 +91,18 @@ def _beside_main_thread(work: Callable[[], _Result]) -> _Result:
     return outcome.result()
 
 
-def told_cause(error: WorkerGroupError) -> Exception:
+def outcome_of(trainer: TorchTrainer) -> dict[str, float]:
+    """Train, and return the last evaluation or raise what keeps the run from going on."""
+    try:
+        outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
+    except WorkerGroupError as error:
+        raise _told_cause(error) from error
+    if isinstance(outcome, NonFiniteError):
+        raise outcome
+    return outcome
+
+
+def _told_cause(error: WorkerGroupError) -> Exception:
     """Find what a user can do something about in what the workers died of; without it, all of it."""
     for failure in error.worker_failures.values():
         cause = getattr(failure, "_base_exc", failure)
@@ -128,8 +137,8 @@ def build_trainer(
         run_config=RunConfig(
             name=NOTES,
             storage_path=str(plan.folder),
-            failure_config=FailureConfig(max_failures=plan.config.ray.max_failures),
-            callbacks=list(callbacks),
+            failure_config=FailureConfig(max_failures=plan.config.ray.failures_allowed),
+            callbacks=[*callbacks, *([SavesBeforeResize(plan.folder)] if plan.config.ray.is_elastic else [])],
             logging_config=LoggingConfig(log_level="INFO" if VERBOSE else "CRITICAL"),
         ),
     )

@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -22,7 +21,7 @@ from trm_ray.config import SweepConfig, flat, with_overrides
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
-from trm_ray.distributed.trainer import build_trainer, told_cause
+from trm_ray.distributed.trainer import build_trainer, outcome_of
 from trm_ray.distributed.worker import train_trial
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
@@ -182,7 +181,7 @@ def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch
             callbacks=[watch],
             stop=_Stopper(folder / STOP_FILE, watch),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures),
+            failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures or 0),
         ),
     )
 
@@ -233,10 +232,7 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
             return
         train, test = data[plan.train_paths, plan.test_paths]
         if several:
-            try:
-                build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()]).fit()
-            except WorkerGroupError as error:
-                raise told_cause(error) from error
+            outcome_of(build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()]))
         else:
             train_trial(plan, train, test, folder / STOP_FILE)
 

@@ -15,7 +15,9 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from trm_ray.data.stream import Shard, fits_in_memory
 from trm_ray.distributed.dataset import iter_rows, read_rows
+from trm_ray.distributed.elastic import RESIZE_FILE
 from trm_ray.run import RunPlan, choose_device, execute
+from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import Session
 from trm_ray.training.stopping import Interrupted, StopFile
 
@@ -48,17 +50,23 @@ class PreemptedError(RuntimeError):
     """A node of the run is about to be taken away; the checkpoint is there, and Ray Train starts anew elsewhere."""
 
 
-def train_worker(settings: Mapping[str, Any]) -> dict[str, float]:
+def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteError:
     """Train as one worker of a `TorchTrainer`, on its slice of each batch and its share of the test split.
 
     Returns:
-        The last evaluation; nothing where the run was asked to stop, which is no failure for Ray to try again after.
+        The last evaluation; nothing where the run was asked to stop. That is no failure for Ray to try again after, and
+        neither is a loss that is not finite, which is returned: it would come again.
 
     Raises:
         PreemptedError: Ray gave notice of a preemption, so that the run has to go on elsewhere.
     """
     plan: RunPlan = settings["plan"]
     source, stop_file = ray.train.get_dataset_shard("train"), StopFile(settings["stop_file"])
+    resize_file = StopFile(plan.folder / RESIZE_FILE) if plan.config.ray.is_elastic else None
+
+    def resizing() -> bool:
+        return resize_file is not None and resize_file.requested()
+
     try:
         return execute(
             plan,
@@ -66,10 +74,14 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float]:
             test_rows=read_rows(ray.train.get_dataset_shard("test")),
             device=ray.train.torch.get_device(),
             session_type=TrialTrainSession if settings["is_trial"] else TrainSession,
-            stop_requested=lambda: stop_file.requested() or _preempted(),
+            stop_requested=lambda: stop_file.requested() or resizing() or _preempted(),
         )
+    except NonFiniteError as error:  # all workers come to it at the same step
+        return error
     except Interrupted as stopped:
-        if stop_file.requested():
+        if ray.train.get_context().get_world_rank() == 0:  # who has written what is saved
+            (plan.folder / RESIZE_FILE).unlink(missing_ok=True)  # the answer to who asked for it
+        if stop_file.requested() or resizing():
             return {}
         raise PreemptedError(f"a node of the run is being preempted; {stopped}") from None
 
