@@ -66,7 +66,8 @@ class Trials:
     """Trials that cost the same.
 
     step_ms: mean over the steps, with its share of evaluations. weights_mib … carry_mib: a worker's memory; activations
-    are None where no step was taken. checkpoints: how many a trial leaves. hours: of all these trials.
+    are None where no step was taken. checkpoints: how many a trial leaves at most, for the best may be among the latest.
+    hours: of all these trials.
     """
 
     scenario: str
@@ -429,7 +430,7 @@ def _checkpoint_mib(config: Config, state: dict[str, float]) -> float:
 
 
 def checkpoints_left(config: Config, num_steps: int) -> int:
-    """Count the checkpoints that a finished run leaves, its final model included."""
+    """Count the checkpoints that a finished run leaves at most, its final model included."""
     evaluations = -(-num_steps // config.eval_interval) if config.checkpoint_every_eval else 1
     kept = evaluations if config.keep_last is None else min(evaluations, config.keep_last + config.keep_best)
     return kept + 1

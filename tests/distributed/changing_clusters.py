@@ -1,4 +1,4 @@
-"""Clusters whose nodes come and go, each in a process of its own: `python changing_clusters.py WHAT DATA FOLDER`.
+"""Clusters whose nodes come and go, each in a process of its own: `changing_clusters.py WHAT DATA FOLDER [PICTURE]`.
 
 `elastic`: a run of one or two workers loses a node and gets another; then a run of one worker loses the only node.
 `autoscaling`: Ray's autoscaler finds nodes for a sweep that the head has no room for, and takes them away again.
@@ -27,7 +27,7 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 os.environ["RAY_AUTH_MODE"] = "token"
 
-import trm_ray.distributed  # noqa: E402  # before Ray, whose import reads the settings that it makes
+import trm_ray.distributed  # noqa: E402, F401  # before Ray, whose import reads the settings that it makes
 
 # isort: split
 import ray  # noqa: E402
@@ -131,7 +131,7 @@ def elastic(data: Path, folder: Path) -> dict[str, Any]:
 def _resized(cluster: Cluster, nodes: list[Any], data: Path, folder: Path) -> dict[str, Any]:
     """Train with two workers, one, two again; then stop."""
     words = ["ray.num_workers=[1,2]", "ray.resize_check_s=2", "global_batch_size=9"]
-    same_at_any_length = ["max_steps=100000", "lr_min_ratio=1", "lr=3e-3"]
+    same_at_any_length = ["max_steps=100000", "lr_min_ratio=1", "lr=1e-3"]
     often = ["eval_interval=20", "log_interval=1", "keep_last=3"]
     training = Training(plan_run(run_config(data, folder, *words, *same_at_any_length, *often)))
     marks = {}
@@ -225,6 +225,27 @@ class NodeWatch(threading.Thread):
             self.seen.append({"seconds": self.seconds(), "nodes": nodes, "trials": trials})
 
 
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draw nodes and training trials over time."""
+    from matplotlib.figure import Figure
+
+    from trm_ray.reporting.style import MUTED, SCENARIO_COLOURS, legend_above, room_for_notes, save, styled
+
+    seen, end = record["seen"], record["ended_s"]
+    with styled(), room_for_notes():
+        figure = Figure(figsize=(8, 3.2), dpi=110, layout="constrained")
+        axes = figure.subplots()
+        seconds = [look["seconds"] for look in seen]
+        for name, colour in (("nodes", SCENARIO_COLOURS["linear"]), ("trials", SCENARIO_COLOURS["constant"])):
+            told = {"nodes": f"worker nodes of {NODE_CPUS} CPUs", "trials": "trials that train, 1 CPU each"}[name]
+            axes.step(seconds, [look[name] for look in seen], where="post", color=colour, label=told)
+        axes.axvline(end, color=MUTED, linestyle=":", linewidth=1.2)
+        axes.annotate("sweep ends", (end, 5.35), (-4, 0), textcoords="offset points", ha="right", color=MUTED)
+        axes.set(xlabel="seconds", ylim=(0, 5.8), xlim=(0, seconds[-1]), title="A sweep on a head without CPUs")
+        legend_above(axes)
+        save(figure, path)
+
+
 HEAD_ID = "f" * 51 + "00000"
 _HEAD_TYPE = "ray.head.default"  # as the fake provider calls it
 
@@ -315,4 +336,6 @@ if __name__ == "__main__":
     what, data, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     record = {"elastic": elastic, "autoscaling": autoscaling}[what](data, folder)
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+    for picture in sys.argv[4:]:
+        draw(record, Path(picture))
     os._exit(0)

@@ -6,7 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, Strict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -80,6 +89,8 @@ Workers = Annotated[
     int | tuple[int, int],
     Field(description="a whole number of at least 0, or [FEWEST, MOST] from 1 on"),
     PlainValidator(_workers),
+    # Written as JSON and YAML have it; the serializer that goes with a plain validator complains of the list.
+    PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value, Any, when_used="json"),
 ]
 Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
 Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]
