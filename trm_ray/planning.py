@@ -66,7 +66,7 @@ class Trials:
     """Trials that cost the same.
 
     step_ms: mean over the steps, with its share of evaluations. weights_mib … carry_mib: a worker's memory; activations
-    are None where no step was taken. checkpoints: how many a trial leaves at most, for the best may be among the latest.
+    are None where no step was taken. checkpoints: what a trial leaves at most, for the best may be among the latest.
     hours: of all these trials.
     """
 
