@@ -42,10 +42,12 @@ from trm_ray.run import RunPlan, claim_folder, plan_run, start_step  # noqa: E40
 from trm_ray.sweeps import plan_sweep, start_sweep  # noqa: E402
 from trm_ray.training.stopping import STOP_FILE, Interrupted  # noqa: E402
 
-PATIENCE_S = 120.0
+PATIENCE_S = 200.0
 STEP_S = 0.04
 HIT_AT = 23
 NODE_CPUS, MOST_NODES = 2, 4
+# Ray takes half a minute to believe that a node is lost.
+_LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 4000}
 
 
 def train_slowly() -> None:
@@ -115,17 +117,20 @@ class Training(threading.Thread):
 
 def elastic(data: Path, folder: Path) -> dict[str, Any]:
     # Without a dashboard Ray Train would not give back what lost workers held.
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": _free_port()}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    place = tempfile.mkdtemp(prefix="nodes-")  # where others do not look for a cluster to join
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": _free_port(), "temp_dir": place}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _LOST_SOON})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     joined(cluster.address)
     try:
         record = {"resized": _resized(cluster, nodes, data, folder / "resized")}
         cluster.remove_node(nodes.pop(), allow_graceful=False)
+        until(lambda: ray.cluster_resources().get("CPU") == 1, "the loss is noticed")
         return record | {"moved": _moved(cluster, nodes, data, folder / "moved")}
     finally:
         ray.shutdown()
         cluster.shutdown()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _resized(cluster: Cluster, nodes: list[Any], data: Path, folder: Path) -> dict[str, Any]:
@@ -290,7 +295,7 @@ def _cluster_of_fake_nodes(port: int) -> dict[str, Any]:
         "cluster_name": "fake",
         "max_workers": MOST_NODES,
         "upscaling_speed": 1.0,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": 0.2,
         "provider": {**provider, "disable_launch_config_check": True},
         "available_node_types": {
             _HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},

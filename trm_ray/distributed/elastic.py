@@ -24,15 +24,10 @@ class SavesBeforeResize(ControllerCallback):
     def __init__(self, run_dir: Path):
         self._file = run_dir / RESIZE_FILE
         self._file.unlink(missing_ok=True)
-        self._trains = False
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Note whether workers train that can be asked."""
-        self._trains = isinstance(current_state, ResizingState)
-
-    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """Ask, and wait for the answer, which is that the file is gone."""
-        if not self._trains:
+        """Ask workers that are about to be replaced, and wait for the answer, which is that the file is gone."""
+        if not isinstance(current_state, ResizingState):
             return
         self._file.touch()
         deadline = time.monotonic() + _PATIENCE_S
