@@ -458,6 +458,12 @@ def _assumptions(config: Config, trials: Sequence[Trials], infos: _Infos) -> Ite
     yield "starting, saving and waiting for nodes take no time"
 
 
+def told_measure(num_steps: int) -> str:
+    """Say how steps are measured here."""
+    clock = "on its GPU" if _gpu_here() else "in processor time of a CPU"
+    return f"measured on this machine {clock}, {num_steps} steps of every network"
+
+
 def _gpu_here() -> bool:
     import torch
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trm_ray.cli.common import app, reported
-from trm_ray.config import Config
+
+if TYPE_CHECKING:
+    from trm_ray.config import Config
 
 
 @app.command()
@@ -46,6 +48,7 @@ def plan(
         plan_table,
         planned,
         run_step_ms,
+        told_measure,
         told_ms,
     )
 
@@ -65,7 +68,7 @@ def plan(
         told = run_step_ms(from_run)
         found = plan_cost(asked, told_ms(told), f"{told:.3g} ms, the median of {from_run}, taken for all trials")
     else:
-        found = plan_cost(asked, measured_here(measure), f"measured here, {measure} steps of every network", shown)
+        found = plan_cost(asked, measured_here(measure), told_measure(measure), shown)
     for line in plan_lines(found, price_per_hour):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     Console(width=max(console.width, 140)).print(plan_table(found))
