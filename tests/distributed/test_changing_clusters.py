@@ -114,11 +114,11 @@ def test_no_step_is_missing_and_none_is_logged_twice(changed: tuple[Path, dict[s
 
 
 def test_a_wish_for_more_workers_loses_no_step(changed: tuple[Path, dict[str, Any]]):
-    """The step under way was saved for it: unlike the checkpoints of evaluations, that one has no score."""
+    """The step under way was saved for it, and logged by those who went on: such a checkpoint has no score."""
     run = changed[0] / "resized"
     workers = [row["throughput/num_workers"] for row in lines(run)]
-    last_of_one = lines(run)[len(workers) - 1 - workers[::-1].index(1)]["step"]
-    manifest = read_manifest(run / f"checkpoint_step_{last_of_one}")
+    first_of_two_again = lines(run)[len(workers) - workers[::-1].index(1)]["step"]
+    manifest = read_manifest(run / f"checkpoint_step_{first_of_two_again:.0f}")
     assert manifest is not None
     assert manifest.score is None
 
@@ -128,7 +128,7 @@ def test_the_metrics_are_those_of_a_run_that_was_left_alone(changed: tuple[Path,
     for step, row in ours.items():
         for tag in ("train/lm_loss", "train/grad_norm", "eval/loss", "eval/exact_accuracy"):
             if tag in row:
-                assert row[tag] == pytest.approx(theirs[step][tag], rel=1e-2, abs=1e-3), (step, tag)
+                assert row[tag] == pytest.approx(theirs[step][tag], rel=1e-4, abs=1e-5), (step, tag)
 
 
 def test_a_run_whose_only_node_is_lost_arrives_at_the_same_bytes_on_another(changed: tuple[Path, dict[str, Any]]):
