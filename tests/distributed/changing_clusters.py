@@ -31,12 +31,12 @@ import trm_ray.distributed  # noqa: E402, F401  # before Ray, whose import reads
 
 # isort: split
 import ray  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 from run_helpers import TINY_RUN, run_config  # noqa: E402
 
 from trm_ray.config import SweepConfig  # noqa: E402
 from trm_ray.distributed.cluster import _make_private_token  # noqa: E402
+from trm_ray.distributed.faults import LocalNodes, free_port  # noqa: E402
 from trm_ray.distributed.trainer import train_on_ray  # noqa: E402
 from trm_ray.run import RunPlan, claim_folder, plan_run, start_step  # noqa: E402
 from trm_ray.sweeps import plan_sweep, start_sweep  # noqa: E402
@@ -46,8 +46,6 @@ PATIENCE_S = 200.0
 STEP_S = 0.04
 HIT_AT = 23
 NODE_CPUS, MOST_NODES = 2, 4
-# Ray takes half a minute to believe that a node is lost.
-_LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 4000}
 
 
 def train_slowly() -> None:
@@ -116,24 +114,15 @@ class Training(threading.Thread):
 
 
 def elastic(data: Path, folder: Path) -> dict[str, Any]:
-    # Without a dashboard Ray Train would not give back what lost workers held.
-    place = tempfile.mkdtemp(prefix="nodes-")  # where others do not look for a cluster to join
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": _free_port(), "temp_dir": place}
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _LOST_SOON})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    joined(cluster.address)
-    try:
-        record = {"resized": _resized(cluster, nodes, data, folder / "resized")}
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
+    with LocalNodes(2) as nodes:
+        joined(nodes.address)
+        record = {"resized": _resized(nodes, data, folder / "resized")}
+        nodes.lose()
         until(lambda: ray.cluster_resources().get("CPU") == 1, "the loss is noticed")
-        return record | {"moved": _moved(cluster, nodes, data, folder / "moved")}
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(place, ignore_errors=True)
+        return record | {"moved": _moved(nodes, data, folder / "moved")}
 
 
-def _resized(cluster: Cluster, nodes: list[Any], data: Path, folder: Path) -> dict[str, Any]:
+def _resized(nodes: LocalNodes, data: Path, folder: Path) -> dict[str, Any]:
     """Train with two workers, one, two again; then stop."""
     words = ["ray.num_workers=[1,2]", "ray.resize_check_s=2", "global_batch_size=9"]
     same_at_any_length = ["max_steps=100000", "lr_min_ratio=1", "lr=1e-3"]
@@ -146,10 +135,10 @@ def _resized(cluster: Cluster, nodes: list[Any], data: Path, folder: Path) -> di
 
     marks["begun"] = training.until(lambda row: workers(2)(row) and row["step"] > HIT_AT, "two workers train")
     lost_at = time.monotonic()
-    cluster.remove_node(nodes.pop(), allow_graceful=False)
+    nodes.lose()
     marks["lost"] = training.until(workers(1), "one worker goes on")
     gained_at = time.monotonic()
-    nodes.append(cluster.add_node(num_cpus=1))
+    nodes.add()
     marks["gained"] = training.until(workers(2), "two workers go on")
     ended_at = time.monotonic()
     training.until(lambda row: row["step"] > marks["gained"] + 5, "some more steps")
@@ -160,15 +149,15 @@ def _resized(cluster: Cluster, nodes: list[Any], data: Path, folder: Path) -> di
     return {**marks, **seconds, "stopped": start_step(training.plan), "told": training.told}
 
 
-def _moved(cluster: Cluster, nodes: list[Any], data: Path, folder: Path) -> dict[str, Any]:
+def _moved(nodes: LocalNodes, data: Path, folder: Path) -> dict[str, Any]:
     """Lose the node of a run's only worker; the head has no room for it, another node comes."""
     words = ["ray.num_workers=1", "ray.max_failures=1", "max_steps=60", "eval_interval=10", "keep_last=3"]
     training = Training(plan_run(run_config(data, folder, *words)))
     hit = training.until(lambda row: row["step"] >= HIT_AT, "the worker trains")
-    cluster.remove_node(nodes.pop(), allow_graceful=False)
+    nodes.lose()
     lost_at = time.monotonic()
     until(lambda: bool(training.told), "a word that room is missing")
-    nodes.append(cluster.add_node(num_cpus=1))
+    nodes.add()
     training.until(lambda row: row["step"] > hit + 10, "the worker trains again")
     training.join(PATIENCE_S)
     if training.error is not None:
@@ -259,7 +248,7 @@ _HEAD_TYPE = "ray.head.default"  # as the fake provider calls it
 def autoscaling_head() -> Iterator[str]:
     """Start a head without CPUs whose autoscaler runs Ray's fake nodes; yield its address."""
     _make_private_token()
-    place, port = Path(tempfile.mkdtemp(prefix="scale-")), _free_port()
+    place, port = Path(tempfile.mkdtemp(prefix="scale-")), free_port()
     (place / "cluster.json").write_text(json.dumps(_cluster_of_fake_nodes(port)))
     made_for_tests = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
     named = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_CLOUD_INSTANCE_ID": HEAD_ID}
@@ -267,7 +256,7 @@ def autoscaling_head() -> Iterator[str]:
     words += [
         "--include-dashboard=false",
         "--dashboard-agent-listen-port=0",
-        f"--ray-client-server-port={_free_port()}",
+        f"--ray-client-server-port={free_port()}",
     ]
     words += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000", "--disable-usage-stats"]
     words += [f"--temp-dir={place / 'ray'}", f"--autoscaling-config={place / 'cluster.json'}"]
@@ -306,12 +295,6 @@ def _cluster_of_fake_nodes(port: int) -> dict[str, Any]:
         **{"file_mounts": {}, "auth": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False},
         **{"rsync_exclude": [], "rsync_filter": []},
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

@@ -1,18 +1,68 @@
-"""Kill a process of Ray's on purpose, on whichever node it runs."""
+"""Kill a process of Ray's on purpose, on whichever node it runs, or a whole node."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import ray
+from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors
+
+# Ray takes half a minute to believe that a node is lost.
+_LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 4000}
+
+
+class LocalNodes:
+    """A cluster of this machine's processes: a head without CPUs, and nodes of one CPU each that can be lost and added.
+
+    Nodes must be added by the main thread, for Ray sets a signal handler; a run then trains in another one.
+    """
+
+    def __init__(self, num_nodes: int):
+        self._place = tempfile.mkdtemp(prefix="nodes-")  # short, for sockets; where nobody looks for a cluster to join
+        # Without a dashboard Ray Train does not give back what lost workers held.
+        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "temp_dir": self._place}
+        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _LOST_SOON})
+        self.address: str = self._cluster.address
+        self._nodes: list[Any] = []
+        for _ in range(num_nodes):
+            self.add()
+
+    def __enter__(self) -> LocalNodes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ray.shutdown()
+        self._cluster.shutdown()
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    def add(self) -> None:
+        """Start a node."""
+        self._nodes.append(self._cluster.add_node(num_cpus=1))
+
+    def lose(self) -> None:
+        """Kill the node that was added last, with all that runs on it."""
+        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+
+
+def free_port() -> int:
+    """Find a port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 class _Killer:
