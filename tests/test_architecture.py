@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conversions": {"config", "data", "training"},
     "run": {"config", "model", "data", "training", "reporting", "conversions"},
     "distributed": {"config", "model", "data", "training", "reporting", "run"},
+    "planning": {"config", "data", "training", "reporting", "run"},
     "sweeps": {"config", "reporting", "run", "distributed"},
     "evaluations": {"config", "model", "data", "training", "reporting", "run", "distributed"},
     "selftest": {"config", "data", "training", "run", "sweeps", "distributed"},
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"config", "model", "training", "reporting", "run", "distributed", "sweeps", "evaluations"},
     "cli": {
         *("config", "model", "data", "training", "reporting"),
-        *("run", "distributed", "sweeps", "predictions", "evaluations", "conversions", "selftest"),
+        *("run", "distributed", "sweeps", "predictions", "evaluations", "conversions", "selftest", "planning"),
     },
 }
 FORBIDDEN: dict[str, set[str]] = {
@@ -42,6 +43,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "conversions": {"ray", "numpy", "pyarrow", "matplotlib"},
     "run": {"ray"},
     "sweeps": {"ray"},
+    "planning": {"ray", "numpy", "pyarrow", "matplotlib"},
     "selftest": {"ray"},
     "predictions": {"ray", "matplotlib"},
     "api": {"ray"},

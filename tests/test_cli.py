@@ -259,7 +259,7 @@ def test_training_leaves_what_a_run_s_folder_holds(trained: tuple[Path, Result])
         "train/grad_norm", "train/learning_rate", "train/act/steps", "train/act/accuracy", "train/act/exact_accuracy",
         "train/act/q_halt_accuracy", "train/act/q_halt_loss", "eval/loss", "eval/accuracy", "eval/exact_accuracy",
         "eval/exact_accuracy_first", "eval/exact_accuracy_halting", "eval/act_steps", "eval/q_halt_accuracy",
-        "throughput/puzzles_per_s", "throughput/steps_per_s", "throughput/data_wait_fraction",
+        "throughput/puzzles_per_s", "throughput/steps_per_s", "throughput/data_wait_fraction", "throughput/num_workers",
         *(f"train/deep_supervision/step_{i}_loss" for i in range(3)),
         *(f"eval/step_{i}_loss" for i in range(3)),
         *(f"train/gradients/step_{i}_grad_norm_{kind}" for i in range(3) for kind in ("mean", "max", "min")),

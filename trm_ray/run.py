@@ -215,8 +215,8 @@ def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
     """Say what differs from here on when a run goes on with another number of workers."""
     from trm_ray.data.stream import fits_in_memory
 
-    now, then = max(1, plan.config.ray.num_workers), max(1, before.ray.num_workers)
-    if now == then:
+    now, then = (max(1, config.ray.most_workers) for config in (plan.config, before))
+    if now == then or plan.config.ray.is_elastic or before.ray.is_elastic:  # whose number the log tells
         return
     rounding = "the same batches from the same state, so that only the rounding of sums differs"
     order = "the train split is too large for one memory and is dealt out anew, so the order of its puzzles differs"

@@ -172,7 +172,7 @@ def test_a_stream_goes_on_from_any_batch(batch_size):
         assert_same(batches(GROUPED, batch_size, 15 - start, start, symmetry=Marked()), whole[start:])
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 6])
+@pytest.mark.parametrize("world_size", [2, 3, 5, 6, 7, 12])  # 12 rows a batch: equal shares, and not
 @pytest.mark.parametrize("start", [0, 5])
 def test_workers_see_together_what_one_sees_alone(world_size, start):
     places = [{"rank": rank, "world_size": world_size} for rank in range(world_size)]

@@ -166,3 +166,36 @@ def test_an_evaluation_that_is_not_finite_does_not_stop_a_sweep(tmp_path: Path, 
         display.started("good", tmp_path / "good", 100)
         display.reported("good", eval_row(50, float("nan"), 0.0))
     assert "good" in printed(console)
+
+
+def test_a_change_of_workers_is_said_at_once_though_steps_are_taken_again(tmp_path: Path):
+    """A run of two workers lost one at step 30 and goes on from the checkpoint of step 10."""
+
+    def row(step: int, workers: int) -> dict[str, float]:
+        return train_row(step, weight=0.0, **{"throughput/num_workers": workers})
+
+    console = recording()
+    with run_display(tmp_path, console):
+        append(tmp_path, row(10, 2), row(20, 2), row(30, 2))
+        time.sleep(0.5)
+        (tmp_path / "metrics.jsonl").unlink()
+        append(tmp_path, row(10, 2))
+        time.sleep(0.5)
+        append(tmp_path, row(20, 1))
+        time.sleep(0.5)
+        append(tmp_path, row(30, 1), row(40, 1))
+    lines = [line.split("|")[0].strip() for line in printed(console).splitlines()]
+    assert lines == [
+        "Step     10",
+        "Step     20",
+        "Step     30",
+        "Now 1 instead of 2 workers, as of step 20",
+        "Step     40",
+    ]
+
+
+def test_a_sweep_says_what_concerns_no_single_trial():
+    console = recording()
+    with SweepDisplay(console, {}) as display:
+        display.tell("waiting for 5 CPUs (the cluster has 0 of 5)")
+    assert printed(console) == "waiting for 5 CPUs (the cluster has 0 of 5)\n"

@@ -299,7 +299,7 @@ TRAIN_TAGS = {f"train/{part}_loss" for part in ("total", "act", "supervised", "l
     *(f"train/deep_supervision/step_{i}_loss" for i in range(3)),
     *(f"train/act/{name}" for name in ("steps", "accuracy", "exact_accuracy", "q_halt_accuracy", "q_halt_loss")),
     *("train/curriculum_weight", "train/grad_norm", "train/learning_rate"),
-    *(f"throughput/{name}" for name in ("puzzles_per_s", "steps_per_s", "data_wait_fraction")),
+    *(f"throughput/{name}" for name in ("puzzles_per_s", "steps_per_s", "data_wait_fraction", "num_workers")),
 }
 
 

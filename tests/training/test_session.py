@@ -21,7 +21,7 @@ def test_a_process_alone_is_rank_zero_of_one_and_exchanges_nothing(tmp_path):
     rows, kept = torch.arange(6.0), torch.arange(6.0)
     session.sum_over_ranks(rows)
     assert torch.equal(rows, kept)
-    assert session.gather_rows(rows) is rows
+    assert session.gather_rows(rows, 6) is rows
     assert torch.equal(session.own_rows(rows), rows)
 
 
@@ -96,12 +96,14 @@ def assert_close_rows(first: Path, second: Path, tolerance: float) -> None:
         assert ours[step] == pytest.approx(row, rel=tolerance, abs=tolerance), step
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("supervised", 1e-6), ("stablemax", 1e-6), ("puzzles", 1e-6)])
-def test_two_workers_with_half_batches_take_the_steps_of_one(two_workers, one_worker, name, tolerance):
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("supervised", 1e-6), ("stablemax", 1e-6), ("puzzles", 1e-6), ("uneven", 1e-6)]
+)
+def test_two_workers_with_their_shares_of_each_batch_take_the_steps_of_one(two_workers, one_worker, name, tolerance):
     assert_close_weights(finished(two_workers, name), one_worker / name, tolerance)
 
 
-@pytest.mark.parametrize("name", ["supervised", "stablemax", "puzzles"])
+@pytest.mark.parametrize("name", ["supervised", "stablemax", "puzzles", "uneven"])
 def test_two_workers_log_the_metrics_of_one(two_workers, one_worker, name):
     run = finished(two_workers, name)
     assert_close_rows(run, one_worker / name, 1e-4)
@@ -132,6 +134,8 @@ def test_a_checkpoint_of_two_workers_holds_the_whole_carry_and_one_worker_goes_o
     ours, theirs = (load_checkpoint(folder / name)["carry"] for folder in (run, one_worker / "supervised"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert {len(rows) for rows in ours.values()} == {8}
+    uneven = load_checkpoint(finished(two_workers, "uneven") / name)["carry"]
+    assert {len(rows) for rows in uneven.values()} == {7}
     shutil.copytree(run / name, tmp_path / name)
     train("supervised", tmp_path)
     assert_close_weights(tmp_path, run, 1e-6)
@@ -148,3 +152,4 @@ def test_sums_and_rows_arrive_whole_on_every_rank(two_workers):
         for dtype in (torch.float32, torch.bfloat16, torch.int32):
             assert torch.equal(seen[str(dtype)], rows.to(dtype))
         assert torch.equal(seen["torch.bool"], rows % 2 == 1)
+        assert torch.equal(seen["odd"], torch.arange(10).view(5, 2))

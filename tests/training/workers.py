@@ -21,6 +21,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "stablemax": {"loss_type": "stablemax_cross_entropy", "optimizer": "adam_atan2"},
     "puzzles": supervised(arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3),
     "bfloat16": supervised(arch={"forward_dtype": "bfloat16"}),
+    # Four rows of each batch to one worker and three to the other.
+    "uneven": supervised(
+        global_batch_size=7, arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3, log_interval=2
+    ),
 }
 
 
@@ -37,8 +41,10 @@ def exchange(session: Session) -> dict[str, Any]:
     rows = torch.arange(12).view(4, 3)
     dtypes = (torch.float32, torch.bfloat16, torch.int32, torch.bool)
     gathered = {
-        str(t): session.gather_rows(session.own_rows(rows % 2 if t == torch.bool else rows).to(t)) for t in dtypes
+        str(t): session.gather_rows(session.own_rows(rows % 2 if t == torch.bool else rows).to(t), 4) for t in dtypes
     }
+    odd = torch.arange(10).view(5, 2)
+    gathered["odd"] = session.gather_rows(session.own_rows(odd), 5)
     return {"scalar": scalar, "table": table, "own": session.own_rows(rows), **gathered}
 
 

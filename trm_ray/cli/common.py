@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 # Typer reads the annotations at run time, so what they name must be there.
-_ORDER = ("prepare", "train", "sweep", "dashboard", "compare", "evaluate", "predict")
+_ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict")
 
 
 class _InOrderOfUse(TyperGroup):

@@ -36,6 +36,7 @@ def train(
     from rich.console import Console
 
     from trm_ray.config import banner, load_config
+    from trm_ray.config.errors import show
     from trm_ray.reporting.console import RunDisplay
     from trm_ray.run import beginning, claim_folder, is_finished, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
@@ -64,13 +65,16 @@ def train(
     )
     try:
         with display:
-            if config.ray.num_workers == 0:
+            if config.ray.most_workers == 0:
                 train_in_process(plan)
             else:
                 from trm_ray.distributed.trainer import train_on_ray
 
-                console.print(f"Starting Ray with {config.ray.num_workers} workers …", highlight=False)
-                train_on_ray(plan)
+                def tell(text: str) -> None:
+                    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+                tell(f"Starting Ray with {show(config.ray.num_workers)} workers …")
+                train_on_ray(plan, tell)
     except NonFiniteError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error

@@ -6,8 +6,18 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # keys that hold keys
@@ -39,6 +49,16 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _workers(value: Any) -> int | tuple[int, int]:
+    """Read a number of workers, or the fewest and the most of them; a range of one number is that number."""
+    ends = [_number(end) for end in value] if isinstance(value, list | tuple) else [_number(value)] * 2
+    whole = len(ends) == 2 and all(type(end) is int for end in ends)
+    if not whole or not (1 <= ends[0] <= ends[1] or ends == [0, 0]):
+        # Told by the field's description; a union of types would have put their names into the key.
+        raise PydanticCustomError("workers", "no number of workers")
+    return (ends[0], ends[1]) if ends[0] < ends[1] else int(ends[0])
+
+
 _Number = BeforeValidator(_number)
 _Listed = BeforeValidator(_listed)
 _Home = AfterValidator(os.path.expanduser)
@@ -46,6 +66,7 @@ _Home = AfterValidator(os.path.expanduser)
 Positive = Annotated[int, Field(ge=1, description="a whole number of at least 1"), _Number]
 PositiveOrNull = Annotated[int | None, Field(ge=1, description="a whole number of at least 1 or null"), _Number]
 Count = Annotated[int, Field(ge=0, description="a whole number of at least 0"), _Number]
+CountOrNull = Annotated[int | None, Field(ge=0, description="a whole number of at least 0 or null"), _Number]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to below 2**32"), _Number]
 PositiveNumber = Annotated[float, Field(gt=0, description="a number above 0"), _Number]
 PositiveNumberOrNull = Annotated[float | None, Field(gt=0, description="a number above 0 or null"), _Number]
@@ -63,6 +84,13 @@ FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RUL
 Folders = Annotated[list[Folder], Field(description="a list of text such as [a, b]"), _Listed]
 PairOrNull = Annotated[
     Annotated[tuple[Positive, Positive], Strict(False)] | None, Field(description="null or [MIN, MAX]")
+]
+Workers = Annotated[
+    int | tuple[int, int],
+    Field(description="a whole number of at least 0, or [FEWEST, MOST] from 1 on"),
+    PlainValidator(_workers),
+    # Written as JSON and YAML have it; the serializer that goes with a plain validator complains of the list.
+    PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value, Any, when_used="json"),
 ]
 Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
 Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]

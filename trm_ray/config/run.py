@@ -3,15 +3,18 @@
 # ruff: noqa: RUF012  # pydantic copies defaults
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
 
+from trm_ray.config.errors import show
 from trm_ray.config.keys import (
     Address,
     Count,
+    CountOrNull,
     Decay,
     Folder,
     FolderOrNull,
@@ -27,6 +30,7 @@ from trm_ray.config.keys import (
     Settings,
     Share,
     TextOrNull,
+    Workers,
     flatten,
     section_of,
 )
@@ -83,13 +87,78 @@ class ArchConfig(Settings):
 class RayConfig(Settings):
     """Say where a run computes and stores (`ray.*`)."""
 
-    num_workers: Count = 1  # 0 = without Ray
+    num_workers: Workers = 1  # 0 = without Ray; [FEWEST, MOST] = as many as there is room for, now and later
     use_gpu: bool = False
     cpus_per_worker: PositiveNumber = 1.0
-    gpus_per_worker: PositiveNumber = 1.0  # counts only with use_gpu
+    gpus_per_worker: PositiveNumberOrNull = None  # null = 1, or a share of gpus_per_trial; counts only with use_gpu
+    gpus_per_trial: PositiveNumberOrNull = None  # of all workers of a run together; 0.2 = five trials share a GPU
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"  # of workers over nodes
+    resize_check_s: PositiveNumber = 60.0  # how often a run of [FEWEST, MOST] workers looks for room for more
     storage_path: FolderOrNull = None  # null = a relative log_dir lies below the working directory
-    max_failures: Count = 0
+    max_failures: CountOrNull = None  # times that lost workers or nodes are replaced; null = 0, with a range 100
     address: Address = None  # null = RAY_ADDRESS, else a cluster started for this run
+
+    @model_validator(mode="after")
+    def _check(self) -> RayConfig:
+        if self.gpus_per_trial is not None:
+            _check_shared_gpus(self)
+        amount, each = self.gpus_of_worker, f"ray.num_workers={show(self.num_workers)}"
+        if amount > 1 and not amount.is_integer():
+            raise ValueError(f"{self.gpus_told} gives a worker {amount:g} GPUs, and above 1 it takes whole ones")
+        if self.use_gpu and amount < 1 and self.most_workers > 1:
+            rule = (
+                f"with {each} leaves a worker {amount:g} of a GPU, and workers that share one cannot exchange gradients"
+            )
+            raise ValueError(f"{self.gpus_told} {rule}; use ray.num_workers=1, or whole GPUs")
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that a run needs to begin; 0 without Ray."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that a run can use; 0 without Ray."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change while a run trains."""
+        return self.fewest_workers < self.most_workers
+
+    @property
+    def failures_allowed(self) -> int:
+        """How often workers are started anew after some were lost."""
+        return self.max_failures if self.max_failures is not None else 100 if self.is_elastic else 0
+
+    @property
+    def gpus_of_worker(self) -> float:
+        """GPUs that one worker takes where `use_gpu` is on."""
+        if self.gpus_per_trial is None:
+            return self.gpus_per_worker or 1.0
+        return math.floor(1e4 * self.gpus_per_trial / max(1, self.most_workers)) / 1e4  # Ray's steps
+
+    @property
+    def gpus_told(self) -> str:
+        """The key, with its value, that says how many GPUs a worker takes."""
+        if self.gpus_per_trial is None:
+            return f"ray.gpus_per_worker={self.gpus_of_worker:g}"
+        return f"ray.gpus_per_trial={self.gpus_per_trial:g}"
+
+
+def _check_shared_gpus(ray: RayConfig) -> None:
+    told = f"ray.gpus_per_trial={ray.gpus_per_trial:g}"
+    if ray.gpus_per_worker is not None:
+        raise ValueError(f"{told} must not stand beside ray.gpus_per_worker={ray.gpus_per_worker:g}; set one to null")
+    if not ray.use_gpu:
+        raise ValueError(f"{told} needs ray.use_gpu=true, which is false; set it, or leave both")
+    if ray.is_elastic:
+        raise ValueError(
+            f"{told} cannot be divided among ray.num_workers={show(ray.num_workers)}; use ray.gpus_per_worker"
+        )
+    if ray.gpus_of_worker == 0:
+        raise ValueError(f"{told} leaves a worker less than 0.0001 of a GPU, Ray's least; use more")
 
 
 class SudokuGenerator(Settings):
@@ -188,13 +257,16 @@ def _check_curriculum(config: Config) -> None:
 
 
 def _check_workers(config: Config) -> None:
-    batch, workers = config.global_batch_size, max(config.ray.num_workers, 1)
-    if batch % workers:
+    batch, workers = config.global_batch_size, max(config.ray.most_workers, 1)
+    if config.ray.is_elastic and batch < workers:
+        rule = f"must be at least as many as ray.num_workers={show(config.ray.num_workers)} names"
+        raise ValueError(f"global_batch_size={batch} {rule}; use {workers} or more, or fewer workers")
+    if batch % workers and not config.ray.is_elastic:
         rule = f"must be divisible by ray.num_workers={workers}"
         raise ValueError(f"global_batch_size={batch} {rule}; use {_multiples_near(batch, workers)}")
     if config.device == "cpu" and config.ray.use_gpu:
         raise ValueError("ray.use_gpu=true must not go with device=cpu; use device=auto or ray.use_gpu=false")
-    if config.device == "cuda" and config.ray.num_workers and not config.ray.use_gpu:
+    if config.device == "cuda" and config.ray.most_workers and not config.ray.use_gpu:
         raise ValueError("device=cuda needs ray.use_gpu=true, else Ray hides the GPU; or use ray.num_workers=0")
 
 

@@ -56,6 +56,12 @@ def fits_in_memory(info: DatasetInfo, split: str) -> bool:
     return False
 
 
+def own_slice(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Say where a worker's rows of a batch begin, and how many they are."""
+    size, more = divmod(num_rows, world_size)
+    return rank * size + min(rank, more), size + (rank < more)
+
+
 class RowStream:
     """The batches of one worker.
 
@@ -65,7 +71,8 @@ class RowStream:
         source: all rows, of whose batches the worker takes its slice, or its own shard, which it shuffles for itself.
         batch_size: rows of a batch over all workers.
         symmetry: augmentation of the puzzles, or None.
-        rank: which of `world_size` equal slices of each batch is the worker's.
+        rank: which of `world_size` slices of each batch is the worker's; where they cannot be equal, the first ones
+            hold a row more (as `torch.tensor_split`).
     """
 
     def __init__(
@@ -78,8 +85,9 @@ class RowStream:
         rank: int = 0,
         world_size: int = 1,
     ):
-        assert batch_size % world_size == 0, "workers take equal slices"
-        self.seed, self.symmetry, self.slice_size = seed, symmetry, batch_size // world_size
+        assert batch_size >= world_size, "every worker takes a row"
+        first, self.slice_size = own_slice(batch_size, rank, world_size)
+        self.seed, self.symmetry = seed, symmetry
         self._chunks: Callable[[], Iterable[_Chunk]]
         if isinstance(source, Shard):
             self._chunks, self.num_rows = (lambda: map(_Chunk.of, source.read())), source.num_rows
@@ -87,7 +95,7 @@ class RowStream:
         else:
             chunk = _Chunk.of(source)
             self._chunks, self.num_rows = (lambda: [chunk]), chunk.num_visited
-            self.batch_size, self._offset = batch_size, rank * self.slice_size
+            self.batch_size, self._offset = batch_size, first
 
     def batches(self, start: int) -> Iterator[TokenBatch]:
         """Yield the batches from number `start` on, for ever; epochs follow each other within a batch."""

@@ -11,6 +11,9 @@ _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray Train's controller takes one report a poll; the default of 2 s would hold up every evaluation.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # How long workers wait for room before their number is thought over again. It counts room alone, not how long
+    # processes take to start; after the loss of a node Ray asks for too much for this long (the default is 60 s).
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # Runs write their own logs, in their own folders.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

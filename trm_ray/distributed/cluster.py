@@ -6,13 +6,16 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 import ray
 
 from trm_ray.config import Config, ConfigError
+from trm_ray.config.errors import show
 from trm_ray.distributed import VERBOSE
 
 # One machine needs no other network interface than its own, and Ray's ports are not to be reached from outside.
@@ -21,6 +24,8 @@ _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _NO_PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _AUTH_MODE = "RAY_AUTH_MODE"
 _PATIENCE_S = 5.0
+_LOOK_EVERY_S = 1.0
+_ROUNDING = 1e-3  # of fractions of a GPU that add up to whole ones
 
 
 @contextmanager
@@ -118,8 +123,14 @@ def _check_answers(address: str) -> None:
 
 def worker_resources(config: Config) -> dict[str, float]:
     """Give what one worker asks for."""
-    gpus = {"GPU": config.ray.gpus_per_worker} if config.ray.use_gpu else {}
+    gpus = {"GPU": config.ray.gpus_of_worker} if config.ray.use_gpu else {}
     return {"CPU": config.ray.cpus_per_worker, **gpus}
+
+
+def may_grow(config: Config) -> bool:
+    """Tell whether nodes may still join: Ray runs on more than this machine, or was found at an address."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    return len(ray.nodes()) > 1 or address != "local"
 
 
 def check_resources(config: Config, option: str = "ray.num_workers") -> None:
@@ -129,16 +140,69 @@ def check_resources(config: Config, option: str = "ray.num_workers") -> None:
         option: what the user sets their number with.
 
     Raises:
-        ConfigError: they ask for more CPUs or GPUs than there are.
+        ConfigError: they ask for more CPUs or GPUs than there are, or for more nodes than one.
     """
-    if len(ray.nodes()) > 1 or config.ray.address or os.environ.get("RAY_ADDRESS"):
+    if may_grow(config):
         return
-    there = ray.cluster_resources()
+    there, fewest = ray.cluster_resources(), config.ray.fewest_workers
     for kind, amount in worker_resources(config).items():
-        needed, key = amount * config.ray.num_workers, f"ray.{kind.lower()}s_per_worker"
-        if needed > there.get(kind, 0):
+        told = f"ray.cpus_per_worker={amount:g}" if kind == "CPU" else config.ray.gpus_told
+        needed, key = amount * fewest, told.partition("=")[0]
+        if needed > there.get(kind, 0) + _ROUNDING:
             raise ConfigError(
-                f"{option}={config.ray.num_workers} with {key}={amount:g} needs {needed:g} {kind}s, this "
+                f"{option}={show(config.ray.num_workers)} with {told} needs {needed:g} {kind}s, this "
                 f"machine has {there.get(kind, 0):g}; use fewer workers, a smaller {key}, or {option}=0 to do "
                 f"without Ray"
             )
+    if config.ray.placement_strategy == "STRICT_SPREAD" and fewest > 1:
+        raise ConfigError(
+            f"ray.placement_strategy=STRICT_SPREAD needs a node for each of {option}={show(config.ray.num_workers)}, "
+            "and this machine is one; use ray.placement_strategy=SPREAD"
+        )
+
+
+class RoomWatch:
+    """While this lasts, tell of CPUs and GPUs that are not there, at first and whenever the cluster has changed.
+
+    Args:
+        config: what one run or trial asks for.
+        num_runs: how many of them are still to be run at the same time, the running ones included.
+        tell: is called in another thread with a line.
+    """
+
+    def __init__(self, config: Config, num_runs: Callable[[], int], tell: Callable[[str], None]):
+        self._config, self._num_runs, self._tell = config, num_runs, tell
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> RoomWatch:
+        if may_grow(self._config):
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        before = None
+        while not self._end.wait(_LOOK_EVERY_S):
+            there = {kind: ray.cluster_resources().get(kind, 0) for kind in worker_resources(self._config)}
+            told = missing_room(self._config, there, self._num_runs())
+            if told is not None and there != before:
+                self._tell(told)
+            before = there
+
+
+def missing_room(config: Config, there: Mapping[str, float], num_runs: int) -> str | None:
+    """Say what a cluster lacks for `num_runs` runs at the same time; None if nothing."""
+    each = {kind: amount * config.ray.fewest_workers for kind, amount in worker_resources(config).items()}
+    told = []
+    for kind, amount in each.items():
+        missing = amount * num_runs - there.get(kind, 0)
+        if missing > _ROUNDING:
+            told.append(f"{missing:g} {kind}s (the cluster has {there.get(kind, 0):g} of {amount * num_runs:g})")
+    return f"waiting for {' and '.join(told)}" if told else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import ray
@@ -20,6 +23,59 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_placement_groups, list_workers
 
 from trm_ray.distributed.cluster import stay_private
+
+# Ray takes half a minute to believe that a node is lost.
+_LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 4000}
+
+
+class LocalNodes:
+    """A cluster of this machine's processes: a head without CPUs, and nodes of one CPU each that can be lost and added.
+
+    Nodes must be added by the main thread, for Ray sets a signal handler; a run then trains in another one.
+    """
+
+    def __init__(self, num_nodes: int):
+        stay_private()
+        self._place = tempfile.mkdtemp(prefix="nodes-")  # short, for sockets; where nobody looks for a cluster to join
+        # Without a dashboard Ray Train does not give back what lost workers held.
+        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "temp_dir": self._place}
+        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _LOST_SOON})
+        self.address: str = self._cluster.address
+        self._nodes: list[Any] = []
+        for _ in range(num_nodes):
+            self.add()
+
+    def __enter__(self) -> LocalNodes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cluster.shutdown()
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    def add(self) -> None:
+        """Start a node."""
+        self._nodes.append(self._cluster.add_node(num_cpus=1))
+
+    def lose(self) -> None:
+        """Kill the node that was added last, with all that runs on it."""
+        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+
+    def announce_loss(self, seconds: float) -> None:
+        """Give the notice that a cloud gives before it takes a spot machine away, as `ray drain-node` does."""
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = int(1000 * (time.time() + seconds))
+        gcs = ray._raylet.GcsClient(address=self.address)
+        accepted, refusal = gcs.drain_node(self._nodes[-1].node_id, reason, "selftest", deadline_ms)
+        assert accepted, refusal
+
+
+def free_port() -> int:
+    """Find a port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 class _Killer:
@@ -69,47 +125,6 @@ def _killer_on(node: str) -> Any:
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     killer: Any = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_Killer).remote()
     return killer
-
-
-class SmallCluster:
-    """A head that offers no CPU and a node that offers one, both on this machine; the node can be lost."""
-
-    def __init__(self) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.address: str = self._cluster.address
-        self.add_node()
-
-    def add_node(self) -> None:
-        """Add another node with a CPU; only the main thread can."""
-        self._node = self._cluster.add_node(num_cpus=1)
-
-    def lose_node(self) -> None:
-        """Kill all processes of the node that was added last."""
-        self._cluster.remove_node(self._node, allow_graceful=False)
-
-    def announce_loss(self, seconds: float) -> None:
-        """Give the notice that a cloud gives before it takes a spot machine away, as `ray drain-node` does."""
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline_ms = int(1000 * (time.time() + seconds))
-        accepted, refusal = ray._raylet.GcsClient(address=self.address).drain_node(
-            self._node.node_id, reason, "selftest", deadline_ms
-        )
-        assert accepted, refusal
-
-    def shutdown(self) -> None:
-        """End all of it."""
-        self._cluster.shutdown()
-
-
-@contextmanager
-def small_cluster() -> Iterator[SmallCluster]:
-    """Start a cluster of two nodes on this machine, and end it."""
-    stay_private()
-    cluster = SmallCluster()
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 import ray.data
 from ray.train import (
     DataConfig,
@@ -21,10 +23,13 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
+from trm_ray.config import Config, ConfigError
+from trm_ray.config.errors import show
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
-from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
+from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
+from trm_ray.distributed.elastic import SavesBeforeResize
 from trm_ray.distributed.worker import train_worker
 from trm_ray.run import RunPlan, is_finished, start_step
 from trm_ray.training.optim import NonFiniteError
@@ -35,11 +40,15 @@ from trm_ray.training.store import StorageError
 # one would stop a resume.
 NOTES = ".ray"
 
+_LOG = logging.getLogger("trm_ray")
 _Result = TypeVar("_Result")
 
 
-def train_on_ray(plan: RunPlan) -> dict[str, float]:
+def train_on_ray(plan: RunPlan, tell: Callable[[str], None] = _LOG.warning) -> dict[str, float]:
     """Train a run on Ray workers and return its last evaluation.
+
+    Args:
+        tell: takes a line when the run waits for nodes.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came, and the workers have saved the step that was under way.
@@ -49,15 +58,23 @@ def train_on_ray(plan: RunPlan) -> dict[str, float]:
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plan.config.ray.address), StopSignals(stop_file):
         check_resources(plan.config)
-        train = load_split(plan.train_paths, "train", plan.config.ray.num_workers)
-        trainer = build_trainer(plan, train, load_split(plan.test_paths, "test"), stop_file)
-        try:
-            evaluation: dict[str, float] = _beside_main_thread(trainer.fit).return_value
-        except WorkerGroupError as error:
-            raise told_cause(error) from error
+        with RoomWatch(plan.config, lambda: 1, tell):
+            train = load_split(plan.train_paths, "train", plan.config.ray.most_workers)
+            trainer = build_trainer(plan, train, load_split(plan.test_paths, "test"), stop_file)
+            evaluation = _beside_main_thread(lambda: outcome_of(trainer))
         if not is_finished(plan):
             raise stopped_after(start_step(plan))
         return evaluation
+
+
+def _elastic(config: Config) -> dict[str, float]:
+    if not config.ray.is_elastic:
+        return {}
+    key = "elastic_resize_monitor_interval_s"
+    if key not in ScalingConfig.__dataclass_fields__:
+        told = f"ray.num_workers={show(config.ray.num_workers)} needs a newer Ray than {ray.__version__}"
+        raise ConfigError(f"{told}; update it, or use one number")
+    return {key: config.ray.resize_check_s}
 
 
 def _beside_main_thread(work: Callable[[], _Result]) -> _Result:
@@ -74,7 +91,18 @@ def _beside_main_thread(work: Callable[[], _Result]) -> _Result:
     return outcome.result()
 
 
-def told_cause(error: WorkerGroupError) -> Exception:
+def outcome_of(trainer: TorchTrainer) -> dict[str, float]:
+    """Train, and return the last evaluation or raise what keeps the run from going on."""
+    try:
+        outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
+    except WorkerGroupError as error:
+        raise _told_cause(error) from error
+    if isinstance(outcome, NonFiniteError):
+        raise outcome
+    return outcome
+
+
+def _told_cause(error: WorkerGroupError) -> Exception:
     """Find what a user can do something about in what the workers died of; without it, all of it."""
     for failure in error.worker_failures.values():
         cause = getattr(failure, "_base_exc", failure)
@@ -101,14 +129,16 @@ def build_trainer(
             num_workers=plan.config.ray.num_workers,
             use_gpu=plan.config.ray.use_gpu,
             resources_per_worker=worker_resources(plan.config),
+            placement_strategy=plan.config.ray.placement_strategy,
+            **_elastic(plan.config),
         ),
         datasets={"train": train, "test": test},
         dataset_config=DataConfig(datasets_to_split=[] if whole else ["train"], execution_options=options),
         run_config=RunConfig(
             name=NOTES,
             storage_path=str(plan.folder),
-            failure_config=FailureConfig(max_failures=plan.config.ray.max_failures),
-            callbacks=list(callbacks),
+            failure_config=FailureConfig(max_failures=plan.config.ray.failures_allowed),
+            callbacks=[*callbacks, *([SavesBeforeResize(plan.folder)] if plan.config.ray.is_elastic else [])],
             logging_config=LoggingConfig(log_level="INFO" if VERBOSE else "CRITICAL"),
         ),
     )

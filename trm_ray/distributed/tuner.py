@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -21,9 +20,9 @@ from ray.tune.search import BasicVariantGenerator
 
 from trm_ray.config import SweepConfig, flat, with_overrides
 from trm_ray.data.stream import fits_in_memory
-from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
+from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split
-from trm_ray.distributed.trainer import build_trainer, told_cause
+from trm_ray.distributed.trainer import build_trainer, outcome_of
 from trm_ray.distributed.worker import train_trial
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
@@ -68,11 +67,12 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
     with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
         check_resources(plans[0].config)
         try:
-            _tuner(sweep, plans, folder, watch).fit()
+            with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
+                _tuner(sweep, plans, folder, watch).fit()
         finally:
             watch.remove_staging()
-        if unfinished := len(plans) * sweep.num_samples - watch.num_ended:
-            raise Interrupted(f"{unfinished} trials did not finish")
+        if watch.num_left:
+            raise Interrupted(f"{watch.num_left} trials did not finish")
     return Outcome(watch.failed)
 
 
@@ -108,6 +108,15 @@ class _Watch(tune.Callback):
         self.running: set[str] = set()
         self.num_ended = 0
         self._staging: Path | None = None
+
+    @property
+    def num_left(self) -> int:
+        """Trials that have not ended."""
+        return len(self._plans) * self._sweep.num_samples - self.num_ended
+
+    def num_at_once(self) -> int:
+        """Trials that would run now if there was room for all."""
+        return min(self.num_left, self._sweep.max_concurrent_trials or self.num_left)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore that we never ask for; a display cannot be pickled
@@ -189,7 +198,7 @@ def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch
             callbacks=[watch],
             stop=_Stopper(folder / STOP_FILE, watch),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures),
+            failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures or 0),
         ),
     )
 
@@ -202,12 +211,15 @@ def _distributions(sweep: SweepConfig) -> dict[str, Any]:
 
 
 def _most_concurrent(plan: RunPlan) -> int:
-    """Say how many trials of several workers fit; 0 leaves it to Tune, which counts those of one worker."""
-    if plan.config.ray.num_workers <= 1:
+    """Say how many trials of several workers fit; 0 leaves it to Tune, which counts those of one worker.
+
+    A cluster that may grow is asked for all of them: its autoscaler answers to what waits.
+    """
+    if plan.config.ray.most_workers <= 1 or may_grow(plan.config):
         return 0
     there, asked = ray.cluster_resources(), worker_resources(plan.config)
     return max(
-        1, min(int(there.get(kind, 0) / (amount * plan.config.ray.num_workers)) for kind, amount in asked.items())
+        1, min(int(there.get(kind, 0) / (amount * plan.config.ray.most_workers)) for kind, amount in asked.items())
     )
 
 
@@ -221,9 +233,9 @@ def trial_name(sweep: SweepConfig, plans: list[RunPlan], parameters: Mapping[str
 
 def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callable[..., Any]:
     """Build the function that a trial runs: one worker in the trial's own process, several as an inner TorchTrainer."""
-    several = plans[0].config.ray.num_workers > 1
+    workers = plans[0].config.ray.most_workers
+    several = workers > 1
     paths = {(plan.train_paths, plan.test_paths) for plan in plans}
-    workers = plans[0].config.ray.num_workers
     data = {p: (load_split(p[0], "train", workers), load_split(p[1], "test")) for p in paths}
 
     def trial(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
@@ -237,10 +249,7 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
             return
         train, test = data[plan.train_paths, plan.test_paths]
         if several:
-            try:
-                build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()]).fit()
-            except WorkerGroupError as error:
-                raise told_cause(error) from error
+            outcome_of(build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()]))
         else:
             train_trial(plan, train, test, folder / STOP_FILE)
 

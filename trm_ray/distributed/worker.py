@@ -16,7 +16,9 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from trm_ray.data.stream import Shard, fits_in_memory
 from trm_ray.distributed.dataset import iter_rows, read_rows
+from trm_ray.distributed.elastic import RESIZE_FILE
 from trm_ray.run import RunPlan, choose_device, execute
+from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import Session
 from trm_ray.training.stopping import Interrupted, StopFile
 
@@ -47,28 +49,38 @@ class TuneSession(Session):
         tune.report({"step": step, **metrics})
 
 
-def train_worker(settings: Mapping[str, Any]) -> dict[str, float]:
+def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteError:
     """Train as one worker of a `TorchTrainer`, on its slice of each batch and its share of the test split.
 
     A worker that has saved because a node is about to be taken away waits: when that time is over, Ray Train ends all
     workers and starts them anew elsewhere, which is not charged to `ray.max_failures` as an error would be.
 
     Returns:
-        The last evaluation; nothing where the run was asked to stop, which is no failure for Ray to try again after.
+        The last evaluation; nothing where the run was asked to stop. That is no failure for Ray to try again after, and
+        neither is a loss that is not finite, which is returned: it would come again.
     """
     plan: RunPlan = settings["plan"]
     source, stop_file = ray.train.get_dataset_shard("train"), StopFile(settings["stop_file"])
+    resize_file = StopFile(plan.folder / RESIZE_FILE) if plan.config.ray.is_elastic else None
+
+    def resizing() -> bool:
+        return resize_file is not None and resize_file.requested()
+
     try:
         return execute(
             plan,
-            train=partial(read_rows, source) if settings["whole"] else _shard(plan, source),
+            train=partial(read_rows, source) if settings["whole"] else _shard(plan, source, _world_size()),
             test_rows=read_rows(ray.train.get_dataset_shard("test")),
             device=ray.train.torch.get_device(),
             session_type=TrialTrainSession if settings["is_trial"] else TrainSession,
-            stop_requested=lambda: stop_file.requested() or _preempted(),
+            stop_requested=lambda: stop_file.requested() or resizing() or _preempted(),
         )
+    except NonFiniteError as error:  # all workers come to it at the same step
+        return error
     except Interrupted:
-        while not stop_file.requested():
+        if ray.train.get_context().get_world_rank() == 0:  # who has written what is saved
+            (plan.folder / RESIZE_FILE).unlink(missing_ok=True)  # the answer to who asked for it
+        while not (stop_file.requested() or resizing()):
             time.sleep(_WAIT_S)
         return {}
 
@@ -82,9 +94,13 @@ def _preempted() -> bool:
     return told is not None and told.preemption_info is not None
 
 
-def _shard(plan: RunPlan, source: Any) -> Shard:
+def _world_size() -> int:
+    size: int = ray.train.get_context().get_world_size()
+    return size
+
+
+def _shard(plan: RunPlan, source: Any, num_workers: int) -> Shard:
     # `streaming_split` gives every worker equally many rows and drops the remainder.
-    num_workers = max(1, plan.config.ray.num_workers)
     return Shard(lambda: iter_rows(source), plan.info.split("train").rows // num_workers)
 
 
@@ -93,7 +109,7 @@ def train_trial(plan: RunPlan, train: Any, test: Any, stop_file: Path) -> None:
     with suppress(Interrupted):
         execute(
             plan,
-            train=partial(read_rows, train) if fits_in_memory(plan.info, "train") else _shard(plan, train),
+            train=partial(read_rows, train) if fits_in_memory(plan.info, "train") else _shard(plan, train, 1),
             test_rows=read_rows(test),
             device=choose_device(plan.config),
             session_type=TuneSession,

@@ -43,6 +43,7 @@ class RunDisplay:
     ):
         self._path, self._console, self._seen, self._offset = folder / METRICS_FILE, console, first_step, 0
         self._num_cycles, self._schedule = num_cycles, schedule
+        self._num_workers: float | None = None
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -81,6 +82,18 @@ class RunDisplay:
             for line in self._lines(row):
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
             self._progress.update(self._task, completed=self._seen)
+        self._tell_workers(rows)
+
+    def _tell_workers(self, rows: list[Row]) -> None:
+        """Say when the number of workers has changed; steps that are taken again are not shown again, but this is."""
+        counted = [row for row in rows if "throughput/num_workers" in row]
+        if not counted:
+            return
+        step, now = int(counted[-1]["step"]), counted[-1]["throughput/num_workers"]
+        if self._num_workers not in (None, now):
+            told = f"Now {now:.0f} instead of {self._num_workers:.0f} workers, as of step {step}"
+            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
+        self._num_workers = now
 
     def _lines(self, row: Row) -> Iterator[str]:
         if "train/total_loss" in row:
@@ -138,6 +151,10 @@ class SweepDisplay:
         if self._console.is_terminal:
             self._live.stop()
             self._console.print(self._table())
+
+    def tell(self, text: str) -> None:
+        """Say what concerns no single trial."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, name: str, folder: Path, num_steps: int) -> None:
         """Note that a trial runs."""

@@ -70,17 +70,17 @@ def kill_driver_on_ray(ground: Ground) -> Outcome:
 
 def lose_node(ground: Ground) -> Outcome:
     """Kill all of the node that holds a run's only worker, and add another node (`ray.max_failures=1`)."""
-    from trm_ray.distributed.faults import small_cluster
+    from trm_ray.distributed.faults import LocalNodes
 
     reference = ground.undisturbed()
-    with small_cluster() as cluster:
-        plan = ground.plan("node", ray__num_workers=1, ray__max_failures=1, ray__address=cluster.address)
+    with LocalNodes(1) as nodes:
+        plan = ground.plan("node", ray__num_workers=1, ray__max_failures=1, ray__address=nodes.address)
         with started(plan) as process:
             wait_for_hit(plan.folder, process)
-            cluster.lose_node()
+            nodes.lose()
             lost = steps_at_risk(plan.folder)
             with Pauses(plan.folder) as pauses:
-                cluster.add_node()
+                nodes.add()
                 finish(process)
     return compared(plan.folder, reference, lost, pauses.longest_s)
 
@@ -90,19 +90,19 @@ def preempt_node(ground: Ground) -> Outcome:
 
     Nothing but the notice makes this run save before its end.
     """
-    from trm_ray.distributed.faults import small_cluster
+    from trm_ray.distributed.faults import LocalNodes
 
     length = {"max_steps": NUM_LONG_STEPS, "eval_interval": NUM_LONG_STEPS}
     reference = ground.undisturbed(**length)
-    with small_cluster() as cluster:
-        plan = ground.plan("notice", **length, ray__num_workers=1, ray__address=cluster.address)
+    with LocalNodes(1) as nodes:
+        plan = ground.plan("notice", **length, ray__num_workers=1, ray__address=nodes.address)
         with started(plan, before=_LOOK_FOR_NOTICES_OFTEN) as process:
             wait_for_hit(plan.folder, process)
-            cluster.announce_loss(_NOTICE_S)
+            nodes.announce_loss(_NOTICE_S)
             lost = _steps_lost_after_notice(plan.folder, process)
             with Pauses(plan.folder) as pauses:
-                cluster.lose_node()
-                cluster.add_node()
+                nodes.lose()
+                nodes.add()
                 finish(process)
     return compared(plan.folder, reference, lost, pauses.longest_s)
 

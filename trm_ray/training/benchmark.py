@@ -190,6 +190,51 @@ def measure_case(shape: str, scenario: str, num_steps: int | None, threads: int)
     )
 
 
+@dataclass(frozen=True)
+class StepCost:
+    """What a step of a config costs.
+
+    step_ms, forward_ms: as in `BenchResult`, medians. activation_bytes: what autograd keeps from the forward to the
+    backward pass. None where nothing was measured.
+    """
+
+    step_ms: float
+    forward_ms: float | None
+    activation_bytes: int | None
+
+
+def measure_config(config: Config, tokens: TokenShape, num_steps: int) -> StepCost:
+    """Measure the steps of any config in this process, on one device. Sets this process's number of threads."""
+    threads = max(1, int(config.ray.cpus_per_worker))
+    torch.set_num_threads(threads)
+    device = _device()
+    state = _state_at_full_supervision(config, tokens, device)
+    times = _time_steps(state, config, tokens, device, num_steps)
+    median = {name: statistics.median(step[name] for step in times) for name in times[0]}
+    if device.type == "cuda":
+        return StepCost(median["wall_ms"], median["forward_ms"], activation_bytes(state, config, tokens))
+    return StepCost(median["cpu_ms"] / threads, median["forward_ms"] / threads, activation_bytes(state, config, tokens))
+
+
+def activation_bytes(state: TrainState, config: Config, tokens: TokenShape) -> int:
+    """Count the bytes that autograd keeps of a forward pass for its backward pass, without the weights."""
+    owned = {tensor.untyped_storage().data_ptr() for tensor in (*state.model.parameters(), *state.model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(state.model.parameters()).device
+    session = Session(Path(), device, _random_tokens(tokens, config), lambda: (), lambda *_: None)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        recipe = build_recipe(config, num_steps=config.max_steps or 2 * config.curriculum_end_step)
+        train_step(state, recipe, next(session.train_batches(state.step)), session)
+    return sum(kept.values())
+
+
 def _state_at_full_supervision(config: Config, tokens: TokenShape, device: torch.device) -> TrainState:
     """Begin where a curriculum has its full weight; before its start step a step is the baseline's."""
     state = TrainState(config, tokens, device)

@@ -226,6 +226,7 @@ def _window_row(
     done = state.step - 1
     row["train/learning_rate"] = recipe.rate_at(done)
     row["train/curriculum_weight"] = recipe.supervision.base_weight(done)
+    row["throughput/num_workers"] = session.world_size
     return row | clock.throughput(recipe.global_batch_size)
 
 

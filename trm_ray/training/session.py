@@ -99,17 +99,23 @@ class Session:
         self.sum_over_ranks(votes)
         return votes.item() > 0
 
-    def gather_rows(self, tensor: Tensor) -> Tensor:
-        """Put the workers' rows together in rank order: (B, …) each to (world_size·B, …) on every rank."""
+    def gather_rows(self, tensor: Tensor, num_rows: int) -> Tensor:
+        """Put the workers' shares of `num_rows` rows together in rank order, on every rank."""
         if self.world_size == 1:
             return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        sizes = [len(part) for part in torch.empty(num_rows, 0).tensor_split(self.world_size)]
+        # Everybody sends as many rows as the largest share has, since all must send equally many.
+        sent = torch.cat([tensor, tensor.new_zeros(sizes[0] - len(tensor), *tensor.shape[1:])])
+        parts = [torch.empty_like(sent) for _ in sizes]
+        dist.all_gather(parts, sent)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def own_rows(self, tensor: Tensor) -> Tensor:
-        """Take this worker's share of the rows of a global batch, the inverse of `gather_rows`."""
-        return tensor.chunk(self.world_size)[self.rank]
+        """Take this worker's share of the rows of a global batch, the inverse of `gather_rows`.
+
+        Where they cannot be equal, the first shares hold a row more.
+        """
+        return tensor.tensor_split(self.world_size)[self.rank]
 
     def _to_device(self, tokens: Tokens) -> Batch:
         arrays = (tokens.inputs, tokens.labels, tokens.puzzle_identifiers)

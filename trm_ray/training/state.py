@@ -160,7 +160,7 @@ class TrainState:
     """
 
     def __init__(self, config: Config, shape: TokenShape, device: torch.device):
-        self.shape = shape
+        self.shape, self.num_rows = shape, config.global_batch_size
         self.model = build_model(config, shape).to(device)
         betas = (config.beta1, config.beta2)
         self.optimizer = build_optimizer(
@@ -208,8 +208,8 @@ class TrainState:
         assert rows.grad is not None, "called after the backward pass"
         sign_sgd(
             embedding.table,
-            session.gather_rows(output.carry.puzzles.puzzle_identifiers),
-            session.gather_rows(rows.grad),
+            session.gather_rows(output.carry.puzzles.puzzle_identifiers, self.num_rows),
+            session.gather_rows(rows.grad, self.num_rows),
             lr=rate,
             weight_decay=weight_decay,
             found_inf=self.guard.found_inf,
@@ -268,4 +268,4 @@ class TrainState:
         puzzles = self.carry.puzzles
         tensors = {name: getattr(self.carry, name) for name in ("answer", "latent", "steps", "halted")}
         tensors |= {field.name: getattr(puzzles, field.name) for field in fields(Batch)}
-        return {name: session.gather_rows(tensor) for name, tensor in tensors.items()}
+        return {name: session.gather_rows(tensor, self.num_rows) for name, tensor in tensors.items()}

@@ -1,0 +1,77 @@
+"""`trm-ray plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trm_ray.cli.common import app, reported
+
+if TYPE_CHECKING:
+    from trm_ray.config import Config
+
+
+@app.command()
+@reported
+def plan(
+    name: Annotated[str, typer.Argument(metavar="SWEEP|SCENARIO", help="A sweep of `configs/sweep/`, or a scenario.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys, as `sweep` and `train` do.")
+    ] = None,
+    measure: Annotated[int, typer.Option(min=1, help="Steps to take of every distinct network.")] = 5,
+    step_ms: Annotated[
+        float | None, typer.Option(min=1e-3, help="Take this time a step instead of measuring it here.")
+    ] = None,
+    from_run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Take the median step time of this run's log.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="What a GPU costs an hour; a CPU where no GPU is asked for.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan as JSON too.")] = None,
+) -> None:
+    """Tell what a sweep or a run will ask for: machines, hours, memory, disk. Starts nothing and makes no data.
+
+    Example: `trm-ray plan five_scenarios seeds=[0,1,2] ray.use_gpu=true ray.gpus_per_trial=0.2 --step-ms 12`
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from trm_ray.planning import (
+        measured_here,
+        plan_cost,
+        plan_json,
+        plan_lines,
+        plan_table,
+        planned,
+        run_step_ms,
+        told_measure,
+        told_ms,
+    )
+
+    if step_ms is not None and from_run is not None:
+        raise ValueError(f"--step-ms {step_ms:g} and --from-run {from_run} exclude each other; choose one")
+    if save is not None and not save.parent.is_dir():
+        raise ValueError(f"--save {save}: there is no folder {save.parent}; make it first")
+    console, asked = Console(), planned(name, overrides or [])
+
+    def shown(configs: Sequence[Config]) -> Iterator[Config]:
+        label = f"taking {measure} steps of {len(configs)} networks"
+        return iter(track(configs, label, console=console, transient=True, disable=not console.is_terminal))
+
+    if step_ms is not None:
+        found = plan_cost(asked, told_ms(step_ms), f"{step_ms:g} ms, as told")
+    elif from_run is not None:
+        told = run_step_ms(from_run)
+        found = plan_cost(asked, told_ms(told), f"{told:.3g} ms, the median of {from_run}, taken for all trials")
+    else:
+        found = plan_cost(asked, measured_here(measure), told_measure(measure), shown)
+    for line in plan_lines(found, price_per_hour):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    Console(width=max(console.width, 140)).print(plan_table(found))
+    if save is not None:
+        save.write_text(plan_json(found, price_per_hour), encoding="utf-8")
+        console.print(f"Wrote {save}", highlight=False, soft_wrap=True)
