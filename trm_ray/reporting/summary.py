@@ -21,6 +21,7 @@ DEFAULT_THRESHOLD = 0.5
 # Keys that tell runs apart without making them different experiments.
 _PER_RUN_KEYS = {
     *("config_name", "task", "seed", "log_dir", "ray.storage_path", "ray.address", "ray.max_failures"),
+    *("ray.placement_strategy", "ray.resize_check_s"),
     *("log_interval", "log_per_step_losses", "compute_gradient_stats", "gradient_stats_interval"),
     "checkpoint_every_eval",
 }
