@@ -13,8 +13,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     return Ground(tmp_path_factory.mktemp("ground"), workers=2)
 
 
-# Two take a minute and more: `trm-ray selftest --workers 2 --only driver_on_ray,sweep`. `test_changing_clusters.py` loses
-# a node.
+# Two take a minute and more: `trm-ray selftest --workers 2 --only driver_on_ray,sweep`. A node is lost in
+# `test_changing_clusters.py`.
 @pytest.mark.parametrize("name", [name for name in RAY_FAULTS if name not in ("driver_on_ray", "sweep", "node")])
 def test_a_process_of_ray_s_can_be_killed_and_nothing_that_was_saved_is_lost(name: str, ground: Ground):
     (outcome,) = make_faults([name], ground)
