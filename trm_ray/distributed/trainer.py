@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -24,12 +23,12 @@ from ray.train.torch import TorchTrainer
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
-from trm_ray.distributed.dataset import load_split
+from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.worker import train_worker
 from trm_ray.run import RunPlan, is_finished, start_step
+from trm_ray.storage import StorageError, remove_tree
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.stopping import STOP_FILE, StopSignals, stopped_after
-from trm_ray.training.store import StorageError
 
 # Ray Train keeps its own notes here. The run's folder is the truth, so they are thrown away before every start: a torn
 # one would stop a resume.
@@ -91,7 +90,7 @@ def build_trainer(
     Args:
         stop_file: asks the workers to save and stop as soon as it is there.
     """
-    shutil.rmtree(plan.folder / NOTES, ignore_errors=True)
+    remove_tree(plan.folder / NOTES)
     whole = fits_in_memory(plan.info, "train")
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same shards in every run
     return TorchTrainer(
@@ -106,7 +105,7 @@ def build_trainer(
         dataset_config=DataConfig(datasets_to_split=[] if whole else ["train"], execution_options=options),
         run_config=RunConfig(
             name=NOTES,
-            storage_path=str(plan.folder),
+            **ray_storage(plan.folder),
             failure_config=FailureConfig(max_failures=plan.config.ray.max_failures),
             callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="INFO" if VERBOSE else "CRITICAL"),

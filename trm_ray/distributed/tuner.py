@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,14 @@ from ray.tune.search import BasicVariantGenerator
 from trm_ray.config import SweepConfig, flat, with_overrides
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
-from trm_ray.distributed.dataset import load_split
+from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.trainer import build_trainer, told_cause
 from trm_ray.distributed.worker import train_trial
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.run import RunPlan, claim_folder
-from trm_ray.training.checkpoint import FINAL_MODEL, checkpoint_step, latest_checkpoint
+from trm_ray.storage import as_path, is_whole, remove_tree
+from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, latest_checkpoint
 from trm_ray.training.stopping import STOP_FILE, Interrupted, StopSignals
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
@@ -59,7 +59,7 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
         Interrupted: Ctrl-C or SIGTERM came, and the running trials have saved where they stood.
     """
     watch = _Watch(sweep, plans, folder, display)
-    shutil.rmtree(folder / NOTES, ignore_errors=True)
+    remove_tree(folder / NOTES)
     for plan in plans:
         fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
@@ -123,7 +123,7 @@ class _Watch(tune.Callback):
         """Show the end of a trial, which the scheduler may have brought about."""
         self.running.discard(str(trial))
         step, folder = (trial.last_result or {}).get("step", 0), self._folder / str(trial)
-        if (folder / FINAL_MODEL).is_dir():
+        if is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
             self.num_ended += 1
             self._display.ended(str(trial), "finished")
             return
@@ -168,7 +168,7 @@ def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch
         ),
         run_config=tune.RunConfig(
             name=NOTES,
-            storage_path=str(folder),
+            **ray_storage(folder),
             callbacks=[watch],
             stop=_Stopper(folder / STOP_FILE, watch),
             verbose=0,
@@ -213,10 +213,10 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
         plan = plans[parameters[PLAN]]
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
         config = with_overrides(plan.config, {**sampled, "log_dir": str(folder / trial_name(sweep, plans, parameters))})
-        plan = plan.vary(config, Path(config.log_dir))
+        plan = plan.vary(config, as_path(config.log_dir))
         claim_folder(plan, resume=(plan.folder / "config.yaml").is_file())
         _report_again(plan.folder)
-        if (plan.folder / STOPPED).is_file() or (plan.folder / FINAL_MODEL).is_dir():
+        if (plan.folder / STOPPED).is_file() or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
             return
         train, test = data[plan.train_paths, plan.test_paths]
         if several:

@@ -15,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from trm_ray.reporting.run_log import METRICS_FILE, Row, evaluation_line, step_line, supervision_line, with_nan
+from trm_ray.storage import is_remote
 
-_POLL_S = 0.3
+# Between two looks at a run's rows; those on object storage, which come every few seconds, cost more.
+_POLL_S, _POLL_REMOTE_S = 0.3, 2.0
 
 
 def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
@@ -70,7 +72,8 @@ class RunDisplay:
         self._progress.stop()
 
     def _follow(self) -> None:
-        while not self._stop.wait(_POLL_S):
+        pause = _POLL_REMOTE_S if is_remote(self._path) else _POLL_S
+        while not self._stop.wait(pause):
             self._show()
         self._show()
 
