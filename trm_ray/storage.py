@@ -38,6 +38,8 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "reference", "git", "github", "dir", "cached"}
 # Object stores proper: making a folder there means nothing, or would make a bucket.
 _WITHOUT_FOLDERS = {*_EXTRAS, "abfs", "abfss", "az", "adl", "oci", "oss", "r2"}
+# What is held in memory of a file that is being written; S3 takes 10,000 of them, so files up to 160 GB.
+_PART_BYTES = 16 << 20
 
 Result = TypeVar("Result")
 
@@ -370,8 +372,9 @@ class RemotePath:
     def open(self, mode: str = "r", **text: Any) -> Any:
         """Open for reading (`r`, `rb`) or to write anew (`wb`): that appears when it is closed, not after an error."""
         assert mode in ("r", "rb", "wb")
+        parts = {"block_size": _PART_BYTES} if mode == "wb" else {}
         with self._telling():
-            file = self.filesystem.open(self.key, mode if "b" in mode else "rb")
+            file = self.filesystem.open(self.key, mode if "b" in mode else "rb", **parts)
         if mode == "wb":
             return _RemoteFile(self, file)
         buffered = io.BufferedReader(_RemoteFile(self, file), 1 << 20)
@@ -421,7 +424,10 @@ class RemotePath:
     def remove(self) -> None:
         """Remove all that lies below."""
         with suppress(FileNotFoundError), self._telling():
-            self.filesystem.rm(self.key, recursive=True)
+            if self._protocol not in _WITHOUT_FOLDERS:
+                self.filesystem.rm(self.key, recursive=True)
+            elif files := self.filesystem.find(self.key):
+                self.filesystem.rm(files)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
