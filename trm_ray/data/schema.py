@@ -535,6 +535,7 @@ def _upload(partial: Path, folder: Path) -> None:
     with progress("files uploaded", len(files)) as advance:
         for file in files:
             target: Any = folder / str(file.relative_to(partial))
+            target.parent.mkdir(parents=True, exist_ok=True)
             retried(functools.partial(target.upload, file), target)
             advance(1)
     (folder / UPLOADING_NAME).unlink()

@@ -77,7 +77,7 @@ def told_cause(error: WorkerGroupError) -> Exception:
     """Find what a user can do something about in what the workers died of; without it, all of it."""
     for failure in error.worker_failures.values():
         cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, (NonFiniteError, StorageError, ValueError)):
+        if isinstance(cause, (NonFiniteError, StorageError, OSError, ValueError)):
             return cause
     return error
 

@@ -26,9 +26,9 @@ from trm_ray.distributed.worker import train_trial
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.run import RunPlan, claim_folder
-from trm_ray.storage import as_path, is_whole, remove_tree
+from trm_ray.storage import as_path, is_whole, remove_tree, retried
 from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, latest_checkpoint
-from trm_ray.training.stopping import STOP_FILE, Interrupted, StopSignals
+from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
 NOTES = ".tune"
@@ -75,7 +75,7 @@ class _Stopper(tune.Stopper):
     """End the sweep once it was asked to stop and the trials that ran then are done with saving."""
 
     def __init__(self, stop_file: Path, watch: _Watch):
-        self._stop_file, self._watch = stop_file, watch
+        self._stop_file, self._watch = StopFile(stop_file), watch
         self._to_wait_for: set[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class _Stopper(tune.Stopper):
     def stop_all(self) -> bool:
         """Tell whether all is saved. A trial that Tune starts in the meantime has nothing to save."""
         if self._to_wait_for is None:
-            if not self._stop_file.exists():
+            if not self._stop_file.requested():
                 return False
             self._to_wait_for = set(self._watch.running)
         return not self._to_wait_for & self._watch.running
@@ -131,7 +131,8 @@ class _Watch(tune.Callback):
             self._display.ended(str(trial), "interrupted")
             return
         self.num_ended += 1
-        (folder / STOPPED).write_text(json.dumps({"step": step, "by": "ASHA"}) + "\n", encoding="utf-8")
+        mark, words = folder / STOPPED, json.dumps({"step": step, "by": "ASHA"}) + "\n"
+        retried(lambda: mark.write_text(words, encoding="utf-8"), mark)
         self._display.ended(str(trial), f"stopped early at step {step}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

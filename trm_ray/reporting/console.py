@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,7 @@ from trm_ray.storage import is_remote
 
 # Between two looks at a run's rows; those on object storage, which come every few seconds, cost more.
 _POLL_S, _POLL_REMOTE_S = 0.3, 2.0
+_REFRESH_REMOTE_S = 5.0  # of a trial in the table
 
 
 def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
@@ -78,6 +81,10 @@ class RunDisplay:
         self._show()
 
     def _show(self) -> None:
+        with suppress(OSError):  # what the storage withholds now is shown later; whoever writes there tells
+            self._show_new()
+
+    def _show_new(self) -> None:
         rows, self._offset = read_new_rows(self._path, self._offset)
         for row in (row for row in rows if row["step"] > self._seen):
             self._seen = int(row["step"])
@@ -103,9 +110,18 @@ class _Trial:
     offset: int = 0
     loss: float | None = None
     exact: float | None = None
+    next_look: float = 0.0
 
     def refresh(self) -> None:
         """Read what the trial has logged since the last look."""
+        if is_remote(self.folder):
+            if time.monotonic() < self.next_look:
+                return
+            self.next_look = time.monotonic() + _REFRESH_REMOTE_S
+        with suppress(OSError):  # as `RunDisplay`
+            self._read()
+
+    def _read(self) -> None:
         rows, self.offset = read_new_rows(self.folder / METRICS_FILE, self.offset)
         for row in rows:
             self.step = int(row["step"])

@@ -132,7 +132,10 @@ class CheckpointStore:
             copied.synchronize()
         folder = self._write(self._run_dir / name, state, *more)
         if self._keep_last is not None and name != FINAL_MODEL:
-            self._thin_out(folder, self._keep_last)
+            try:
+                self._thin_out(folder, self._keep_last)
+            except OSError as error:
+                _LOG.warning("checkpoints in %s could not be thinned out (%s)", self._run_dir, error)
         return time.perf_counter() - began
 
     def _write(self, folder: Path, *content: Any) -> Path:
