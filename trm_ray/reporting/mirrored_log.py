@@ -82,8 +82,11 @@ class MirroredLog(RunLog):
                 _LOG.warning("the log in %s is behind (%s); it is copied again in a moment", self._there, error)
             pause = max(COPY_EVERY_S, (time.monotonic() - began) / _MOST_OF_TIME)
 
-    def close(self) -> None:
+    def close(self, *, patiently: bool = True) -> None:
         """Make the last copy; a second call does nothing.
+
+        Args:
+            patiently: try again where the storage fails.
 
         Raises:
             StorageError: it could not be made.
@@ -94,10 +97,14 @@ class MirroredLog(RunLog):
         self._thread.join()
         super().close()
         try:
-            retried(self.sync, self._there / METRICS_FILE, self._sleep)
+            if patiently:
+                retried(self.sync, self._there / METRICS_FILE, self._sleep)
+            else:
+                self.sync()
         except OSError as error:
             told = f"the log's last rows could not be written to {self._there}: {error}"
-            raise StorageError(f"{told}; all of it is in {self._here} on {platform.node()}") from error
+            way_out = "move its files there before --resume"
+            raise StorageError(f"{told}; all of it is in {self._here} on {platform.node()}: {way_out}") from error
         shutil.rmtree(self._here)
 
     def _leave(self) -> None:
@@ -112,7 +119,7 @@ class MirroredLog(RunLog):
             self._leave()
             return
         try:
-            self.close()
+            self.close(patiently=error is None)
         except StorageError as own:
             if error is None:
                 raise
