@@ -132,8 +132,9 @@ def evaluate(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         ValueError: there is no checkpoint, or the data do not fit it.
     """
     from trm_ray.evaluations import evaluate_run
+    from trm_ray.storage import as_path
 
-    report = evaluate_run(Path(path), **options)
+    report = evaluate_run(as_path(path), **options)
     numbers = next(file for file in report.files if file.name.startswith("evaluation_") and file.suffix == ".json")
     content: dict[str, Any] = json.loads(numbers.read_text(encoding="utf-8"))
     return content
@@ -151,9 +152,10 @@ def load_model(
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
+    from trm_ray.storage import as_path
     from trm_ray.training import inference
 
-    return inference.load_model(Path(path), averaged=averaged, device=device)
+    return inference.load_model(as_path(path), averaged=averaged, device=device)
 
 
 def solve(

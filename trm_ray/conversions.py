@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from trm_ray.config import ArchConfig, Config, ConfigError, to_yaml, with_overri
 from trm_ray.config.files import UNREADABLE
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
+from trm_ray.storage import as_path, made_elsewhere, remove_tree
 from trm_ray.training.checkpoint import FINAL_MODEL, save_checkpoint
 from trm_ray.training.initialise import averaged, carry_over_rows, differing_keys, telling_keys
 from trm_ray.training.original import (
@@ -111,12 +111,12 @@ def import_checkpoint(
         ValueError: the file does not fit its architecture, too little is known of it, or the folder exists.
     """
     request = _Request(
-        file=Path(file),
-        output=Path(output),
-        config_file=None if config_file is None else Path(config_file),
+        file=as_path(file),
+        output=as_path(output),
+        config_file=None if config_file is None else as_path(config_file),
         arch=dict(arch or {}),
         data_paths=tuple(map(str, data_paths)),
-        identifiers=None if identifiers_file is None else _read_map(Path(identifiers_file)),
+        identifiers=None if identifiers_file is None else _read_map(as_path(identifiers_file)),
         puzzle_embedding=puzzle_embedding,
     )
     _check_places(request, overwrite)
@@ -227,7 +227,7 @@ def _read_config(path: Path | None, option: str = "--config ") -> dict[str, Any]
 
 def _length_of_data(folder: str) -> int | None:
     """Read a puzzle's length off a dataset, ours or the original's, if it is there."""
-    for path in (Path(folder) / "dataset.json", Path(folder) / "train" / "dataset.json"):
+    for path in (as_path(folder) / "dataset.json", as_path(folder) / "train" / "dataset.json"):
         if path.is_file():
             return int(json.loads(path.read_text(encoding="utf-8"))["seq_len"])
     return None
@@ -317,8 +317,7 @@ def _write_run(request: _Request, found: _Understood, identifiers: bytes | None)
         "step": weights.step,
         "puzzle_embedding": request.puzzle_embedding,
     }
-    if output.is_dir():
-        shutil.rmtree(output)
+    remove_tree(output)
     output.mkdir(parents=True)
     (output / "config.yaml").write_text(to_yaml(found.config), encoding="utf-8")
     environment = json.dumps({"trm_ray": __version__, "torch": torch.__version__, "imported": provenance}, indent=2)
@@ -341,7 +340,7 @@ def _as_float32(weights: Weights) -> Weights:
 
 def _digest(file: Path) -> str:
     sha, mib = hashlib.sha256(), 2**20
-    with open(file, "rb") as stream, progress("MiB", file.stat().st_size // mib) as advance:
+    with file.open("rb") as stream, progress("MiB", file.stat().st_size // mib) as advance:
         while chunk := stream.read(16 * mib):
             sha.update(chunk)
             advance(len(chunk) // mib)
@@ -366,19 +365,18 @@ def export_checkpoint(
     Raises:
         ValueError: there is no checkpoint, or the file exists.
     """
-    output = Path(output)
+    output = as_path(output)
     if output.exists() and not overwrite:
         raise ValueError(f"--output {output} exists; replace it with --overwrite or choose another file")
-    source, state, identifiers = read_model(Path(run))
+    source, state, identifiers = read_model(as_path(run))
     model = averaged(state) if averaged_weights else state["model"]
     arch = described(state, source)[0].arch
     output.parent.mkdir(parents=True, exist_ok=True)
     if file_format == "safetensors":
         write_portable(output, {**state, "model": model}, identifiers)
         return ()
-    temporary = output.with_name(f".{output.name}.tmp")
-    torch.save(to_original(model, getattr(torch, arch.forward_dtype)), temporary)
-    temporary.replace(output)
+    with made_elsewhere(output) as temporary:
+        torch.save(to_original(model, getattr(torch, arch.forward_dtype)), temporary)
     return (f"in the original: +load_checkpoint={output} arch=trm {_flags(arch)}", *foreign_to_original(arch))
 
 
@@ -415,7 +413,7 @@ def initial_weights(source: str | Path, config: Config, shape: TokenShape, ident
     Raises:
         ValueError: there are no weights, or they are another network's; the message names each difference.
     """
-    model, known, unchecked = _weights_of(Path(source), config, shape)
+    model, known, unchecked = _weights_of(as_path(source), config, shape)
     told = f"Beginning with the weights of {source}"
     if TABLE in model:
         names = _names(known), _names(identifiers)

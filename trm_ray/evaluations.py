@@ -43,6 +43,7 @@ from trm_ray.reporting.evaluation import (
     wilson,
 )
 from trm_ray.run import choose_device, open_data
+from trm_ray.storage import as_path
 from trm_ray.training.evaluation import MeasuredRows, measure_rows
 from trm_ray.training.inference import LoadedModel, load_model
 from trm_ray.training.losses import LOSSES
@@ -307,7 +308,7 @@ def evaluate_run(
     if segments is not None and min(segments, default=0) < 1:
         raise ValueError(f"segments={list(segments)} must be at least one number of at least 1, such as [16, 32]")
     loaded = load_model(run, averaged=averaged)
-    folders = _open(loaded, tuple(Path(path).resolve() for path in data), split)
+    folders = _open(loaded, tuple(as_path(path).resolve() for path in data), split)
     asked = sorted({*(segments or [loaded.model.halt_max_steps])})
     evaluator = Evaluator(
         Job(
@@ -323,11 +324,11 @@ def evaluate_run(
         ),
         loaded,
     )
-    folder = _made_folder(Path(run), output)
+    folder = _made_folder(as_path(run), output)
     rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
     evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.model.halt_max_steps)
     voted = votes.result(evaluator.test_puzzles) if evaluator.test_puzzles else None
-    provenance = _provenance(Path(run), evaluator)
+    provenance = _provenance(as_path(run), evaluator)
     report = EvaluationReport(evaluation, provenance, compute, _voting(voted) if voted else None)
     return _written(report, folder, voted.submission if voted else None)
 
@@ -335,7 +336,7 @@ def evaluate_run(
 def _made_folder(run: Path, output: str | Path | None) -> Path:
     """Make the folder to write into, before anything is measured."""
     beside = run.with_name(f"{run.stem}_report") if run.is_file() else run / "report"
-    folder = Path(output or beside)
+    folder = as_path(output or beside)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -349,7 +350,7 @@ def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path
     if not data and config.generator is not None:
         open_data(config)
     own = (split == "test" and config.data_paths_test) or config.data_paths
-    folders = data or tuple(Path(path).resolve() for path in own)
+    folders = data or tuple(as_path(path).resolve() for path in own)
     info = open_datasets(folders, command_hint=config.prepare_command, require=[split])
     for key in ("seq_len", "vocab_size"):
         if getattr(info, key) != getattr(loaded.shape, key):
@@ -420,7 +421,7 @@ def _written(report: EvaluationReport, folder: Path, submission: Any) -> Evaluat
     files = [folder / f"{name}.json"]
     words = evaluation_json(report.evaluation, told, compute=report.compute, voting=report.voting)
     files[0].write_text(words, encoding="utf-8")
-    title = f"{Path(told['run']).resolve().name} · {told['split']} split · {report.evaluation.num_rows:,} rows"
+    title = f"{as_path(told['run']).resolve().name} · {told['split']} split · {report.evaluation.num_rows:,} rows"
     subtitle = f"step {told['step']:,}, {told['weights']} weights"
     files.append(save_evaluation(report.evaluation, folder / f"{name}.png", title, subtitle))
     if submission is not None:

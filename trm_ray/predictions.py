@@ -14,6 +14,7 @@ from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.kinds import Kind, Question, Verdict, kind_of
 from trm_ray.data.schema import IGNORED_LABEL
 from trm_ray.reporting.boards import Board, Frame
+from trm_ray.storage import as_path
 
 if TYPE_CHECKING:
     from trm_ray.training.inference import LoadedModel
@@ -135,7 +136,7 @@ def read_questions(source: str, kind: Kind) -> list[Question]:
     if source == "-":
         text, called, name = sys.stdin.read(), "the standard input", "stdin"
     else:
-        text, called, name = _read(Path(source)), source, Path(source).stem
+        text, called, name = _read(as_path(source)), source, as_path(source).stem
     if not text.strip():
         raise ValueError(f"{called} is empty; give it a puzzle")
     return kind.read(text, called, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,10 +19,12 @@ from trm_ray.data.schema import (
     Rows,
     check_same_identifiers,
     first_puzzles,
+    is_dataset,
     open_datasets,
     read_identifiers,
     read_splits,
 )
+from trm_ray.storage import as_path, is_whole, remove_tree
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ RESUMABLE_KEYS = (
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run that has passed all checks: what every worker needs to know of it. Paths are absolute."""
+    """A run that has passed all checks: what every worker needs to know of it. Paths are absolute, or URLs."""
 
     config: Config
     folder: Path
@@ -89,8 +90,8 @@ def plan_run(config: Config) -> RunPlan:
         ValueError: the data is missing or bad, or the config leaves nothing to train.
     """
     info, config = open_data(config), _with_absolute_paths(config)
-    train = tuple(Path(path).resolve() for path in config.data_paths)
-    test = tuple(Path(path).resolve() for path in config.data_paths_test) or train
+    train = tuple(as_path(path).resolve() for path in config.data_paths)
+    test = tuple(as_path(path).resolve() for path in config.data_paths_test) or train
     return RunPlan(config, run_dir(config), train, test, info, _count_steps(config, info))
 
 
@@ -98,7 +99,7 @@ def _with_absolute_paths(config: Config) -> Config:
     """Name files so that workers find them, who have working directories of their own."""
     if config.init_from is None:
         return config
-    return with_overrides(config, {"init_from": str(Path(config.init_from).expanduser().resolve())})
+    return with_overrides(config, {"init_from": str(as_path(config.init_from).resolve())})
 
 
 def _count_steps(config: Config, info: DatasetInfo) -> int:
@@ -148,8 +149,8 @@ def _generate(generator: SudokuGenerator, data_paths: list[str]) -> None:
     from trm_ray.data.sudoku import prepare_sudoku
 
     wanted = generator.model_dump(exclude={"name"}, exclude_none=True)
-    for path in map(Path, data_paths):
-        if not path.exists():
+    for path in map(as_path, data_paths):
+        if not is_dataset(path):
             prepare_sudoku(path, **{**wanted, "clues": generator.clues})
             continue
         info = DatasetInfo.load(path)
@@ -168,6 +169,8 @@ def _plain(value: Any) -> Any:
 
 
 def _clear_way(plan: RunPlan, *, resume: bool, overwrite: bool) -> None:
+    from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE
+
     folder, config = plan.folder, plan.config
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
@@ -180,8 +183,8 @@ def _clear_way(plan: RunPlan, *, resume: bool, overwrite: bool) -> None:
     metrics = folder / "metrics.jsonl"
     begun = (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint_step_*"))
     if overwrite:
-        shutil.rmtree(folder)
-    elif not begun and (folder / "final_model").is_dir():
+        remove_tree(folder)
+    elif not begun and is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
         raise ConfigError(
             f"log_dir={config.log_dir} holds weights only, from an imported file, so no training can go on from it; "
             f"use --init-from {config.log_dir} with another log_dir"
@@ -300,13 +303,14 @@ def execute(
 
     begin_with = None if config.init_from is None else weights
     identifiers = plan.identifiers().to_bytes()
-    with _row_writer(plan.folder, rank) as log_row:
+    with _open_log(plan.folder, rank) as (log_row, sync_log):
         session = session_type(
             plan.folder,
             device,
             stream.batches,
             test_tokens,
             log_row,
+            sync_log=sync_log,
             identifiers=identifiers,
             stop_requested=stop_requested,
         )
@@ -332,17 +336,17 @@ def _place() -> tuple[int, int]:
 
 
 @contextmanager
-def _row_writer(folder: Path, rank: int) -> Iterator[LogRow]:
-    """Open the run's log on rank 0, from the checkpoint on that the run goes on from."""
-    from trm_ray.reporting.run_log import RunLog
+def _open_log(folder: Path, rank: int) -> Iterator[tuple[LogRow, Callable[[], None]]]:
+    """Open the run's log on rank 0, from the checkpoint on that the run goes on from; yield its `write` and `sync`."""
+    from trm_ray.reporting.mirrored_log import open_log
     from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 
     if rank != 0:
-        yield _log_nothing
+        yield _log_nothing, lambda: None
         return
     latest = latest_checkpoint(folder, verified=True)
-    with RunLog(folder, None if latest is None else checkpoint_step(latest)) as log:
-        yield log.write
+    with open_log(folder, None if latest is None else checkpoint_step(latest)) as log:
+        yield log.write, log.sync
 
 
 def train_in_process(plan: RunPlan) -> dict[str, float]:
@@ -387,7 +391,7 @@ def is_finished(plan: RunPlan) -> bool:
     from trm_ray.training.checkpoint import final_step
 
     step = start_step(plan)
-    return step > plan.num_steps or final_step(plan.folder) == step == plan.num_steps
+    return step > plan.num_steps or (step == plan.num_steps and final_step(plan.folder) == step)
 
 
 def _log_nothing(step: int, wall_s: float, metrics: Mapping[str, float]) -> None:

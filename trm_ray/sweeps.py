@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, trial_configs
 from trm_ray.run import RunPlan, plan_run
+from trm_ray.storage import join, remove_tree
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
@@ -43,7 +43,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
         if key not in by_data:
             by_data[key] = plan_run(config)
         runs.append(by_data[key].vary(config, run_dir(config)))
-    return SweepPlan(sweep, Path(sweep.log_dir).resolve(), runs)
+    return SweepPlan(sweep, join(configs[0].ray.storage_path, sweep.log_dir).resolve(), runs)
 
 
 def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Outcome:
@@ -56,7 +56,8 @@ def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: b
     names = [] if sampled else [trial_name(plan.sweep, plan.runs, {PLAN: i}) for i in range(len(plan.runs))]
     known = {name: (plan.folder / name, run.num_steps) for name, run in zip(names, plan.runs, strict=False)}
     number = len(plan.runs) * plan.sweep.num_samples
-    console.print(f"Sweep {plan.sweep.name}: {number} trials in {plan.sweep.log_dir}", highlight=False)
+    where = plan.sweep.log_dir if plan.runs[0].config.ray.storage_path is None else plan.folder
+    console.print(f"Sweep {plan.sweep.name}: {number} trials in {where}", highlight=False)
     console.print("Starting Ray and reading the data; trials begin in half a minute …", highlight=False)
     with SweepDisplay(console, known) as display:
         return run_sweep(plan.sweep, plan.runs, plan.folder, display)
@@ -71,7 +72,7 @@ def _claim(plan: SweepPlan, *, resume: bool, overwrite: bool) -> None:
         if not recorded.is_file():
             raise ConfigError(f"log_dir={plan.sweep.log_dir} holds files but no sweep; choose another log_dir")
         if overwrite:
-            shutil.rmtree(plan.folder)
+            remove_tree(plan.folder)
         elif not resume:
             raise ConfigError(
                 f"log_dir={plan.sweep.log_dir} already holds a sweep; go on with it with --resume, replace it with "
@@ -99,7 +100,7 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:
     runs = find_runs([plan.folder])
     summaries = summarise(runs, threshold=plan.sweep.threshold)
     console.print(summary_table(summaries))
-    best = next(run for run in runs if run.folder == Path(summaries[0].best_run))
+    best = next(run for run in runs if str(run.folder) == summaries[0].best_run)
     console.print("Best trial, to be trained again or longer:", highlight=False)
     console.print(f"  {best_command(best.config)}", highlight=False, markup=False, soft_wrap=True)
     picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold)

@@ -115,9 +115,9 @@ MISTAKES = [
     ("data_paths=[]", "data_paths=[] must name a dataset folder"),
     ("device=cpu ray.use_gpu=true", "ray.use_gpu=true must not go with device=cpu"),
     ("device=cuda", "device=cuda needs ray.use_gpu=true"),
-    ("ray.storage_path=s3://b/x", "must be null or text that names a folder, not a URL"),
+    ("ray.storage_path=s4://b/x", "ray.storage_path=s4://b/x: s4:// is no storage that can be written"),
     ("log_dir=''", "log_dir= must be text that names a folder"),
-    ("log_dir=gs://b/x", "log_dir=gs://b/x must be text that names a folder, not a URL"),
+    ("log_dir=http://b/x", "log_dir=http://b/x: http:// is no storage that can be written"),
     # form
     ("lr", "lr must be key=value"),
     ("=3", "=3 must be key=value"),

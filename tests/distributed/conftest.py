@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from run_helpers import some_puzzles
+from s3_helpers import Gate
 
 import trm_ray.distributed  # noqa: F401  # before Ray, whose import reads the settings that it makes
 
@@ -21,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def cluster(gate: Gate) -> Iterator[None]:  # whose address workers find in their environment
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray

@@ -222,7 +222,7 @@ def test_a_run_on_failing_storage_stops_and_its_last_checkpoint_stands(tmp_path,
             raise OSError(errno.ENOSPC, "No space left on device")
         return save_checkpoint(folder, state, *more)
 
-    monkeypatch.setattr(store_module, "RETRY_DELAYS", ())
+    monkeypatch.setattr("trm_ray.storage.RETRY_DELAYS", ())
     monkeypatch.setattr(store_module, "save_checkpoint", fails_from_step_6_on)
     with pytest.raises(StorageError, match=r"checkpoint_step_6 \(step 6\) could not be written: .*No space left"):
         run_training(config, SHAPE, 8, local_session(tmp_path, config))
@@ -405,7 +405,7 @@ def test_a_save_that_fails_removes_no_older_checkpoint(tmp_path, monkeypatch):
         saved(store, 1)
         store.wait()
         monkeypatch.setattr(store_module, "save_checkpoint", Flaky(1, OSError(errno.EIO, "Input/output error")))
-        monkeypatch.setattr(store_module, "RETRY_DELAYS", ())
+        monkeypatch.setattr("trm_ray.storage.RETRY_DELAYS", ())
         saved(store, 2)
         with pytest.raises(StorageError):
             store.wait()

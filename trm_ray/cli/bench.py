@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trm_ray.cli.common import app, reported
+from trm_ray.storage import is_remote
 
 
 @app.command()
@@ -30,7 +31,7 @@ def bench(
 
     from trm_ray.training.benchmark import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
 
-    if save is not None and not save.parent.is_dir():
+    if save is not None and not (is_remote(save) or save.parent.is_dir()):
         raise ValueError(f"--save {save}: there is no folder {save.parent}; make it first")
     names = shapes.split(",") if shapes else list(SHAPES)
     arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)

@@ -7,10 +7,13 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from typer.core import TyperGroup
+
+from trm_ray.storage import as_path
 
 # Typer reads the annotations at run time, so what they name must be there.
 _ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict")
@@ -38,6 +41,7 @@ app.add_typer(prepare_app, name="prepare")
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys: `lr=5e-5 arch.hidden_size=128`.")
 ]
@@ -46,10 +50,11 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last chec
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what the folder holds and start over.")]
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
+_PATHS = (Path, Path | None, list[Path], list[Path] | None)
 
 
 def reported(command: _Command) -> _Command:
-    """Turn errors into one line and an exit code, and add `--verbose`, which shows their tracebacks too."""
+    """Turn errors into one line and an exit code, let paths be URLs, and add `--verbose` for tracebacks."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, verbose: bool, **kwargs: Any) -> None:
@@ -70,16 +75,26 @@ def reported(command: _Command) -> _Command:
             complain(told)
             raise typer.Exit(code) from error
 
-    _take_verbose(wrapped, command)
+    _describe(wrapped, command)
     return wrapped  # type: ignore[return-value]
 
 
-def _take_verbose(wrapped: Any, command: Callable[..., None]) -> None:
-    """Give a command's wrapper the signature that Typer reads: the command's, and `--verbose`."""
+def _describe(wrapped: Any, command: Callable[..., None]) -> None:
+    """Give a command's wrapper the signature that Typer reads: the command's with URLs for paths, and `--verbose`."""
     signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        if (get_args(parameter.annotation) or [None])[0] in _PATHS:
+            parameter.annotation.__metadata__[0].parser = _path
     option = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
     wrapped.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
     wrapped.__annotations__ = {**command.__annotations__, "verbose": Verbose}
+
+
+def _path(text: str) -> Path:
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def told_error(error: Exception) -> tuple[int, str]:

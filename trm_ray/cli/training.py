@@ -78,7 +78,8 @@ def train(
     except NonFiniteError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error
-    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {config.log_dir} --save dashboard.png"
+    where = config.log_dir if config.ray.storage_path is None else plan.folder
+    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {where} --save dashboard.png"
     console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 

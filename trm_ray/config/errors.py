@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any, Literal, get_args, get_origin
@@ -31,8 +32,9 @@ _OTHER_NAMES = {  # what other trainers call it, where no likeness would lead to
 
 
 def show(value: Any) -> str:
-    """Write a value as YAML would, on one line; cut what is long."""
+    """Write a value as YAML would, on one line; cut what is long, and the user and password of a URL."""
     text = json.dumps(_pruned(value), ensure_ascii=False, default=str, skipkeys=True).replace('"', "")
+    text = re.sub(r"://[^/@\s]*@", "://…@", text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from trm_ray.config.errors import ConfigError, nearest, show
 from trm_ray.config.keys import NAME, NAME_RULE, Settings, flatten
+from trm_ray.storage import as_path
 
 FORMAT_VERSION = 1  # of the YAML that `to_yaml` writes
 # What PyYAML raises besides its own errors: no UTF-8 or no such date; no such key; brackets in brackets in brackets …
@@ -39,8 +40,8 @@ def find_file(kind: str, name: str, config_dir: str | os.PathLike[str] | None) -
     Raises:
         ConfigError: there is none; the message names the nearest.
     """
-    if name.endswith(".yaml") and Path(name).is_file():
-        return Path(name)
+    if name.endswith(".yaml") and as_path(name).is_file():
+        return as_path(name)
     label = f"{_KINDS[kind][1]}={show(name)}"
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"{label} must be {NAME_RULE}, or the path of an existing .yaml file")

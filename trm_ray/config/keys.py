@@ -19,14 +19,18 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from trm_ray.storage import check_url
+
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # keys that hold keys
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 NAME_RULE = "a name of letters, digits, `_`, `-` and `.`"
-_NO_URL = "^([^:]|:[^/])+$"
 _ADDRESS = r"^(auto|local|(ray://)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})$"
-_FOLDER_RULE = "text that names a folder, not a URL; quote it, or mount the bucket"
+_FOLDER_RULE = "text that names a folder, or a URL such as s3://BUCKET/FOLDER"
+
+
+UNREACHABLE = "unreachable"  # the type of a mistake: a URL whose storage cannot be used
 
 
 class Settings(BaseModel):
@@ -59,9 +63,17 @@ def _workers(value: Any) -> int | tuple[int, int]:
     return (ends[0], ends[1]) if ends[0] < ends[1] else int(ends[0])
 
 
+def _reachable(text: str) -> str:
+    try:
+        return check_url(text)
+    except ValueError as error:
+        raise PydanticCustomError(UNREACHABLE, "{rule}", {"rule": str(error)}) from None
+
+
 _Number = BeforeValidator(_number)
 _Listed = BeforeValidator(_listed)
 _Home = AfterValidator(os.path.expanduser)
+_Reachable = AfterValidator(_reachable)
 
 Positive = Annotated[int, Field(ge=1, description="a whole number of at least 1"), _Number]
 PositiveOrNull = Annotated[int | None, Field(ge=1, description="a whole number of at least 1 or null"), _Number]
@@ -79,7 +91,7 @@ Address = Annotated[
     str | None,
     Field(pattern=_ADDRESS, description="null, local, auto, HOST:PORT or ray://HOST:PORT"),
 ]
-Folder = Annotated[str, Field(pattern=_NO_URL, description=_FOLDER_RULE), _Home]
+Folder = Annotated[str, Field(min_length=1, description=_FOLDER_RULE), _Home, _Reachable]
 FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RULE}")]
 Folders = Annotated[list[Folder], Field(description="a list of text such as [a, b]"), _Listed]
 PairOrNull = Annotated[

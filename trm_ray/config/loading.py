@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from trm_ray.config.errors import ConfigError, misfit, show, unknown_key
 from trm_ray.config.files import UNREADABLE, Entry, find_file, read_file
-from trm_ray.config.keys import Settings, find_field, flatten, nest
+from trm_ray.config.keys import UNREACHABLE, Settings, find_field, flatten, nest
 from trm_ray.config.run import Config, flat, known_keys
 from trm_ray.config.sweep import SweepConfig
+from trm_ray.storage import as_path
 
 _Layer = Mapping[str, Entry]  # by dotted key
 _Model = TypeVar("_Model", bound=Settings)
@@ -92,7 +93,7 @@ def config_from_run(folder: str | os.PathLike[str]) -> Config:
     Raises:
         ConfigError: the folder holds no run, or its config.yaml was damaged.
     """
-    path = Path(folder) / "config.yaml"
+    path = as_path(folder) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder} must be a run's folder, and has no config.yaml; name one such as runs/NAME")
     return _build(Config, [read_file(path)])
@@ -187,6 +188,8 @@ def _first_mistake(error: ValidationError, model: type[Settings], values: Mappin
     key = ".".join(part for part in first["loc"] if isinstance(part, str))
     if first["type"] == "value_error":  # a relation: ours, and a whole sentence
         return str(first["ctx"]["error"]) + more
+    if first["type"] == UNREACHABLE:
+        return f"{key}={show(values.get(key))}: {first['msg']}{more}"
     if first["type"] == "extra_forbidden":
         return unknown_key(key, first["input"], known_keys(model)) + more
     return misfit(key, values.get(key), find_field(model, key)) + more

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ from trm_ray.config.keys import (
     flatten,
     section_of,
 )
+from trm_ray.storage import join
 
 Schedule = Literal["constant", "linear_decay", "exponential_decay"]
 LossType = Literal["softmax_cross_entropy", "stablemax_cross_entropy", "stablemax_cross_entropy_float64"]
@@ -291,7 +291,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 def run_dir(config: Config) -> Path:
     """Return the run's folder as an absolute path: `log_dir`, below `ray.storage_path` when that is given."""
-    return Path(os.path.abspath(Path(config.ray.storage_path or ".") / config.log_dir))
+    return join(config.ray.storage_path, config.log_dir)
 
 
 def banner(config: Config) -> str:

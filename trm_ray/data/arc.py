@@ -22,6 +22,7 @@ from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers, draw_transf
 from trm_ray.data.progress import progress
 from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, DatasetError, DatasetInfo, Rows, check_target, sha256
 from trm_ray.data.schema import write_dataset as write_rows
+from trm_ray.storage import as_path
 
 SIDE = 30
 SEQ_LEN = SIDE * SIDE
@@ -129,7 +130,7 @@ def read_puzzles(prefix: str | Path, subset: str) -> list[Puzzle]:
     Raises:
         DatasetError: neither is there, or a file is malformed: its name, the puzzle, the pair and the rule.
     """
-    sources = _sources(Path(prefix), subset)
+    sources = _sources(as_path(prefix), subset)
     if sources[0].name.endswith("_challenges.json"):
         tasks = {name: (sources[0], task) for name, task in _json_object(sources[0]).items()}
         solutions = _json_object(sources[1]) if len(sources) > 1 else {}
@@ -347,7 +348,7 @@ def prepare_arc(
             "subsets": list(subsets),
             "test_set": test_set,
             "augmentations": augmentations,
-            "sources": {p.name: sha256(p) for s in subsets for p in _sources(Path(prefix), s)},
+            "sources": {p.name: sha256(p) for s in subsets for p in _sources(as_path(prefix), s)},
         },
         seed=seed,
         symmetry={"name": "arc"},

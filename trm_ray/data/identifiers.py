@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from trm_ray.data.counters import counter_draws, text_key
+from trm_ray.storage import as_path
 
 BLANK = "<blank>"
 SEPARATOR = "|||"
@@ -135,7 +136,7 @@ class PuzzleIdentifiers:
             ValueError: it cannot be read or is no such map.
         """
         try:
-            return cls.from_bytes(Path(path).read_bytes())
+            return cls.from_bytes(as_path(path).read_bytes())
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         except ValueError as error:
@@ -143,7 +144,7 @@ class PuzzleIdentifiers:
 
     def save(self, path: str | Path) -> None:
         """Write the map to a file."""
-        Path(path).write_bytes(self.to_bytes())
+        as_path(path).write_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """Write the map as JSON; equal maps give equal bytes. Drawn augmentations take one bit a trial."""

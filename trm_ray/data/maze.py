@@ -21,6 +21,7 @@ from trm_ray.data.generation import Puzzles, generate, num_processes
 from trm_ray.data.puzzle_csv import Choice, CsvKind, CsvTable, check_rules, codes_of, read_csv_splits
 from trm_ray.data.schema import DatasetInfo, Rows, check_target, write_dataset
 from trm_ray.data.symmetries import dihedral_cells
+from trm_ray.storage import as_path
 
 Augment = Literal["none", "dihedral"]
 
@@ -394,7 +395,7 @@ def prepare_maze_from_csv(
     symmetry = symmetry_of(augment)
     check_target(output, overwrite=overwrite)
     choice = Choice(test=test, subsample=subsample, seed=seed)
-    read = read_csv_splits(CsvKind(_num_cells, _csv_boards, canonical_forms), Path(csv_path), None, choice)
+    read = read_csv_splits(CsvKind(_num_cells, _csv_boards, canonical_forms), as_path(csv_path), None, choice)
     longer = [_num_longer(table) for table in (read.train, read.test)]
     if any(longer):
         print(f"{sum(longer):,} answers are paths with a shorter way; they are kept as they are")

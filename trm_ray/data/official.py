@@ -37,6 +37,7 @@ from trm_ray.data.schema import (
     check_target,
     write_dataset,
 )
+from trm_ray.storage import as_path, is_remote
 
 # Stored augmentations that are compared with ours, spread over the set.
 CHECKED_PUZZLES = 1_000
@@ -102,7 +103,9 @@ def import_original(
         DatasetError: a file is missing, unreadable or does not agree with another one; or a stored augmentation is not
             what its name says.
     """
-    source = Path(source)
+    source = as_path(source)
+    if is_remote(source):
+        raise DatasetError(f"{source} must lie on this machine, where its arrays can be mapped; copy it here first")
     check_target(output, overwrite=overwrite)
     splits = {name: _open_split(source, name) for name in ("train", "test")}
     metadata = _shared_metadata(source, splits)
@@ -110,7 +113,7 @@ def import_original(
     computed = _is_arc(metadata) and not keep_augmentations
     if computed:
         _check_computable(splits, identifiers)
-    with tempfile.TemporaryDirectory(dir=_parent(Path(output)), prefix=".import-") as scratch:
+    with tempfile.TemporaryDirectory(dir=_parent(as_path(output)), prefix=".import-") as scratch:
         with progress("rows", sum(split.num_rows for split in splits.values())) as advance:
             rows = {
                 name: _rows(split, identifiers if computed else None, Path(scratch) / name, advance)
@@ -133,7 +136,9 @@ def import_original(
     return info
 
 
-def _parent(output: Path) -> Path:
+def _parent(output: Path) -> Path | None:
+    if is_remote(output):
+        return None
     output.parent.mkdir(parents=True, exist_ok=True)
     return output.parent
 

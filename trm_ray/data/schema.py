@@ -11,12 +11,14 @@ both number the rows. Where a row stands does not matter: shuffling and augmenta
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from trm_ray.config.errors import printable
 from trm_ray.config.keys import NAME
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
+from trm_ray.storage import as_path, is_remote, local_file, remove_tree, retried
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +41,8 @@ PAD_ID = 0
 IGNORED_LABEL = -100
 INFO_NAME = "dataset.json"
 IDENTIFIERS_NAME = "identifiers.json"
+# On object storage, beside what an upload has brought so far: that may be replaced.
+UPLOADING_NAME = ".uploading"
 
 # Ray Data shuffles and shards whole blocks, one a file: one file would leave it nothing to distribute.
 MAX_PARTS = 8
@@ -143,7 +148,7 @@ class DatasetInfo:
         Raises:
             DatasetError: it is missing, unreadable, of another version, or a key is missing or wrong.
         """
-        path = Path(folder) / INFO_NAME
+        path = as_path(folder) / INFO_NAME
         raw = _read_json(path)
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
@@ -154,7 +159,7 @@ class DatasetInfo:
         _check_keys(path, raw)
         splits = {name: _split_info(path, name, split) for name, split in raw["splits"].items()}
         for files in (raw["files"], *(split.files for split in splits.values())):
-            _check_files(Path(folder), files)
+            _check_files(as_path(folder), files)
         return cls(**{**raw, "splits": splits})
 
     def split(self, name: str) -> SplitInfo:
@@ -195,10 +200,9 @@ def write_dataset(
     Raises:
         DatasetError: the folder exists, or a split is empty or breaks a rule of the format.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     check_target(folder, overwrite=overwrite)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _place_beside(folder)
     identifiers = PuzzleIdentifiers.blank() if identifiers is None else identifiers
     try:
         info = DatasetInfo(
@@ -227,16 +231,32 @@ def write_dataset(
     return info
 
 
+def _place_beside(folder: Path) -> Path:
+    """Name a folder to write a dataset into before it is put in its place."""
+    if is_remote(folder):
+        return Path(tempfile.mkdtemp(prefix="trm-ray-dataset-"))
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
+
+
+def is_dataset(folder: Path) -> bool:
+    """Tell whether a folder is there; on object storage, where uploads may end halfway, whether it is a dataset."""
+    return (folder / INFO_NAME).is_file() if is_remote(folder) else folder.exists()
+
+
 def check_target(folder: str | Path, *, overwrite: bool) -> None:
     """Refuse a folder that must not be written, before any work is done for it.
 
     Raises:
         DatasetError: it holds a dataset and `overwrite` is false, or it holds something else.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / INFO_NAME).is_file():
+        if is_remote(folder) and (folder / UPLOADING_NAME).is_file():
+            return
         raise DatasetError(f"{folder} exists and is no dataset; choose another --output or move it away")
     if not overwrite:
         raise DatasetError(f"{folder} already holds a dataset; pass --overwrite or choose another --output")
@@ -248,7 +268,7 @@ def read_split(folder: str | Path, split: str) -> Rows:
     Raises:
         DatasetError: the folder, the split or one of its files is missing or unreadable.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     info = DatasetInfo.load(folder)
     parts = [_rows(folder, name, table, info.seq_len) for name, table in _tables(folder, info.split(split))]
     return _concatenate(parts)
@@ -274,11 +294,11 @@ def number_shifts(folders: Sequence[str | Path], split: str) -> list[tuple[int, 
     import pyarrow.parquet as pq
 
     after, shifts = np.zeros(2, np.int64), []
-    for folder in map(Path, folders):
+    for folder in map(as_path, folders):
         shifts.append((int(after[0]), int(after[1])))
         if len(folders) > 1:
             files = DatasetInfo.load(folder).split(split).files
-            numbers = [pq.read_table(folder / file, columns=["puzzle", "group"]) for file in files]
+            numbers = [pq.read_table(local_file(folder / file), columns=["puzzle", "group"]) for file in files]
             after += np.max([[column.to_numpy().max() for column in table.columns] for table in numbers], axis=0) + 1
     return shifts
 
@@ -295,7 +315,7 @@ def read_identifiers(*folders: str | Path) -> PuzzleIdentifiers:
         DatasetError: identifiers.json is missing or unreadable.
     """
     named = max(folders, key=lambda folder: DatasetInfo.load(folder).num_puzzle_identifiers)
-    return _load_identifiers(Path(named) / IDENTIFIERS_NAME)
+    return _load_identifiers(as_path(named) / IDENTIFIERS_NAME)
 
 
 def open_dataset(folder: str | Path, *, command_hint: str | None = None, require: Sequence[str] = ()) -> DatasetInfo:
@@ -308,7 +328,7 @@ def open_dataset(folder: str | Path, *, command_hint: str | None = None, require
     Raises:
         DatasetError: one line that names the file, the row, the value, the rule and the way out.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not folder.is_dir():
         told = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
         raise DatasetError(f"the dataset folder {folder} does not exist; {told}")
@@ -433,7 +453,7 @@ def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
     for name, digest in files.items():
         if not _FILE.fullmatch(name) or not isinstance(digest, str):
             raise DatasetError(f"{folder / INFO_NAME}: files holds {name!r}: {digest!r}; it must be FILE: SHA-256")
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        if not is_remote(folder) and not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise DatasetError(f"{folder / name} is a link that leads out of the dataset; copy the file to its place")
 
 
@@ -491,6 +511,9 @@ def _table(rows: Rows) -> pa.Table:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
+    if is_remote(folder):
+        _upload(partial, folder)
+        return
     if not (folder / INFO_NAME).exists():
         try:
             partial.rename(folder)  # onto nothing or an empty folder; anything else fails
@@ -501,6 +524,21 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old)
+
+
+def _upload(partial: Path, folder: Path) -> None:
+    """Copy a dataset to object storage, dataset.json last: it makes a dataset of the files."""
+    (folder / UPLOADING_NAME).touch()
+    remove_tree(folder, INFO_NAME)
+    (folder / UPLOADING_NAME).touch()  # the first one went with the rest
+    files = sorted((path for path in partial.rglob("*") if path.is_file()), key=lambda path: path.name == INFO_NAME)
+    with progress("files uploaded", len(files)) as advance:
+        for file in files:
+            target: Any = folder / str(file.relative_to(partial))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            retried(functools.partial(target.upload, file), target)
+            advance(1)
+    (folder / UPLOADING_NAME).unlink()
 
 
 def sha256(path: Path) -> str:
@@ -527,14 +565,21 @@ def _concatenate(parts: Sequence[Rows]) -> Rows:
     return Rows(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
 
 
-def _tables(folder: Path, split: SplitInfo) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (file name, a row group of it): a file may be larger than the memory."""
+def _tables(folder: Path, split: SplitInfo, *, checked: bool = False) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (file name, a row group of it): a file may be larger than the memory.
+
+    Args:
+        checked: compare the checksum of each file before it is read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for name in split.files:
+    for name, expected in split.files.items():
+        if checked:
+            _check_checksum(folder / name, expected)
+        readable = local_file(folder / name)
         try:
-            with pq.ParquetFile(folder / name) as file:
+            with pq.ParquetFile(readable) as file:
                 for group in range(file.num_row_groups):
                     yield name, file.read_row_group(group)
         except FileNotFoundError as error:
@@ -612,11 +657,9 @@ def _check_side_files(folder: Path, info: DatasetInfo) -> None:
 
 
 def _check_split(folder: Path, name: str, split: SplitInfo, info: DatasetInfo) -> None:
-    for file, expected in split.files.items():
-        _check_checksum(folder / file, expected)
     seen, keys = 0, []
     with progress(f"{name} rows checked", split.rows) as advance:
-        for file, table in _tables(folder, split):
+        for file, table in _tables(folder, split, checked=True):
             rows = _rows(folder, file, table, info.seq_len)
             _check_tokens(name, seen, rows, info)
             seen += len(rows)
@@ -634,7 +677,7 @@ def _check_split(folder: Path, name: str, split: SplitInfo, info: DatasetInfo) -
 def _check_checksum(path: Path, expected: str) -> None:
     if not path.is_file():
         raise DatasetError(f"{path} is missing")
-    found = sha256(path)
+    found = sha256(local_file(path))
     if found != expected:
         raise DatasetError(
             f"{path}: the checksum does not match: SHA-256 {found[:12]}…, "
@@ -735,7 +778,7 @@ def _merged_split(name: str, folders: Sequence[str | Path], infos: Sequence[Data
         groups=sum(split.groups for split in splits),
         mean_puzzle_examples=rows / sum(split.rows / split.mean_puzzle_examples for split in splits),
         files={
-            str(Path(folder) / file): digest
+            str(as_path(folder) / file): digest
             for folder, split in zip(folders, splits, strict=True)
             for file, digest in split.files.items()
         },

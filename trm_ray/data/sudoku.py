@@ -19,6 +19,7 @@ from trm_ray.data.generation import Puzzles, generate, num_processes
 from trm_ray.data.puzzle_csv import Choice, CsvKind, check_rules, codes_of, read_csv_splits
 from trm_ray.data.schema import DatasetInfo, Rows, check_target, write_dataset
 from trm_ray.data.symmetries import canonical_forms
+from trm_ray.storage import as_path
 
 Difficulty = Literal["singles", "any"]
 Box = tuple[int, int]
@@ -433,7 +434,7 @@ def prepare_sudoku_from_csv(
     """
     check_target(output, overwrite=overwrite)
     choice = Choice(test=test, subsample=subsample, min_difficulty=min_difficulty, seed=seed)
-    read = read_csv_splits(_CSV, Path(csv_path), Path(test_csv) if test_csv is not None else None, choice)
+    read = read_csv_splits(_CSV, as_path(csv_path), as_path(test_csv) if test_csv is not None else None, choice)
     splits = {name: rows_of_boards(t.questions, t.answers) for name, t in (("train", read.train), ("test", read.test))}
     more = {"side_files": read.side_files, "overwrite": overwrite}
     return _write(output, splits, 9, "sudoku_csv", read.arguments, seed, **more)

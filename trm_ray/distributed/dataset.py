@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import ray.data
 
 from trm_ray.data.schema import COLUMNS, Rows, number_shifts, shifted
 from trm_ray.data.stream import SHUFFLE_ROWS
+from trm_ray.storage import arrow_filesystem, storage_key
 
 # Blocks a worker: what `streaming_split` can deal out.
 _BLOCKS_PER_WORKER = 8
@@ -32,7 +34,8 @@ def load_split(folders: Sequence[Path], split: str, num_workers: int = 1) -> Any
 
 
 def _load_folder(folder: Path, split: str, shift: tuple[int, int]) -> Any:
-    dataset = ray.data.read_parquet([str(path) for path in sorted((folder / split).glob("*.parquet"))])
+    files = sorted((folder / split).glob("*.parquet"))
+    dataset = ray.data.read_parquet([storage_key(file) for file in files], filesystem=arrow_filesystem(folder))
     return dataset.map_batches(_to_tensors, batch_format="pyarrow", fn_args=shift)
 
 
@@ -47,6 +50,13 @@ def _to_tensors(table: pa.Table, puzzle_shift: int, group_shift: int) -> dict[st
 
     rows = shifted(Rows(*map(column, COLUMNS)), puzzle_shift, group_shift)
     return {name: getattr(rows, field.name) for name, field in zip(COLUMNS, fields(rows), strict=True)}
+
+
+def ray_storage(folder: Path) -> dict[str, Any]:
+    """Say where Ray Train or Tune keeps its notes, as its `RunConfig` takes it."""
+    filesystem = arrow_filesystem(folder)
+    arrow = None if filesystem is None else pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem))
+    return {"storage_path": storage_key(folder), "storage_filesystem": arrow}
 
 
 def iter_rows(source: Any) -> Iterator[Rows]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -28,13 +27,13 @@ from trm_ray.config.errors import show
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
-from trm_ray.distributed.dataset import load_split
+from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.elastic import SavesBeforeResize
 from trm_ray.distributed.worker import train_worker
 from trm_ray.run import RunPlan, is_finished, start_step
+from trm_ray.storage import StorageError, remove_tree
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.stopping import STOP_FILE, StopSignals, stopped_after
-from trm_ray.training.store import StorageError
 
 # Ray Train keeps its own notes here. The run's folder is the truth, so they are thrown away before every start: a torn
 # one would stop a resume.
@@ -106,7 +105,7 @@ def _told_cause(error: WorkerGroupError) -> Exception:
     """Find what a user can do something about in what the workers died of; without it, all of it."""
     for failure in error.worker_failures.values():
         cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, (NonFiniteError, StorageError, ValueError)):
+        if isinstance(cause, (NonFiniteError, StorageError, OSError, ValueError)):
             return cause
     return error
 
@@ -119,7 +118,7 @@ def build_trainer(
     Args:
         stop_file: asks the workers to save and stop as soon as it is there.
     """
-    shutil.rmtree(plan.folder / NOTES, ignore_errors=True)
+    remove_tree(plan.folder / NOTES)
     whole = fits_in_memory(plan.info, "train")
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same shards in every run
     return TorchTrainer(
@@ -136,7 +135,7 @@ def build_trainer(
         dataset_config=DataConfig(datasets_to_split=[] if whole else ["train"], execution_options=options),
         run_config=RunConfig(
             name=NOTES,
-            storage_path=str(plan.folder),
+            **ray_storage(plan.folder),
             failure_config=FailureConfig(max_failures=plan.config.ray.failures_allowed),
             callbacks=[*callbacks, *([SavesBeforeResize(plan.folder)] if plan.config.ray.is_elastic else [])],
             logging_config=LoggingConfig(log_level="INFO" if VERBOSE else "CRITICAL"),

@@ -21,14 +21,15 @@ from ray.tune.search import BasicVariantGenerator
 from trm_ray.config import SweepConfig, flat, with_overrides
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
-from trm_ray.distributed.dataset import load_split
+from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.trainer import build_trainer, outcome_of
 from trm_ray.distributed.worker import train_trial
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.run import RunPlan, claim_folder
-from trm_ray.training.checkpoint import FINAL_MODEL, checkpoint_step, latest_checkpoint
-from trm_ray.training.stopping import STOP_FILE, Interrupted, StopSignals
+from trm_ray.storage import as_path, is_whole, remove_tree, retried
+from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, latest_checkpoint
+from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
 NOTES = ".tune"
@@ -60,7 +61,7 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
     """
     watch = _Watch(sweep, plans, folder, display)
     for notes in folder.glob(f"{NOTES}*"):
-        shutil.rmtree(notes, ignore_errors=True)
+        remove_tree(notes)
     for plan in plans:
         fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
@@ -80,7 +81,7 @@ class _Stopper(tune.Stopper):
     """End the sweep once it was asked to stop and the trials that ran then are done with saving."""
 
     def __init__(self, stop_file: Path, watch: _Watch):
-        self._stop_file, self._watch = stop_file, watch
+        self._stop_file, self._watch = StopFile(stop_file), watch
         self._to_wait_for: set[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class _Stopper(tune.Stopper):
     def stop_all(self) -> bool:
         """Tell whether all is saved. A trial that Tune starts in the meantime has nothing to save."""
         if self._to_wait_for is None:
-            if not self._stop_file.exists():
+            if not self._stop_file.requested():
                 return False
             self._to_wait_for = set(self._watch.running)
         return not self._to_wait_for & self._watch.running
@@ -148,7 +149,7 @@ class _Watch(tune.Callback):
         """Show the end of a trial, which the scheduler may have brought about."""
         self.running.discard(str(trial))
         step, folder = (trial.last_result or {}).get("step", 0), self._folder / str(trial)
-        if (folder / FINAL_MODEL).is_dir():
+        if is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
             self.num_ended += 1
             self._display.ended(str(trial), "finished")
             return
@@ -156,7 +157,8 @@ class _Watch(tune.Callback):
             self._display.ended(str(trial), "interrupted")
             return
         self.num_ended += 1
-        (folder / STOPPED).write_text(json.dumps({"step": step, "by": "ASHA"}) + "\n", encoding="utf-8")
+        mark, words = folder / STOPPED, json.dumps({"step": step, "by": "ASHA"}) + "\n"
+        retried(lambda: mark.write_text(words, encoding="utf-8"), mark)
         self._display.ended(str(trial), f"stopped early at step {step}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -194,7 +196,7 @@ def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch
         run_config=tune.RunConfig(
             # Of its own: two sweeps that begin in the same second would share a folder of temporary files.
             name=f"{NOTES}-{secrets.token_hex(4)}",
-            storage_path=str(folder),
+            **ray_storage(folder),
             callbacks=[watch],
             stop=_Stopper(folder / STOP_FILE, watch),
             verbose=0,
@@ -242,10 +244,10 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
         plan = plans[parameters[PLAN]]
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
         config = with_overrides(plan.config, {**sampled, "log_dir": str(folder / trial_name(sweep, plans, parameters))})
-        plan = plan.vary(config, Path(config.log_dir))
+        plan = plan.vary(config, as_path(config.log_dir))
         claim_folder(plan, resume=(plan.folder / "config.yaml").is_file())
         _report_again(plan.folder)
-        if (plan.folder / STOPPED).is_file() or (plan.folder / FINAL_MODEL).is_dir():
+        if (plan.folder / STOPPED).is_file() or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
             return
         train, test = data[plan.train_paths, plan.test_paths]
         if several:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from trm_ray.reporting.run_log import METRICS_FILE, Row, evaluation_line, step_line, supervision_line, with_nan
+from trm_ray.storage import is_remote
 
-_POLL_S = 0.3
+# Between two looks at a run's rows; those on object storage, which come every few seconds, cost more.
+_POLL_S, _POLL_REMOTE_S = 0.3, 2.0
+_REFRESH_REMOTE_S = 5.0  # of a trial in the table
 
 
 def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
@@ -71,11 +76,16 @@ class RunDisplay:
         self._progress.stop()
 
     def _follow(self) -> None:
-        while not self._stop.wait(_POLL_S):
+        pause = _POLL_REMOTE_S if is_remote(self._path) else _POLL_S
+        while not self._stop.wait(pause):
             self._show()
         self._show()
 
     def _show(self) -> None:
+        with suppress(OSError):  # what the storage withholds now is shown later; whoever writes there tells
+            self._show_new()
+
+    def _show_new(self) -> None:
         rows, self._offset = read_new_rows(self._path, self._offset)
         for row in (row for row in rows if row["step"] > self._seen):
             self._seen = int(row["step"])
@@ -113,9 +123,18 @@ class _Trial:
     offset: int = 0
     loss: float | None = None
     exact: float | None = None
+    next_look: float = 0.0
 
     def refresh(self) -> None:
         """Read what the trial has logged since the last look."""
+        if is_remote(self.folder):
+            if time.monotonic() < self.next_look:
+                return
+            self.next_look = time.monotonic() + _REFRESH_REMOTE_S
+        with suppress(OSError):  # as `RunDisplay`
+            self._read()
+
+    def _read(self) -> None:
         rows, self.offset = read_new_rows(self.folder / METRICS_FILE, self.offset)
         for row in rows:
             self.step = int(row["step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def save_gif(
         advance(1)
     path.parent.mkdir(parents=True, exist_ok=True)
     durations = [delay_ms] * (len(pictures) - 1) + [4 * delay_ms]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    film = io.BytesIO()
+    pictures[0].save(film, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    path.write_bytes(film.getvalue())
     return path
 
 

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from trm_ray.storage import as_path, is_whole
+
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
-FINAL_FOLDER = "final_model"
+FINAL_FOLDER, FINAL_MARK = "final_model", "manifest.json"
 
 TRAIN_CYCLE_LOSS = "train/deep_supervision/step_{i}_loss"
 EVAL_CYCLE_LOSS = "eval/step_{i}_loss"
@@ -43,7 +45,7 @@ class RunLog:
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
-            _forget_earlier_attempt(folder)
+            forget_earlier_attempt(folder)
         else:
             _drop_rows_after(folder / METRICS_FILE, resume_step)
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
@@ -63,6 +65,9 @@ class RunLog:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         self._board.write(int(step), numbers)
+
+    def sync(self) -> None:
+        """Make sure that what was written is where the run's folder lies; here it always is."""
 
     def close(self) -> None:
         """Flush and close both files; a second call does nothing."""
@@ -116,7 +121,8 @@ class _Board:
         self._file.close()
 
 
-def _forget_earlier_attempt(folder: Path) -> None:
+def forget_earlier_attempt(folder: Path) -> None:
+    """Remove a log that no checkpoint is left of."""
     (folder / METRICS_FILE).unlink(missing_ok=True)
     for path in folder.glob("events.out.tfevents.*"):
         path.unlink()
@@ -281,7 +287,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: `folder` is no run, or one of its files is damaged.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     _check_is_run(folder)
     rows = {int(row["step"]): row for row in _raw_rows(folder / METRICS_FILE)}
     return Run(
@@ -289,7 +295,7 @@ def read_run(folder: Path) -> Run:
         name=folder.resolve().name,
         config=_read_mapping(folder / CONFIG_FILE),
         rows=tuple(with_nan(rows[step]) for step in sorted(rows)),
-        finished=(folder / FINAL_FOLDER).is_dir(),
+        finished=is_whole(folder / FINAL_FOLDER, FINAL_MARK),
         environment=_read_environment(folder / ENVIRONMENT_FILE),
     )
 
@@ -302,7 +308,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     Raises:
         ValueError: a path does not exist, or no run is left.
     """
-    given = [Path(path) for path in paths]
+    given = [as_path(path) for path in paths]
     for path in given:
         if not path.exists():
             raise ValueError(f"{path} does not exist; name a run's folder, or a folder that holds runs")

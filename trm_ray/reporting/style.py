@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from trm_ray.storage import as_path
 
 INK, MUTED, FAINT = "#222222", "#6B6B6B", "#D9D9D9"
 
@@ -164,11 +167,13 @@ def save(figure: Figure, path: Path) -> Path:
     Raises:
         ValueError: the ending names no format that can be written.
     """
-    path = Path(path)
+    path = as_path(path)
     formats = sorted(figure.canvas.get_supported_filetypes())
     if path.suffix.lstrip(".").lower() not in formats:
         raise ValueError(f"cannot save a picture as {path}: its name must end with one of .{', .'.join(formats)}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    picture = io.BytesIO()
     with styled():
-        figure.savefig(path, dpi=figure.dpi)
+        figure.savefig(picture, dpi=figure.dpi, format=path.suffix.lstrip(".").lower())
+    path.write_bytes(picture.getvalue())
     return path

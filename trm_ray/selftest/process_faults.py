@@ -29,7 +29,7 @@ from trm_ray.training.checkpoint import STATE_FILE, checkpoints
 
 STORAGE_GONE_S = 3.0
 # Half a minute of attempts is no part of what storage that stays away shows.
-_IMPATIENT = "import trm_ray.training.store as store; store.RETRY_DELAYS = (0.1, 0.2)\n"
+_IMPATIENT = "import trm_ray.storage as storage; storage.RETRY_DELAYS = (0.1, 0.2)\n"
 _ELSEWHERE = "import os; os.environ |= dict.fromkeys(('HOME', 'TMPDIR'), {0!r}); os.chdir({0!r})\n"
 _DISK_FULL_BYTES = 8192
 _JUMPING_CLOCK = "import os, time; now = time.time; time.time = lambda: now() - 86400 * os.path.exists({!r})\n"

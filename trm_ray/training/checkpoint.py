@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from trm_ray.storage import drop_copy, is_remote, is_whole, local_file, remove_tree, version
+
 FORMAT_VERSION = 2
 STATE_FILE = "state.pt"
 # Which puzzle each row of the puzzle embedding belongs to. Without it no training on the same puzzles can go on.
@@ -57,7 +59,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint so that `folder` holds either all of it or what it held before.
 
-    Everything is on the disk, not only on its way there, when this returns.
+    Everything is on the disk, not only on its way there, when this returns. On object storage, which knows no rename,
+    files go to their place one by one: the manifest, which is the last, makes a checkpoint of them.
 
     Args:
         state: tensors and plain containers.
@@ -65,11 +68,17 @@ def save_checkpoint(
         score: the evaluation's loss, which `keep_best` goes by.
 
     Raises:
-        OSError: the storage fails; nothing is left behind.
+        OSError: the storage fails; nothing is left behind, but on object storage, where it is no checkpoint.
     """
+    if is_remote(folder):
+        remove_tree(folder, MANIFEST_FILE)
+        _fill(folder, state, identifiers, score)
+        return folder
     temporary = beside(folder, "tmp")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         _fill(temporary, state, identifiers, score)
+        _sync_folder(temporary)
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,7 +91,6 @@ def beside(folder: Path, kind: str) -> Path:
 
 
 def _fill(folder: Path, state: Mapping[str, Any], identifiers: bytes | None, score: float | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     files: dict[str, Any] = {}
     if identifiers is not None:
@@ -94,7 +102,6 @@ def _fill(folder: Path, state: Mapping[str, Any], identifiers: bytes | None, sco
     score = float(score) if score is not None and math.isfinite(score) else None
     manifest = {"format_version": MANIFEST_VERSION, "files": files, "step": state.get("step"), "score": score}
     _write(folder / MANIFEST_FILE, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
-    _sync_folder(folder)
 
 
 class _HashingFile:
@@ -127,13 +134,14 @@ class _HashingFile:
 
 
 def _write(path: Path, write: Callable[[_HashingFile], object]) -> dict[str, Any]:
-    with open(path, "wb") as raw:
+    with path.open("wb") as raw:
         file = _HashingFile(raw)
         write(file)
         if file.error is not None:
             raise file.error
-        raw.flush()
-        os.fsync(raw.fileno())
+        if not is_remote(path):
+            raw.flush()
+            os.fsync(raw.fileno())
     return file.mark()
 
 
@@ -168,6 +176,11 @@ def remove_leftovers(run_dir: Path) -> None:
     What a living process of this machine owns stays for a day: another machine's processes cannot be seen from here,
     but no two of them may train in one folder anyway.
     """
+    if is_remote(run_dir):
+        for folder in [*_named_checkpoints(run_dir), run_dir / FINAL_MODEL]:
+            if not is_whole(folder, MANIFEST_FILE):
+                remove_tree(folder)
+        return
     for path in run_dir.glob(".*"):
         match = _LEFTOVER.fullmatch(path.name)
         if match and (not _is_another_process(int(match[1])) or time.time() - path.stat().st_mtime > _DAY_S):
@@ -234,6 +247,8 @@ def damage(folder: Path, *, digests: bool) -> str | None:
         manifest = read_manifest(folder)
     except ValueError as error:
         return str(error)
+    if manifest is None and is_remote(folder):
+        return f"{MANIFEST_FILE} is missing"
     if manifest is None:
         return _damage_of_archive(folder / STATE_FILE, digests=digests)
     told = (_damage_of_file(folder / name, *mark, digests=digests) for name, mark in manifest.files.items())
@@ -243,10 +258,10 @@ def damage(folder: Path, *, digests: bool) -> str | None:
 def _damage_of_file(path: Path, sha256: str, num_bytes: int, *, digests: bool) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
-    there = path.stat()
-    if there.st_size != num_bytes:
-        return f"{path.name} has {there.st_size} of {num_bytes} bytes"
-    if digests and _sha256(path, there.st_size, there.st_mtime_ns) != sha256:
+    size = path.stat().st_size
+    if size != num_bytes:
+        return f"{path.name} has {size} of {num_bytes} bytes"
+    if digests and _sha256(path, version(path)) != sha256:
         return f"{path.name} is not what was written (another SHA-256)"
     return None
 
@@ -264,10 +279,11 @@ def _damage_of_archive(path: Path, *, digests: bool) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash a file; its size and time tell the cache whether it is the one that was hashed before."""
+def _sha256(path: Path, version: tuple[Any, ...]) -> str:
+    """Hash a file; its version tells the cache whether it is the one that was hashed before."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    # Who looks at a state is about to load it. The files beside it are small.
+    with (local_file(path) if path.name == STATE_FILE else path).open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -289,11 +305,14 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu", *, mapped:
     if not path.is_file() and not (folder / MANIFEST_FILE).is_file():
         raise ValueError(f"{folder} holds no {STATE_FILE}; name a checkpoint_step_N or {FINAL_MODEL} folder of a run")
     _refuse_damaged(folder, digests=True)
+    readable = local_file(path)
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+        state: dict[str, Any] = torch.load(readable, map_location=device, weights_only=True, mmap=mapped)
     except Exception as error:  # damaged and hostile files raise all sorts
         told = f"{path} cannot be read ({type(error).__name__}); remove {folder} to go on from an earlier one"
         raise ValueError(told) from error
+    if readable != path:
+        drop_copy()  # what is mapped stays readable
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
         version = state.get("format_version") if isinstance(state, dict) else None
         raise ValueError(f"{path} has format_version={version}, this trm-ray reads {FORMAT_VERSION}")
@@ -333,7 +352,7 @@ def find_checkpoint(path: Path) -> Path:
     if (path / STATE_FILE).is_file() or (path / MANIFEST_FILE).is_file():
         return path
     final, found = path / FINAL_MODEL, latest_checkpoint(path)
-    if final.is_dir():
+    if is_whole(final, MANIFEST_FILE):
         _refuse_damaged(final, digests=False)
         manifest = read_manifest(final)
         trained_to = None if manifest is None else manifest.step
@@ -371,6 +390,10 @@ def final_step(run_dir: Path) -> int | None:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """List a run's checkpoints, damaged ones too, the highest step first."""
+    return [folder for folder in _named_checkpoints(run_dir) if is_whole(folder, MANIFEST_FILE)]
+
+
+def _named_checkpoints(run_dir: Path) -> list[Path]:
     named = [path for path in run_dir.glob("checkpoint_step_*") if re.fullmatch(r"checkpoint_step_\d+", path.name)]
     return sorted(named, key=checkpoint_step, reverse=True)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trm_ray.config import Config
 from trm_ray.model.trm import Batch, SegmentOutput, TinyRecursiveModel
+from trm_ray.storage import as_path
 from trm_ray.training.initialise import averaged as with_average
 from trm_ray.training.losses import IGNORED_LABEL
 from trm_ray.training.portable import described, read_model
@@ -47,7 +48,7 @@ def load_model(path: str | Path, *, averaged: bool = True, device: torch.device 
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
-    folder, state, identifiers = read_model(Path(path))
+    folder, state, identifiers = read_model(as_path(path))
     config, shape = described(state, folder)
     averaged = averaged and state.get("ema") is not None
     try:

@@ -110,7 +110,9 @@ def _resume_point(session: Session) -> Path | None:
 def _open_store(config: Config, session: Session) -> CheckpointStore:
     if session.rank == 0:
         remove_leftovers(session.run_dir)
-    return CheckpointStore(session.run_dir, keep_last=config.keep_last, keep_best=config.keep_best)
+    return CheckpointStore(
+        session.run_dir, keep_last=config.keep_last, keep_best=config.keep_best, log_first=session.sync_log
+    )
 
 
 def training_steps(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trm_ray.config import ArchConfig, Config
 from trm_ray.model.layers import swiglu_inner_size
+from trm_ray.storage import local_file
 from trm_ray.training.state import TokenShape, build_model
 
 PREFIX = "_orig_mod.model.inner."
@@ -101,9 +102,10 @@ def _weights(path: Path, held: Any) -> Weights:
 
 
 def _load(path: Path) -> Any:
+    readable = local_file(path)
     try:
         # The format before PyTorch 1.6 cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(readable, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(readable))
     except Exception as error:  # damaged and hostile files raise all sorts
         raise ValueError(
             f"{path} cannot be read as a checkpoint of weights alone ({type(error).__name__}): it is damaged, cut "

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from trm_ray.config import Config, config_from_values, to_yaml
+from trm_ray.storage import local_file, made_elsewhere
 from trm_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_identifiers
 from trm_ray.training.original import contradictions, facts_of
 from trm_ray.training.state import TokenShape
@@ -46,9 +47,8 @@ def write_portable(path: Path, state: dict[str, Any], identifiers: bytes | None)
     }
     if identifiers is not None:
         metadata["identifiers"] = identifiers.decode()
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(state["model"], temporary, metadata)
-    temporary.replace(path)
+    with made_elsewhere(path) as temporary:
+        save_file(state["model"], temporary, metadata)
 
 
 def read_portable(path: Path) -> Portable:
@@ -59,8 +59,9 @@ def read_portable(path: Path) -> Portable:
     """
     from safetensors import SafetensorError, safe_open
 
+    readable = local_file(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(readable, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError) as error:

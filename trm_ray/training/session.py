@@ -37,6 +37,7 @@ class Session:
         train_tokens: gives this worker's training batches from number k on.
         test_tokens: gives this worker's share of the test split.
         log_row: writes one row of metrics; called on rank 0 alone.
+        sync_log: makes sure that rows which were written are on the storage, as far as `log_row` has not.
         identifiers: the dataset's identifiers.json, which goes into every checkpoint.
         stop_requested: whether this worker was asked to save and stop; the loop asks once a step.
     """
@@ -46,6 +47,7 @@ class Session:
     train_tokens: Callable[[int], Iterator[Tokens]]
     test_tokens: Callable[[], Iterable[Tokens]]
     log_row: LogRow
+    sync_log: Callable[[], None] = field(default=lambda: None, kw_only=True)
     identifiers: bytes | None = field(default=None, kw_only=True)
     # Whether `report` must find its checkpoint on the storage, since the launcher may end the run there. It costs the
     # time to write one.

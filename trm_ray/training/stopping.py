@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trm_ray.storage import is_remote
+
 # In a run's folder, or a sweep's, it asks the workers to save and stop, wherever they are.
 STOP_FILE = "stop_requested"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S, _LOOK_AT_REMOTE_EVERY_S = 0.5, 5.0
 # How many steps after it was cast a vote is read on a GPU, where reading it earlier would wait for the step under way.
 _VOTE_DELAY = 4
 
@@ -86,7 +88,10 @@ class StopSignals:
 
 
 class StopFile:
-    """Looks for a file that asks to stop, at most twice a second: on shared storage a look may take milliseconds."""
+    """Looks for a file that asks to stop, at most twice a second: on shared storage a look may take milliseconds.
+
+    On object storage, where it takes more and costs money, every five seconds and in a thread that nothing waits for.
+    """
 
     def __init__(self, path: Path):
         self._path, self._found, self._next_look = path, False, 0.0
@@ -94,9 +99,17 @@ class StopFile:
     def requested(self) -> bool:
         """Tell whether the file is there, or was at an earlier look."""
         if not self._found and time.monotonic() >= self._next_look:
-            self._found = os.path.exists(self._path)  # False where the storage fails
-            self._next_look = time.monotonic() + _LOOK_EVERY_S
+            if is_remote(self._path):
+                self._next_look = time.monotonic() + _LOOK_AT_REMOTE_EVERY_S
+                threading.Thread(target=self._look, name="stop file", daemon=True).start()
+            else:
+                self._look()
+                self._next_look = time.monotonic() + _LOOK_EVERY_S
         return self._found
+
+    def _look(self) -> None:
+        with suppress(OSError):  # where the storage fails, whoever saves will tell
+            self._found = self._path.exists()
 
 
 class StopVotes:

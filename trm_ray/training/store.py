@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -19,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trm_ray.storage import StorageError, is_remote, remove_tree, retried
 from trm_ray.training.checkpoint import (
     FINAL_MODEL,
+    MANIFEST_FILE,
     beside,
     checkpoint_step,
     checkpoints,
@@ -29,14 +30,7 @@ from trm_ray.training.checkpoint import (
     save_checkpoint,
 )
 
-# Pauses before each further attempt to write, in seconds: half a minute in all.
-RETRY_DELAYS = (1, 2, 4, 8, 15)
-
 _LOG = logging.getLogger("trm_ray")
-
-
-class StorageError(RuntimeError):
-    """A checkpoint could not be written; the message says where a copy lies."""
 
 
 class CheckpointStore:
@@ -52,6 +46,7 @@ class CheckpointStore:
     Args:
         keep_last: how many of the latest checkpoints stay; None keeps all.
         keep_best: how many of those with the lowest score stay beside them.
+        log_first: called before a checkpoint is written, which nothing may outlive that it has not logged.
         sleep: pauses between attempts to write.
     """
 
@@ -61,9 +56,11 @@ class CheckpointStore:
         *,
         keep_last: int | None = None,
         keep_best: int = 0,
+        log_first: Callable[[], None] = lambda: None,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self._run_dir, self._keep_last, self._keep_best, self._sleep = run_dir, keep_last, keep_best, sleep
+        self._run_dir, self._keep_last, self._keep_best = run_dir, keep_last, keep_best
+        self._log_first, self._sleep = log_first, sleep
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future[float] | None = None
         self._numbers: dict[str, float] = {}
@@ -135,19 +132,21 @@ class CheckpointStore:
             copied.synchronize()
         folder = self._write(self._run_dir / name, state, *more)
         if self._keep_last is not None and name != FINAL_MODEL:
-            self._thin_out(folder, self._keep_last)
+            try:
+                self._thin_out(folder, self._keep_last)
+            except OSError as error:
+                _LOG.warning("checkpoints in %s could not be thinned out (%s)", self._run_dir, error)
         return time.perf_counter() - began
 
     def _write(self, folder: Path, *content: Any) -> Path:
-        for delay in (*RETRY_DELAYS, None):
-            try:
-                return save_checkpoint(folder, *content)
-            except OSError as error:
-                if delay is None:
-                    raise StorageError(_give_up(folder, error, *content)) from error
-                _LOG.warning("%s could not be written (%s); the next attempt is in %s s", folder, error, delay)
-                self._sleep(delay)
-        raise AssertionError("the last attempt returns or raises")
+        def attempt() -> Path:
+            self._log_first()
+            return save_checkpoint(folder, *content)
+
+        try:
+            return retried(attempt, folder, self._sleep)
+        except OSError as error:
+            raise StorageError(_give_up(folder, error, *content)) from error
 
     def _thin_out(self, saved: Path, keep_last: int) -> None:
         """Remove what need not stay; steps after the saved one are an earlier attempt's and will be written anew."""
@@ -155,12 +154,20 @@ class CheckpointStore:
         good = [folder for folder in past if damage(folder, digests=False) is None]
         stay = {saved, *good[:keep_last], *_best(good, self._keep_best)}
         for folder in (folder for folder in past if folder not in stay):
-            away = beside(folder, "old")
             try:
-                os.rename(folder, away)  # a kill while files are removed leaves no half checkpoint
-                shutil.rmtree(away)
+                _remove(folder)
             except OSError as error:
                 _LOG.warning("%s could not be removed (%s)", folder, error)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that a kill meanwhile leaves no half one."""
+    if is_remote(folder):
+        remove_tree(folder, MANIFEST_FILE)
+        return
+    away = beside(folder, "old")
+    os.rename(folder, away)
+    remove_tree(away)
 
 
 def _best(folders: list[Path], number: int) -> list[Path]:
