@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 # Typer reads the annotations at run time, so what they name must be there.
-_ORDER = ("prepare", "train", "sweep", "dashboard", "compare", "evaluate", "predict")
+_ORDER = ("prepare", "train", "sweep", "dashboard", "compare", "evaluate", "predict", "submit", "jobs")
 
 
 class _InOrderOfUse(TyperGroup):
@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 prepare_app = typer.Typer(no_args_is_help=True, help="Make or convert a dataset.")
 app.add_typer(prepare_app, name="prepare")
+jobs_app = typer.Typer(no_args_is_help=True, help="See, stop and fetch what runs on a cluster.")
+app.add_typer(jobs_app, name="jobs")
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 
