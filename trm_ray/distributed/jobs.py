@@ -41,6 +41,7 @@ _POLL_S = 0.5
 _RECONNECT_S = 60.0
 # What goes through the job server when no storage is shared: it holds the text of all of it in memory.
 MOST_BYTES = 32 << 20
+_FETCH = "fetch"
 # Says in a folder where its files were fetched from.
 _FETCHED = "fetched_from.json"
 # A folder that was last written this long before a job began is another one of the same name.
@@ -210,8 +211,12 @@ class Job:
 
 
 def list_jobs(client: JobSubmissionClient) -> list[Job]:
-    """List all jobs that the cluster remembers, the latest last."""
-    found = [details for details in client.list_jobs() if details.submission_id]
+    """List all jobs that the cluster remembers, the latest last, without those that only fetched another's results."""
+    found = [
+        details
+        for details in client.list_jobs()
+        if details.submission_id and (details.metadata or {}).get("command") != _FETCH
+    ]
     return [_job(details) for details in sorted(found, key=lambda details: details.start_time or 0)]
 
 
@@ -357,11 +362,10 @@ def _packed(client: JobSubmissionClient, results: str, checkpoints: bool) -> lis
     words = ["python", "-m", "trm_ray.results", results, "--limit", str(MOST_BYTES)]
     entrypoint = shlex.join([*words, *(["--checkpoints"] if checkpoints else [])])
     name = client.submit_job(
-        entrypoint=entrypoint, submission_id=_new_name("fetch"), runtime_env=_package(), metadata={"command": "fetch"}
+        entrypoint=entrypoint, submission_id=_new_name(_FETCH), runtime_env=_package(), metadata={"command": _FETCH}
     )
     job = wait(client, name)
     log = str(client.get_job_logs(name))
     if not job.succeeded:
         raise JobError(last_error(log) if log else str(job.cause))
-    client.delete_job(name)
     return log.splitlines()
