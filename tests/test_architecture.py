@@ -22,7 +22,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reporting": {"config"},
     "conversions": {"config", "data", "training"},
     "run": {"config", "model", "data", "training", "reporting", "conversions"},
-    "distributed": {"config", "model", "data", "training", "reporting", "run"},
+    "results": set(),
+    "submission": {"config"},
+    "distributed": {"config", "model", "data", "training", "reporting", "run", "results", "submission"},
     "sweeps": {"config", "reporting", "run", "distributed"},
     "evaluations": {"config", "model", "data", "training", "reporting", "run", "distributed"},
     "selftest": {"config", "data", "training", "run", "sweeps", "distributed"},
@@ -30,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"config", "model", "training", "reporting", "run", "distributed", "sweeps", "evaluations"},
     "cli": {
         *("config", "model", "data", "training", "reporting"),
-        *("run", "distributed", "sweeps", "predictions", "evaluations", "conversions", "selftest"),
+        *("run", "distributed", "sweeps", "predictions", "evaluations", "conversions", "selftest", "submission"),
     },
 }
 FORBIDDEN: dict[str, set[str]] = {
@@ -41,6 +43,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "reporting": {"ray"},
     "conversions": {"ray", "numpy", "pyarrow", "matplotlib"},
     "run": {"ray"},
+    "results": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
+    "submission": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
     "sweeps": {"ray"},
     "selftest": {"ray"},
     "predictions": {"ray", "matplotlib"},
@@ -156,6 +160,6 @@ except SystemExit as end:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trm_ray.cli") is None, reason="there is no command line yet")
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sweep", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sweep", "--help"], ["submit", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     assert heavy_after(HELP.format(arguments=arguments)) == []

@@ -13,9 +13,7 @@ import typer
 from trm_ray.cli.common import FAILED, INTERRUPTED, app, complain, jobs_app, reported
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
-    from trm_ray.distributed.jobs import Job
+    from trm_ray.distributed.jobs import Client, Job
     from trm_ray.submission import Submission
 
 # The two lines with which Ray begins the log of every job.
@@ -93,7 +91,7 @@ def _find(command: Sequence[str]) -> tuple[Any, list[str]]:
     return found, names
 
 
-def _follow(client: JobSubmissionClient, name: str) -> None:
+def _follow(client: Client, name: str) -> None:
     """Show a job's log to its end, and end as it did; a Ctrl-C leaves it running unless that is not wanted."""
     from trm_ray.distributed import jobs
 

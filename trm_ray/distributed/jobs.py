@@ -31,6 +31,8 @@ from trm_ray.distributed import VERBOSE
 from trm_ray.results import copy_results, unpack
 from trm_ray.submission import Submission
 
+Client = JobSubmissionClient
+
 # Ray stops a job with SIGTERM and kills it this many seconds later; its default of 3 is too short to save a step. It is
 # read in the job's own environment, so that no cluster has to be prepared.
 _PATIENCE = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -55,7 +57,7 @@ class JobError(RuntimeError):
 # ---- the server --------------------------------------------------------------------------------------------
 
 
-def connect(address: str | None) -> JobSubmissionClient:
+def connect(address: str | None) -> Client:
     """Open the job server at `address`, else at RAY_API_SERVER_ADDRESS or an http RAY_ADDRESS.
 
     Raises:
@@ -73,7 +75,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
     try:
         with _environment("RAY_API_SERVER_ADDRESS", url):  # which Ray lets win over what it is given
-            return JobSubmissionClient(url, headers=_token())
+            return Client(url, headers=_token())
     except AuthenticationError as error:
         refused = "refuses this machine's token" if "failed" in str(error) else "asks for a token"
         raise ConnectionError(
@@ -123,9 +125,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 # ---- submitting --------------------------------------------------------------------------------------------
 
 
-def submit(
-    client: JobSubmissionClient, submission: Submission, *, cpus: float = 0, gpus: float = 0, pip: bool = False
-) -> str:
+def submit(client: Client, submission: Submission, *, cpus: float = 0, gpus: float = 0, pip: bool = False) -> str:
     """Start a command as a job and return the job's name.
 
     Args:
@@ -210,7 +210,7 @@ class Job:
         return self.state == "succeeded"
 
 
-def list_jobs(client: JobSubmissionClient) -> list[Job]:
+def list_jobs(client: Client) -> list[Job]:
     """List all jobs that the cluster remembers, the latest last, without those that only fetched another's results."""
     found = [
         details
@@ -220,7 +220,7 @@ def list_jobs(client: JobSubmissionClient) -> list[Job]:
     return [_job(details) for details in sorted(found, key=lambda details: details.start_time or 0)]
 
 
-def find_job(client: JobSubmissionClient, name: str) -> Job:
+def find_job(client: Client, name: str) -> Job:
     """Look a job up.
 
     Raises:
@@ -263,7 +263,7 @@ class JobLog:
         show: is given pieces of text as they come.
     """
 
-    def __init__(self, client: JobSubmissionClient, name: str, show: Callable[[str], None]):
+    def __init__(self, client: Client, name: str, show: Callable[[str], None]):
         self._client, self._name, self._show, self._shown = client, name, show, 0
 
     def follow(self) -> Job:
@@ -302,12 +302,12 @@ class JobLog:
             self._shown += len(new)
 
 
-def stop(client: JobSubmissionClient, name: str) -> None:
+def stop(client: Client, name: str) -> None:
     """Ask a job to save and end; it is killed if it has not after its patience."""
     client.stop_job(name)
 
 
-def wait(client: JobSubmissionClient, name: str) -> Job:
+def wait(client: Client, name: str) -> Job:
     """Wait for a job's end."""
     while not (job := find_job(client, name)).ended:
         time.sleep(_POLL_S)
@@ -317,9 +317,7 @@ def wait(client: JobSubmissionClient, name: str) -> Job:
 # ---- results -----------------------------------------------------------------------------------------------
 
 
-def fetch(
-    client: JobSubmissionClient, job: Job, target: Path, *, checkpoints: bool = False, through_cluster: bool = False
-) -> int:
+def fetch(client: Client, job: Job, target: Path, *, checkpoints: bool = False, through_cluster: bool = False) -> int:
     """Copy what a job has left so far into a folder here; return how many files that was.
 
     Straight from the storage where this machine sees it too, else through the job server.
@@ -357,7 +355,7 @@ def _visible(job: Job) -> Path | None:
     return source if written and max(written) > began - _CLOCK_SKEW_S else None
 
 
-def _packed(client: JobSubmissionClient, results: str, checkpoints: bool) -> list[str]:
+def _packed(client: Client, results: str, checkpoints: bool) -> list[str]:
     """Let a small job on the cluster print the results."""
     words = ["python", "-m", "trm_ray.results", results, "--limit", str(MOST_BYTES)]
     entrypoint = shlex.join([*words, *(["--checkpoints"] if checkpoints else [])])
