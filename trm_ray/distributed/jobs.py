@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 import requests
@@ -31,7 +31,7 @@ from trm_ray.distributed import VERBOSE
 from trm_ray.results import copy_results, unpack
 from trm_ray.submission import Submission
 
-Client = JobSubmissionClient
+Client: TypeAlias = JobSubmissionClient
 
 # Ray stops a job with SIGTERM and kills it this many seconds later; its default of 3 is too short to save a step. It is
 # read in the job's own environment, so that no cluster has to be prepared.
