@@ -97,6 +97,7 @@ def test_small_files_that_a_command_names_go_along(tmp_path: Path):
             r"--from-csv folder/of/csv: a job has",
         ),
         (["predict", "/runs/x", "../puzzle.txt"], r"PUZZLE \.\./puzzle\.txt must lie in the working directory"),
+        (["predict", "/runs/x", "-"], r"PUZZLE - is the standard input, which a job has not; name a file"),
     ],
 )
 def test_places_that_a_job_would_not_find_are_refused(words: list[str], told: str, tmp_path: Path):

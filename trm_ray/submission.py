@@ -125,6 +125,8 @@ def _carried(given: Mapping[str, Any]) -> Iterator[str]:
     for option, place in _places(given):
         if _lasting(place):
             continue
+        if place == "-":
+            raise ConfigError(f"{option} - is the standard input, which a job has not; name a file")
         if option in _WRITTEN:
             raise ConfigError(f"{option} {place} {_LOST}; use e.g. {option} /mnt/shared/{PurePath(place).name}")
         path = Path(place)
@@ -149,5 +151,6 @@ def _places(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the values that name files or folders, with what they belong to."""
     for option, values in given.items():
         for value in values if isinstance(values, Iterable) and not isinstance(values, str) else [values]:
-            if isinstance(value, PurePath) or (isinstance(value, str) and ("/" in value or value.endswith(_CARRIED))):
+            text = isinstance(value, str) and ("/" in value or value.endswith(_CARRIED) or value == "-")
+            if text or isinstance(value, PurePath):
                 yield option, str(value)

@@ -70,21 +70,31 @@ def test_ray_accepts_the_cluster_file(cluster_file: Values):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "told"),
     [
-        {"idle_timeout_minute": 5},
-        {"head_node_type": "heads"},
-        {"max_workers": "many"},
-        {"available_node_types__gpu_spot__min_workers": 10},
-        {"available_node_types__gpu_spot__node_config": None},
-        {"available_node_types__gpu_spot__resources": {"GPU": "one"}},
-        {"provider__type": None},
-        {"docker__container_name": None},
+        ({"idle_timeout_minute": 5}, "'idle_timeout_minute' was unexpected"),
+        ({"head_node_type": "heads"}, "`head_node_type` must be one of"),
+        ({"max_workers": "many"}, "'many' is not of type 'integer'"),
+        ({"available_node_types__gpu_spot__min_workers": 10}, "smaller than the sum of `min_workers`"),
+        ({"available_node_types__gpu_spot__node_config": None}, "'node_config' is a required property"),
+        ({"available_node_types__gpu_spot__resources": {"GPU": "one"}}, "'one' is not of type 'integer'"),
+        ({"provider__type": None}, "type"),
+        ({"docker__container_name": None}, "Must provide a container & image name"),
     ],
 )
-def test_ray_refuses_a_cluster_file_with_a_mistake(cluster_file: Values, changes: Values):
-    with pytest.raises(Exception, match=r".+"):  # jsonschema's, or a ValueError
+def test_ray_refuses_a_cluster_file_with_a_mistake(cluster_file: Values, changes: Values, told: str):
+    with pytest.raises(Exception, match=told):  # of many kinds
         validate_config(prepare_config(changed(cluster_file, **changes)))
+
+
+def test_the_readme_s_lines_for_gcp_make_a_cluster_file_that_ray_accepts(cluster_file: Values):
+    block = re.search(r"### GCP.*?```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert block
+    lines = yaml.safe_load(block[1])
+    types = cluster_file["available_node_types"] | lines["available_node_types"]
+    validate_config(prepare_config({**cluster_file, **lines, "available_node_types": types}))
+    assert types["gpu_spot"].keys() == loaded(CLUSTER)["available_node_types"]["gpu_spot"].keys()
+    assert lines["auth"].keys() == cluster_file["auth"].keys()
 
 
 def launched(cluster_file: Values, *demands: Values, **state: Any) -> dict[str, int]:
