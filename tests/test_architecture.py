@@ -23,7 +23,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reporting": {"storage", "config"},
     "conversions": {"storage", "config", "data", "training"},
     "run": {"storage", "config", "model", "data", "training", "reporting", "conversions"},
-    "distributed": {"storage", "config", "model", "data", "training", "reporting", "run"},
+    "results": {"storage"},
+    "submission": {"storage", "config"},
+    "distributed": {
+        *("storage", "config", "model", "data", "training", "reporting", "run", "results", "submission"),
+    },
     "planning": {"storage", "config", "data", "training", "reporting", "run"},
     "sweeps": {"storage", "config", "reporting", "run", "distributed"},
     "evaluations": {"storage", "config", "model", "data", "training", "reporting", "run", "distributed"},
@@ -31,8 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predictions": {"storage", "config", "model", "data", "training", "reporting"},
     "api": {"storage", "config", "model", "training", "reporting", "run", "distributed", "sweeps", "evaluations"},
     "cli": {
-        *("storage", "config", "model", "data", "training", "reporting"),
-        *("run", "distributed", "sweeps", "predictions", "evaluations", "conversions", "selftest", "planning"),
+        *("storage", "config", "model", "data", "training", "reporting", "run", "distributed", "sweeps", "predictions"),
+        *("evaluations", "conversions", "selftest", "planning", "submission"),
     },
 }
 FORBIDDEN: dict[str, set[str]] = {
@@ -44,6 +48,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "reporting": {"ray"},
     "conversions": {"ray", "numpy", "pyarrow", "matplotlib"},
     "run": {"ray"},
+    "results": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
+    "submission": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
     "sweeps": {"ray"},
     "planning": {"ray", "numpy", "pyarrow", "matplotlib"},
     "selftest": {"ray"},
@@ -160,6 +166,6 @@ except SystemExit as end:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trm_ray.cli") is None, reason="there is no command line yet")
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sweep", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sweep", "--help"], ["submit", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     assert heavy_after(HELP.format(arguments=arguments)) == []

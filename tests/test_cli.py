@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -53,7 +54,7 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 def test_the_promised_commands_exist():
     promised = {"prepare", "train", "sweep", "evaluate", "predict", "dashboard", "compare", "bench", "selftest", "plan"}
-    promised |= {"import-checkpoint", "export-checkpoint"}
+    promised |= {"import-checkpoint", "export-checkpoint", "submit", "jobs"}
     assert {words[0] for words in commands()} == promised
 
 
@@ -62,6 +63,30 @@ def test_every_command_has_help_with_an_example_of_itself(words: tuple[str, ...]
     result = run(*words, "--help")
     assert result.exit_code == 0
     assert f"trm-ray {' '.join(words)} " in result.stdout.split("Example:")[1].split("─")[0]
+
+
+def readme_commands() -> list[str]:
+    """Every line of the README's blocks that begins with trm-ray, without its remark."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("trm-ray ")]
+
+
+def parse(words: list[str]) -> None:
+    """Read words as the command that they name would, without running it."""
+    found, names = get_command(app), []
+    while inner := getattr(found, "commands", None):
+        names.append(words[len(names)])
+        found = inner[names[-1]]
+    context = found.make_context(" ".join(names), words[len(names) :])
+    if names == ["submit"]:
+        parse(context.params["command"])
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_every_command_of_the_readme_can_be_read(line: str):
+    parse(shlex.split(line.partition("<<<")[0], comments=True)[1:])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from trm_ray.storage import as_path
 
 # Typer reads the annotations at run time, so what they name must be there.
-_ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict")
+_ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict", "submit", "jobs")
 
 
 class _InOrderOfUse(TyperGroup):
@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 prepare_app = typer.Typer(no_args_is_help=True, help="Make or convert a dataset.")
 app.add_typer(prepare_app, name="prepare")
+jobs_app = typer.Typer(no_args_is_help=True, help="See, stop and fetch what runs on a cluster.")
+app.add_typer(jobs_app, name="jobs")
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 

@@ -15,6 +15,7 @@ from trm_ray.config.keys import NAME, NAME_RULE, Settings, flatten
 from trm_ray.storage import as_path
 
 FORMAT_VERSION = 1  # of the YAML that `to_yaml` writes
+OWN_CONFIGS = Path("configs")  # the user's, in the working directory; they go before the shipped ones
 # What PyYAML raises besides its own errors: no UTF-8 or no such date; no such key; brackets in brackets in brackets …
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
@@ -61,11 +62,15 @@ def _folders(kind: str, config_dir: str | os.PathLike[str] | None) -> list[Path]
     """List where a kind is looked for: the folder given, ./configs, those that came with the package."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"config_dir={config_dir} must be an existing folder; the default is ./configs")
+    given = [] if config_dir is None else [Path(config_dir)]
+    return [folder / _KINDS[kind][0] for folder in (*given, OWN_CONFIGS, shipped_configs())]
+
+
+def shipped_configs() -> Path:
+    """Return the folder of the configs that came with the package."""
     package = Path(__file__).resolve().parents[1]
     installed, checkout = package / "configs", package.parent / "configs"
-    given = [] if config_dir is None else [Path(config_dir)]
-    folders = [*given, Path("configs"), installed if installed.is_dir() else checkout]
-    return [folder / _KINDS[kind][0] for folder in folders]
+    return installed if installed.is_dir() else checkout
 
 
 def _instead(kind: str, name: str, config_dir: str | os.PathLike[str] | None) -> str:

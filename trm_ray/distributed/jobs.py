@@ -1,0 +1,372 @@
+"""Jobs on a cluster, through its job server: submit a command, follow its log, stop it, bring its results here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import aiohttp
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+import trm_ray
+from trm_ray.config.files import OWN_CONFIGS, shipped_configs
+from trm_ray.config.keys import NAME
+from trm_ray.distributed import VERBOSE
+from trm_ray.results import copy_results, unpack
+from trm_ray.storage import as_path, is_remote
+from trm_ray.submission import Submission
+
+Client: TypeAlias = JobSubmissionClient
+
+# Ray stops a job with SIGTERM and kills it this many seconds later; its default of 3 is too short to save a step. It is
+# read in the job's own environment, so that no cluster has to be prepared.
+_PATIENCE = "RAY_JOB_STOP_WAIT_TIME_S"
+_PATIENCE_S = 300
+# What a job's environment gets besides: the width of its tables. Anything in here is shown by the dashboard.
+_ENVIRONMENT = {_PATIENCE: str(_PATIENCE_S), "COLUMNS": "120"}
+_POLL_S = 0.5
+_RECONNECT_S = 60.0
+# What goes through the job server when no storage is shared: it holds the text of all of it in memory.
+MOST_BYTES = 32 << 20
+_FETCH = "fetch"
+# Says in a folder where its files were fetched from.
+_FETCHED = "fetched_from.json"
+# A folder that was last written this long before a job began is another one of the same name.
+_CLOCK_SKEW_S = 300
+
+
+class JobError(RuntimeError):
+    """The job server refused something, or a job that is needed here failed."""
+
+
+# ---- the server --------------------------------------------------------------------------------------------
+
+
+def connect(address: str | None) -> Client:
+    """Open the job server at `address`, else at RAY_API_SERVER_ADDRESS or an http RAY_ADDRESS.
+
+    Raises:
+        ValueError: no server is named.
+        ConnectionError: none answers there, or it wants another token.
+    """
+    url = _server(address)
+    if not VERBOSE:
+        for name in (
+            "ray.dashboard.modules.dashboard_sdk",
+            "ray.dashboard.modules.job.sdk",
+            "ray._private.runtime_env",
+        ):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
+    try:
+        with _environment("RAY_API_SERVER_ADDRESS", url):  # which Ray lets win over what it is given
+            return Client(url, headers=_token())
+    except AuthenticationError as error:
+        refused = "refuses this machine's token" if "failed" in str(error) else "asks for a token"
+        raise ConnectionError(
+            f"{url} {refused}; copy the cluster's to ~/.ray/auth_token (mode 0600), or name its file by "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except (ConnectionError, requests.RequestException, RuntimeError) as error:
+        raise ConnectionError(
+            f"no Ray job server answers at {url}; `ray dashboard cluster.yaml` opens a tunnel to a cluster's, "
+            "--address names another"
+        ) from error
+
+
+def _server(address: str | None) -> str:
+    named = os.environ.get("RAY_ADDRESS", "")
+    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or (named if named.startswith("http") else None)
+    if url is None:
+        raise ValueError(
+            "no job server is named; use --address http://HOST:8265 or RAY_API_SERVER_ADDRESS (`ray dashboard "
+            "cluster.yaml` opens a tunnel to http://127.0.0.1:8265)"
+        )
+    url = url if "://" in url else f"http://{url}"
+    if not re.fullmatch(r"https?://[^/\s]+/?", url):
+        raise ValueError(f"--address={url} must be a job server's http address; use e.g. http://127.0.0.1:8265")
+    return url.rstrip("/")
+
+
+def _token() -> dict[str, str]:
+    """Send the token of this machine, if it has one: unlike `ray.init`, Ray's job client does so only when told."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="utf-8").strip() if path.is_file() else "")
+    if not token or os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return {}
+    return {"Authorization": f"Bearer {token}"}
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
+# ---- submitting --------------------------------------------------------------------------------------------
+
+
+def submit(client: Client, submission: Submission, *, cpus: float = 0, gpus: float = 0, pip: bool = False) -> str:
+    """Start a command as a job and return the job's name.
+
+    Args:
+        cpus: what the command itself reserves, on any node; with none it runs on the head node.
+        gpus: likewise.
+        pip: install what trm-ray needs on every node that the job comes to, instead of finding it in their image.
+    """
+    entrypoint = shlex.join(["python", "-m", "trm_ray.cli", *submission.words])
+    told = {"command": shlex.join(submission.words), "trm_ray": trm_ray.__version__}
+    if submission.results is not None:
+        told["results"] = submission.results
+    with tempfile.TemporaryDirectory(prefix="trm-ray-") as folder:
+        _working_copy(submission.files, Path(folder))
+        environment = {**_package(), "working_dir": folder}
+        if pip:
+            environment["pip"] = [name for name in requires("trm-ray") or () if not name.startswith("ray[")]
+        return str(
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=_new_name(submission.words[0]),
+                runtime_env=environment,
+                metadata=told,
+                entrypoint_num_cpus=cpus,
+                entrypoint_num_gpus=gpus,
+            )
+        )
+
+
+def _package() -> dict[str, Any]:
+    """Let a job run the trm-ray that is installed here, whatever the nodes have."""
+    variables = {**_ENVIRONMENT, **({"TRM_RAY_VERBOSE": "1"} if VERBOSE else {})}
+    package = str(Path(trm_ray.__file__).parent)
+    return {"py_modules": [package], "excludes": ["__pycache__"], "env_vars": variables}
+
+
+def _working_copy(files: tuple[str, ...], target: Path) -> None:
+    """Lay out what a job finds in its working directory: all configs, one's own over the shipped ones, and files."""
+    for configs in (shipped_configs(), OWN_CONFIGS):
+        for path in configs.rglob("*.yaml"):
+            _copy(path, target / "configs" / path.relative_to(configs))
+    for name in files:
+        _copy(Path(name), target / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _new_name(command: str) -> str:
+    return f"{command}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+# ---- watching ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of a job.
+
+    Args:
+        state: such as `running`.
+        ended: whether that is its last.
+        cause: why it failed.
+        results: where it leaves them.
+        saves_first: whether it gets the time to save when it is stopped.
+    """
+
+    name: str
+    state: str
+    ended: bool
+    command: str
+    started: float | None
+    seconds: float | None
+    cause: str | None
+    results: str | None
+    saves_first: bool
+
+    @property
+    def succeeded(self) -> bool:
+        """Tell whether the job ended well."""
+        return self.state == "succeeded"
+
+
+def list_jobs(client: Client) -> list[Job]:
+    """List all jobs that the cluster remembers, the latest last, without those that only fetched another's results."""
+    found = [
+        details
+        for details in client.list_jobs()
+        if details.submission_id and (details.metadata or {}).get("command") != _FETCH
+    ]
+    return [_job(details) for details in sorted(found, key=lambda details: details.start_time or 0)]
+
+
+def find_job(client: Client, name: str) -> Job:
+    """Look a job up.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if not re.fullmatch(NAME, name) or name not in {details.submission_id for details in client.list_jobs()}:
+        raise ValueError(f"{name} is no job of this cluster; `trm-ray jobs list` shows those there are")
+    job = _job(client.get_job_info(name))
+    return job
+
+
+def _job(details: JobDetails) -> Job:
+    told, started = details.metadata or {}, details.start_time and details.start_time / 1000
+    until = details.end_time / 1000 if details.end_time else time.time()
+    variables = (details.runtime_env or {}).get("env_vars") or {}
+    return Job(
+        name=details.submission_id,
+        state=details.status.value.lower(),
+        ended=details.status.is_terminal(),
+        command=told.get("command", details.entrypoint),
+        started=started,
+        seconds=until - started if started else None,
+        cause=last_error(details.message or "") if details.status == JobStatus.FAILED else None,
+        results=told.get("results"),
+        saves_first=_PATIENCE in variables,
+    )
+
+
+def last_error(text: str) -> str:
+    """Find the line of a log that says why a job failed: its last `error:`, else its last line at all."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return (errors or lines or ["it left no word"])[-1]
+
+
+class JobLog:
+    """A job's log, shown once from its beginning to its end, however often the connection breaks.
+
+    Args:
+        show: is given pieces of text as they come.
+    """
+
+    def __init__(self, client: Client, name: str, show: Callable[[str], None]):
+        self._client, self._name, self._show, self._shown = client, name, show, 0
+
+    def follow(self) -> Job:
+        """Show what comes until the job has ended; return how it did.
+
+        Raises:
+            ConnectionError: the job server has been gone for a minute.
+        """
+        gone_since: float | None = None
+        while True:
+            before = self._shown
+            try:
+                asyncio.run(self._tail())
+                job = find_job(self._client, self._name)
+                if job.ended:
+                    self._pass_on(0, str(self._client.get_job_logs(self._name)))
+                    return job
+                gone_since = None
+            except (OSError, RuntimeError, aiohttp.ClientError) as error:
+                gone_since = time.monotonic() if gone_since is None or self._shown > before else gone_since
+                if time.monotonic() - gone_since > _RECONNECT_S:
+                    raise ConnectionError(f"the job server is gone: {error}; the job may well go on") from error
+            time.sleep(_POLL_S)
+
+    async def _tail(self) -> None:
+        position = 0
+        async for text in self._client.tail_job_logs(self._name):
+            self._pass_on(position, text)
+            position += len(text)
+
+    def _pass_on(self, position: int, text: str) -> None:
+        """Show of a text that begins at `position` what was not shown yet."""
+        new = text[max(0, self._shown - position) :]
+        if new:
+            self._show(new)
+            self._shown += len(new)
+
+
+def stop(client: Client, name: str) -> None:
+    """Ask a job to save and end; it is killed if it has not after its patience."""
+    client.stop_job(name)
+
+
+def wait(client: Client, name: str) -> Job:
+    """Wait for a job's end."""
+    while not (job := find_job(client, name)).ended:
+        time.sleep(_POLL_S)
+    return job
+
+
+# ---- results -----------------------------------------------------------------------------------------------
+
+
+def fetch(client: Client, job: Job, target: Path, *, checkpoints: bool = False, through_cluster: bool = False) -> int:
+    """Copy what a job has left so far into a folder here; return how many files that was.
+
+    Straight from the storage where this machine sees it too, else through the job server.
+
+    Raises:
+        ValueError: the job names no results.
+        JobError: the cluster could not read them.
+    """
+    if job.results is None:
+        raise ValueError(f"{job.name} names no results; `trm-ray jobs logs {job.name}` shows what it printed")
+    source = None if through_cluster else _visible(job)
+    if source is not None and source.resolve() == target.resolve():
+        raise ValueError(f"{job.name} left its results here, in {target}; there is nothing to fetch")
+    _claim(target, job)
+    if source is not None:
+        return copy_results(source, target, checkpoints)
+    return unpack(_packed(client, job.results, checkpoints), target)
+
+
+def _claim(target: Path, job: Job) -> None:
+    """Take a folder for results: a new one, or that of an earlier fetch from the same place."""
+    note, told = target / _FETCHED, json.dumps({"results": job.results}) + "\n"
+    if target.is_dir() and any(target.iterdir()) and not (note.is_file() and note.read_text(encoding="utf-8") == told):
+        raise ValueError(
+            f"--output {target} holds files that were not fetched from {job.results}; choose another folder"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    note.write_text(told, encoding="utf-8")
+
+
+def _visible(job: Job) -> Path | None:
+    """Return the job's results if this machine sees them, and they are not another run's of the same name."""
+    source, began = as_path(str(job.results)), job.started or 0.0
+    if is_remote(source):  # where one name is one place
+        return source if source.exists() else None
+    written = [path.stat().st_mtime for path in (source, *source.glob("*")) if path.exists()]
+    return source if written and max(written) > began - _CLOCK_SKEW_S else None
+
+
+def _packed(client: Client, results: str, checkpoints: bool) -> list[str]:
+    """Let a small job on the cluster print the results."""
+    words = ["python", "-m", "trm_ray.results", results, "--limit", str(MOST_BYTES)]
+    entrypoint = shlex.join([*words, *(["--checkpoints"] if checkpoints else [])])
+    name = client.submit_job(
+        entrypoint=entrypoint, submission_id=_new_name(_FETCH), runtime_env=_package(), metadata={"command": _FETCH}
+    )
+    job = wait(client, name)
+    log = str(client.get_job_logs(name))
+    if not job.succeeded:
+        raise JobError(last_error(log) if log else str(job.cause))
+    return log.splitlines()
