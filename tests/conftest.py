@@ -13,6 +13,14 @@ from trm_ray.storage import as_path
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in two processes, keep those of a file together, and those of one Ray session."""
+    for item in items:
+        fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
+        item.add_marker(pytest.mark.xdist_group("cluster" if "cluster" in fixtures else str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def heard_again() -> None:
     """Ray raises the level of all loggers of the process that have none of their own."""
