@@ -229,7 +229,7 @@ def test_a_segment_equals_the_transcription_with_all_its_gradients(arch, supervi
     expected = torch.autograd.grad(loss(logits, halt), list(weights.values()))
     found = torch.autograd.grad(loss(output.cycle_logits, output.halt_logits), leaves)
     for name, ours, theirs in zip(weights, found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=3e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_only_the_last_cycle_receives_gradients_in_the_baseline():
