@@ -40,6 +40,11 @@ _PATIENCE = "RAY_JOB_STOP_WAIT_TIME_S"
 _PATIENCE_S = 300
 # What a job's environment gets besides: the width of its tables. Anything in here is shown by the dashboard.
 _ENVIRONMENT = {_PATIENCE: str(_PATIENCE_S), "COLUMNS": "120"}
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _POLL_S = 0.5
 _RECONNECT_S = 60.0
 # What goes through the job server when no storage is shared: it holds the text of all of it in memory.
@@ -67,13 +72,8 @@ def connect(address: str | None) -> Client:
     """
     url = _server(address)
     if not VERBOSE:
-        for name in (
-            "ray.dashboard.modules.dashboard_sdk",
-            "ray.dashboard.modules.job.sdk",
-            "ray._private.runtime_env",
-        ):
+        for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
     try:
         with _environment("RAY_API_SERVER_ADDRESS", url):  # which Ray lets win over what it is given
             return Client(url, headers=_token())
@@ -143,16 +143,22 @@ def submit(client: Client, submission: Submission, *, cpus: float = 0, gpus: flo
         environment = {**_package(), "working_dir": folder}
         if pip:
             environment["pip"] = [name for name in requires("trm-ray") or () if not name.startswith("ray[")]
-        return str(
-            client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=_new_name(submission.words[0]),
-                runtime_env=environment,
-                metadata=told,
-                entrypoint_num_cpus=cpus,
-                entrypoint_num_gpus=gpus,
-            )
+        return _start(
+            client,
+            _new_name(submission.words[0]),
+            entrypoint,
+            runtime_env=environment,
+            metadata=told,
+            entrypoint_num_cpus=cpus,
+            entrypoint_num_gpus=gpus,
         )
+
+
+def _start(client: Client, name: str, entrypoint: str, **options: Any) -> str:
+    try:
+        return str(client.submit_job(entrypoint=entrypoint, submission_id=name, **options))
+    except RuntimeError as error:
+        raise JobError(f"the job server did not take {name}: {last_error(str(error))}") from error
 
 
 def _package() -> dict[str, Any]:
@@ -227,10 +233,15 @@ def find_job(client: Client, name: str) -> Job:
     Raises:
         ValueError: there is none of that name.
     """
-    if not re.fullmatch(NAME, name) or name not in {details.submission_id for details in client.list_jobs()}:
+    try:
+        details = client.get_job_info(name) if re.fullmatch(NAME, name) else None
+    except RuntimeError as error:
+        if "404" not in str(error):
+            raise
+        details = None
+    if details is None or details.submission_id != name:
         raise ValueError(f"{name} is no job of this cluster; `trm-ray jobs list` shows those there are")
-    job = _job(client.get_job_info(name))
-    return job
+    return _job(details)
 
 
 def _job(details: JobDetails) -> Job:
@@ -329,6 +340,8 @@ def fetch(client: Client, job: Job, target: Path, *, checkpoints: bool = False, 
     """
     if job.results is None:
         raise ValueError(f"{job.name} names no results; `trm-ray jobs logs {job.name}` shows what it printed")
+    if "://" in job.results:
+        raise ValueError(f"{job.results} is object storage; copy it by its own client, such as `aws s3 sync`")
     source = None if through_cluster else _visible(job)
     if source is not None and source.resolve() == target.resolve():
         raise ValueError(f"{job.name} left its results here, in {target}; there is nothing to fetch")
@@ -362,9 +375,8 @@ def _packed(client: Client, results: str, checkpoints: bool) -> list[str]:
     """Let a small job on the cluster print the results."""
     words = ["python", "-m", "trm_ray.results", results, "--limit", str(MOST_BYTES)]
     entrypoint = shlex.join([*words, *(["--checkpoints"] if checkpoints else [])])
-    name = client.submit_job(
-        entrypoint=entrypoint, submission_id=_new_name(_FETCH), runtime_env=_package(), metadata={"command": _FETCH}
-    )
+    told = {"command": _FETCH}
+    name = _start(client, _new_name(_FETCH), entrypoint, runtime_env=_package(), metadata=told)
     job = wait(client, name)
     log = str(client.get_job_logs(name))
     if not job.succeeded:
