@@ -10,6 +10,7 @@ import pytest
 from run_helpers import ROOT
 
 from trm_ray.results import copy_results, pack, unpack
+from trm_ray.storage import as_path
 
 MIB = 1 << 20
 
@@ -53,6 +54,15 @@ def test_a_copy_and_a_text_of_results_arrive_as_the_same_files(
     assert unpack(pack(run, MIB, checkpoints), tmp_path / "unpacked") == len(expected)
     original = {name: content for name, content in contents(run).items() if name in expected}
     assert contents(tmp_path / "copied") == contents(tmp_path / "unpacked") == original
+
+
+def test_results_on_object_storage_arrive_as_well(run: Path, tmp_path: Path):
+    remote = as_path(f"memory://bucket{run}")
+    for name, content in contents(run).items():
+        (remote / name).write_bytes(content)
+    assert copy_results(remote, tmp_path / "copied", checkpoints=True) == len(LIGHT | WEIGHTS)
+    assert unpack(pack(remote, MIB), tmp_path / "unpacked") == len(LIGHT)
+    assert contents(tmp_path / "copied") == {name: contents(run)[name] for name in LIGHT | WEIGHTS}
 
 
 def test_a_picture_alone_is_a_result_too(run: Path, tmp_path: Path):

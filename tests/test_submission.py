@@ -7,6 +7,7 @@ from run_helpers import ROOT
 
 from trm_ray.cli.submit import _planned
 from trm_ray.config import ConfigError, load_config, load_sweep, run_dir
+from trm_ray.storage import join
 from trm_ray.submission import Submission
 
 TRAIN = ["train", "--config-name", "deep_supervision_linear", "task=sudoku4"]
@@ -34,8 +35,15 @@ def test_a_sweep_and_its_data_lie_on_the_shared_storage():
     submission = planned(*SWEEP, "ray.storage_path=/mnt/shared")
     assert submission.results == "/mnt/shared/runs/five_scenarios"
     sweep = load_sweep("five_scenarios", submission.words[3:])
-    assert sweep.log_dir == submission.results
+    assert str(join(sweep.overrides["ray.storage_path"], sweep.log_dir)) == submission.results
     assert sweep.overrides["data_paths"] == ["/mnt/shared/data/sudoku6"]
+
+
+def test_object_storage_is_shared_storage():
+    submission = planned(*TRAIN, "ray.storage_path=memory://bucket/ours")
+    assert submission.results == "memory://bucket/ours/runs/deep_supervision_linear"
+    assert submission.words[-1] == 'data_paths=["memory://bucket/ours/data/sudoku4"]'
+    assert planned("evaluate", "memory://bucket/runs/x").results == "memory://bucket/runs/x/report"
 
 
 def test_absolute_places_stay_as_they_are():
@@ -115,6 +123,7 @@ def test_places_that_a_job_would_not_find_are_refused(words: list[str], told: st
         (["compare", "/runs/x", "--save", "/shared/comparison.png"], "/shared/comparison.png"),
         (["prepare", "maze", "--output", "/data/maze"], "/data/maze"),
         (["bench"], None),
+        (["plan", "five_scenarios", "data_paths=[/data/sudoku6]"], None),
     ],
 )
 def test_the_results_of_other_commands_are_known(words: list[str], results: str | None):

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from trm_ray.config import Config, ConfigError, load_config, load_sweep, trial_configs
+from trm_ray.storage import join
 
 # Small files that a command may read and that go along from the working directory; the rest belongs on shared storage.
 _CARRIED = (".yaml", ".json", ".csv", ".txt")
@@ -52,14 +53,18 @@ def plan_submission(names: Sequence[str], words: Sequence[str], given: Mapping[s
         results = next((str(given[key]) for key in _WRITTEN if given.get(key)), _report(names, given))
         return Submission((*names, *words), tuple(_carried(given)), results)
     storage, log_dir, configs = _training(names[0], given)
-    more = [*_log_dir(storage, log_dir), *_data(storage, configs)]
+    if not _lasting(log_dir) and not _lasting(storage or ""):
+        raise ConfigError(
+            f"ray.storage_path={storage or 'null'} is no shared storage: {log_dir} {_LOST}; use "
+            f"ray.storage_path={_SHARED}"
+        )
     for config in configs:
         if config.init_from is not None and not _lasting(config.init_from):
             raise ConfigError(
                 f"init_from={config.init_from} must be an absolute path or a URL: a job has no copy of it"
             )
     files = tuple(_carried({"--config-name": given["--config-name"]}))
-    return Submission((*names, *words, *more), files, _below(storage, log_dir))
+    return Submission((*names, *words, *_data(storage, configs)), files, str(join(storage, log_dir)))
 
 
 def _training(name: str, given: Mapping[str, Any]) -> tuple[str | None, str, list[Config]]:
@@ -79,21 +84,6 @@ def _lasting(place: str) -> bool:
     return place.startswith("/") or "://" in place
 
 
-def _below(storage: str | None, place: str) -> str:
-    return place if _lasting(place) or storage is None else f"{storage.rstrip('/')}/{place}"
-
-
-def _log_dir(storage: str | None, log_dir: str) -> list[str]:
-    """Give the word that puts the results on shared storage."""
-    if not _lasting(_below(storage, log_dir)):
-        raise ConfigError(
-            f"ray.storage_path={storage or 'null'} is no shared storage: {log_dir} {_LOST}; use "
-            f"ray.storage_path={_SHARED}"
-        )
-    # Below a URL a run finds its folder by itself.
-    return [] if _lasting(log_dir) or "://" in str(storage) else [f"log_dir={_below(storage, log_dir)}"]
-
-
 def _data(storage: str | None, configs: list[Config]) -> Iterator[str]:
     """Give the words that put the datasets beside the results, where the job finds or makes them."""
     for key in ("data_paths", "data_paths_test"):
@@ -107,7 +97,7 @@ def _data(storage: str | None, configs: list[Config]) -> Iterator[str]:
             raise ConfigError(
                 f"{key}: the trials use several datasets, of which {lost[0]} {_LOST}; name absolute paths in the tasks"
             )
-        yield f"{key}={json.dumps([_below(storage, path) for path in named.pop()])}"
+        yield f"{key}={json.dumps([str(join(storage, path)) for path in named.pop()])}"
 
 
 def _report(names: Sequence[str], given: Mapping[str, Any]) -> str | None:
@@ -150,6 +140,8 @@ def _carried(given: Mapping[str, Any]) -> Iterator[str]:
 def _places(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the values that name files or folders, with what they belong to."""
     for option, values in given.items():
+        if option == "OVERRIDES":  # keys, of which a command that trains nothing only reads
+            continue
         for value in values if isinstance(values, Iterable) and not isinstance(values, str) else [values]:
             text = isinstance(value, str) and ("/" in value or value.endswith(_CARRIED) or value == "-")
             if text or isinstance(value, PurePath):
