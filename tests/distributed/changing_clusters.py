@@ -26,6 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "8"  # for which a run asks for workers on a lost node
 
 import trm_ray.distributed  # noqa: E402, F401  # before Ray, whose import reads the settings that it makes
 

@@ -11,6 +11,7 @@ from run_helpers import final_weights, run_config
 
 from trm_ray.config import ConfigError
 from trm_ray.data import stream
+from trm_ray.distributed.cluster import check_resources
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.run import RunPlan, claim_folder, plan_run, train_in_process
 
@@ -96,3 +97,20 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(puzzles: Path, tmp_path: Pat
     plan = claimed(puzzles, tmp_path / "run", "ray.use_gpu=true")
     with pytest.raises(ConfigError, match=r"ray\.gpus_per_worker=1 needs 1 GPUs, this machine has 0"):
         train_on_ray(plan)
+
+
+def test_a_node_for_each_worker_is_refused_on_one_machine(puzzles: Path, tmp_path: Path):
+    words = ["ray.num_workers=2", "ray.cpus_per_worker=0.5", "ray.placement_strategy=STRICT_SPREAD"]
+    with pytest.raises(
+        ConfigError, match=r"STRICT_SPREAD needs a node for each of ray\.num_workers=2, .*use .*=SPREAD"
+    ):
+        train_on_ray(claimed(puzzles, tmp_path / "run", *words))
+
+
+def test_a_range_of_workers_needs_room_for_the_fewest_alone(puzzles: Path, tmp_path: Path):
+    plan = claimed(puzzles, tmp_path / "run", "ray.num_workers=[4,8]")
+    with pytest.raises(
+        ConfigError, match=r"ray\.num_workers=\[4, 8\] with ray\.cpus_per_worker=1 needs 4 CPUs.* has 3"
+    ):
+        train_on_ray(plan)
+    check_resources(run_config(puzzles, tmp_path / "other", "ray.num_workers=[3,8]"))
