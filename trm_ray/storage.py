@@ -168,7 +168,8 @@ def local_file(path: Path) -> Path:
 
 def drop_copy() -> None:
     """Remove the copy that `local_file` made; whoever has mapped it into memory keeps it."""
-    _copy().drop()
+    if _copy_of.cache_info().currsize:
+        _copy().drop()
 
 
 def version(path: Path) -> tuple[Any, ...]:
