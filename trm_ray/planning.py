@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trm_ray.config import Config, ConfigError, SudokuGenerator, SweepConfig, flat, trial_configs
-from trm_ray.data.schema import INFO_NAME, DatasetInfo, SplitInfo
+from trm_ray.data.schema import DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.reporting.run_log import read_run
 from trm_ray.run import open_data
-from trm_ray.storage import as_path
+from trm_ray.storage import as_path, tree_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -219,7 +219,7 @@ class _Infos:
     def of(self, config: Config) -> DatasetInfo:
         key = str((config.data_paths, config.data_paths_test, config.generator))
         if key not in self._found:
-            missing = config.generator is not None and not all(as_path(path).exists() for path in config.data_paths)
+            missing = config.generator is not None and not all(is_dataset(as_path(path)) for path in config.data_paths)
             info = _described(config.generator, config) if missing and config.generator else open_data(config)
             self._found[key] = (config, info, missing)
         return self._found[key][1]
@@ -241,16 +241,10 @@ def _described(generator: SudokuGenerator, config: Config) -> DatasetInfo:
 def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
     train, test = info.split("train").rows, _test_rows(config, info)
     paths = (*config.data_paths, *config.data_paths_test)
-    disk = None if missing else sum(map(_bytes_on_disk, paths)) / _MIB
+    disk = None if missing else sum(tree_bytes(as_path(path)) for path in paths) / _MIB
     row_bytes = 4 * (2 * info.seq_len + 3)
     held = 2 * info.seq_len * (1 if info.vocab_size < 2**7 else 2) * train if fits_in_memory(info, "train") else 0
     return Data(paths, train, test, disk, row_bytes * (train + test) / _MIB, (held + row_bytes * test) / _MIB)
-
-
-def _bytes_on_disk(path: str) -> int:
-    info = DatasetInfo.load(path)
-    files = [INFO_NAME, *info.files, *(file for split in info.splits.values() for file in split.files)]
-    return sum((as_path(path) / file).stat().st_size for file in files)
 
 
 def _test_rows(config: Config, info: DatasetInfo) -> int:
@@ -552,7 +546,7 @@ def planned(name: str, overrides: Sequence[str]) -> SweepConfig | Config:
     """
     from trm_ray.config import config_names, load_config, load_sweep
 
-    path = Path(name)
+    path = as_path(name)
     is_sweep = "scenarios:" in path.read_text(encoding="utf-8") if path.is_file() else name in config_names("sweep")
     if not is_sweep and not path.is_file() and name not in config_names():
         there = ", ".join([*config_names("sweep"), *config_names()])

@@ -119,11 +119,12 @@ def is_whole(folder: Path, last: str) -> bool:
     return (folder / last).is_file() if is_remote(folder) else folder.is_dir()
 
 
-def remove_tree(folder: Path, first: str | None = None) -> None:
+def remove_tree(folder: Path, first: str | None = None, *, ignore_errors: bool = False) -> None:
     """Remove a folder with all that it holds, if it is there.
 
     Args:
         first: file that tells that the folder is whole; on object storage it must not outlive another one.
+        ignore_errors: leave what a folder of this machine will not let go.
 
     Raises:
         OSError: something could not be removed.
@@ -133,7 +134,7 @@ def remove_tree(folder: Path, first: str | None = None) -> None:
             (folder / first).unlink(missing_ok=True)
         folder.remove()
     elif folder.exists():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
 
 
 @contextmanager
@@ -149,6 +150,13 @@ def made_elsewhere(path: Path) -> Iterator[Path]:
         temporary.replace(path)
 
 
+def tree_bytes(folder: Path) -> int:
+    """Add up the sizes of all files below a folder."""
+    if isinstance(folder, RemotePath):
+        return folder.tree_bytes()
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def local_file(path: Path) -> Path:
     """Return a file for whoever reads by name alone: itself, or a copy of what lies on object storage.
 
@@ -160,7 +168,8 @@ def local_file(path: Path) -> Path:
 
 def drop_copy() -> None:
     """Remove the copy that `local_file` made; whoever has mapped it into memory keeps it."""
-    _copy().drop()
+    if _copy_of.cache_info().currsize:
+        _copy().drop()
 
 
 def version(path: Path) -> tuple[Any, ...]:
@@ -357,6 +366,11 @@ class RemotePath:
         with suppress(FileNotFoundError):
             return [path for path in self.iterdir() if fnmatchcase(path.name, pattern)]
         return []
+
+    def tree_bytes(self) -> int:
+        """Add up the sizes of all files below."""
+        with self._telling():
+            return int(self.filesystem.du(self.key))
 
     # -- reading --
 

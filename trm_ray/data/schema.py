@@ -31,7 +31,7 @@ from trm_ray.config.errors import printable
 from trm_ray.config.keys import NAME
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
-from trm_ray.storage import as_path, is_remote, local_file, remove_tree, retried
+from trm_ray.storage import as_path, drop_copy, is_remote, local_file, remove_tree, retried
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -587,6 +587,7 @@ def _tables(folder: Path, split: SplitInfo, *, checked: bool = False) -> Iterato
         except (pa.ArrowException, OSError) as error:
             line = str(error).splitlines()[0]
             raise DatasetError(f"{folder / name} is not readable Parquet: {line}") from error
+    drop_copy()
 
 
 def _rows(folder: Path, name: str, table: pa.Table, seq_len: int) -> Rows:

@@ -118,7 +118,7 @@ def build_trainer(
     Args:
         stop_file: asks the workers to save and stop as soon as it is there.
     """
-    remove_tree(plan.folder / NOTES)
+    remove_tree(plan.folder / NOTES, ignore_errors=True)
     whole = fits_in_memory(plan.info, "train")
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same shards in every run
     return TorchTrainer(

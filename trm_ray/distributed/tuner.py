@@ -61,7 +61,7 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
     """
     watch = _Watch(sweep, plans, folder, display)
     for notes in folder.glob(f"{NOTES}*"):
-        remove_tree(notes)
+        remove_tree(notes, ignore_errors=True)
     for plan in plans:
         fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
