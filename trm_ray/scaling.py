@@ -89,7 +89,7 @@ def planned_cases(workers: Sequence[int]) -> list[Case]:
 
 
 def measure_scaling(
-    config: Config, workers: Sequence[int], *, num_turns: int = 12, steps: int = 10
+    config: Config, cases: Sequence[Case], *, num_turns: int = 12, steps: int = 10
 ) -> Iterator[ScalingResult]:
     """Measure one case after the other; yield each as soon as it is there.
 
@@ -101,8 +101,8 @@ def measure_scaling(
     Raises:
         ConfigError: a batch that the workers cannot share.
     """
-    cases = [(case, *_configs(config, case, num_turns + 1, steps)) for case in planned_cases(workers)]
-    return _measured(cases, plan_run(cases[0][1]))
+    configured = [(case, *_configs(config, case, num_turns + 1, steps)) for case in cases]
+    return _measured(configured, plan_run(configured[0][1]))
 
 
 def _configs(config: Config, case: Case, num_turns: int, steps: int) -> tuple[Config, Config]:

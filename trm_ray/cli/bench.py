@@ -82,13 +82,13 @@ def scaling(
     from trm_ray.config import load_config
     from trm_ray.reporting.scaling import draw_scaling
     from trm_ray.reporting.style import save as save_figure
-    from trm_ray.scaling import measure_scaling, scaling_json, scaling_rows, scaling_table
+    from trm_ray.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
 
     for place, option in ((save, "--save"), (plot, "--plot")):
         _check_place(place, option)
-    counts = _counts(workers, "--workers")
+    cases = planned_cases(_counts(workers, "--workers"))
     config, console, results = load_config(config_name, overrides or []), Console(), []
-    for result in measure_scaling(config, counts, num_turns=turns, steps=steps):
+    for result in measure_scaling(config, cases, num_turns=turns, steps=steps):
         results.append(result)
         told = f"{result.workers} workers, {result.scaling}: {result.speed_up} × the plain loop"
         console.print(told, highlight=False, soft_wrap=True)
@@ -131,7 +131,7 @@ def projection(
     console = Console()
     for mode in (SHARED, GROWING):
         table = projection_table(work, cluster, mode, _counts(gpus, "--gpus"))
-        Console(width=max(console.width, 116)).print(table, "")
+        Console(width=max(console.width, 124)).print(table, "")
     for heading, lines in (("What gives out:", limit_lines), ("What went in:", source_lines)):
         console.print(heading)
         for line in lines(work, cluster):

@@ -13,14 +13,14 @@ from trm_ray.reporting.style import FAINT, MUTED, legend_above, styled
 Rows = Sequence[Mapping[str, Any]]
 
 _COLOURS = {"strong": "#0072B2", "weak": "#E69F00"}
-_PARTS = {"computing": "#0072B2", "exchange": "#56B4E9", "waiting for the slowest": "#E69F00", "data": "#D55E00"}
+_PARTS = {"computing": "#0072B2", "exchange": "#56B4E9", "waiting": "#E69F00", "data": "#D55E00"}
 
 
 def draw_scaling(rows: Rows) -> Figure:
     """Draw what `trm_ray.scaling.scaling_rows` gives: speed-up, processor time a puzzle, where a step's time goes."""
     with styled():
         figure = Figure(figsize=(12, 4), dpi=130, layout="constrained")
-        speed, work, time = figure.subplots(1, 3)
+        speed, work, time = figure.subplots(1, 3, width_ratios=(3, 3, 4))
         _draw_speed(speed, rows)
         _draw_work(work, rows)
         _draw_time(time, rows)
@@ -78,6 +78,6 @@ def _shares(row: Mapping[str, Any]) -> dict[str, float]:
     return {
         "computing": 1 - exchange - data,
         "exchange": least,
-        "waiting for the slowest": exchange - least,
+        "waiting": exchange - least,
         "data": data,
     }
