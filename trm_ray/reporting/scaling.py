@@ -47,6 +47,8 @@ def _draw_kinds(axes: Axes, rows: Rows, key: str) -> None:
     """Draw medians with the middle half as a bar; one worker begins both lines."""
     for kind, colour in _COLOURS.items():
         chosen = [row for row in rows if row["scaling"] == kind or row["workers"] == 1]
+        if not chosen:
+            continue
         low, middle, high = zip(*(row[key] for row in chosen), strict=True)
         errors = [[m - b for m, b in zip(middle, low, strict=True)], [t - m for m, t in zip(middle, high, strict=True)]]
         axes.errorbar(
