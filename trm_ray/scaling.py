@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 STRONG, WEAK = "strong", "weak"
 
 
+class ScalingError(RuntimeError):
+    """One of the two runs failed, so that there is nothing to compare."""
+
+
 class Case(NamedTuple):
     """A number of workers that share the batch (strong), or have as large a one each (weak)."""
 
@@ -100,6 +104,7 @@ def measure_scaling(
 
     Raises:
         ConfigError: a batch that the workers cannot share.
+        ScalingError: the plain loop failed.
     """
     configured = [(case, *_configs(config, case, num_turns + 1, steps)) for case in cases]
     return _measured(configured, plan_run(configured[0][1]))
@@ -164,7 +169,7 @@ def _beside(train: Callable[[RunPlan], None], plan: RunPlan) -> Iterator[None]:
     finally:
         watcher.join()
     if process.exitcode:
-        raise RuntimeError(f"the loop without Ray ended with exit code {process.exitcode}; its error is above")
+        raise ScalingError(f"the loop without Ray ended with exit code {process.exitcode}; its error is above")
 
 
 def _train_plain(plan: RunPlan) -> None:
