@@ -73,8 +73,8 @@ def scaling(
 ) -> None:
     """Measure the training loop under Ray Train, in turns with the same loop without Ray: speed-up, overhead, exchange.
 
-    All of it runs on this machine. `global_batch_size` is what the workers share in strong scaling, and what each has in
-    weak scaling.
+    All of it runs on this machine. `global_batch_size` is what the workers share in strong scaling, and what each has
+    in weak scaling.
 
     Example: `trm-ray bench scaling --workers 1,2,4 --save scaling.json --plot scaling.png`
     """
