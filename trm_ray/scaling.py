@@ -141,17 +141,17 @@ def _claimed(data: RunPlan, config: Config, folder: Path) -> RunPlan:
 
 
 def _take_turns(on_ray: RunPlan, plain: RunPlan) -> None:
-    from trm_ray.distributed.scaling import train_in_turns
+    from trm_ray.distributed.scaling import train_in_turns, worker_niceness
 
-    with _beside(_train_plain, plain):
+    with _beside(plain, worker_niceness()):
         train_in_turns(on_ray)
 
 
 @contextmanager
-def _beside(train: Callable[[RunPlan], None], plan: RunPlan) -> Iterator[None]:
+def _beside(plan: RunPlan, niceness: int) -> Iterator[None]:
     """Run the plain loop in a process of its own; whichever of the two ends, the other waits for it no longer."""
     ended = plan.folder.parent / ENDED
-    process = multiprocessing.get_context("spawn").Process(target=train, args=(plan,))
+    process = multiprocessing.get_context("spawn").Process(target=_train_plain, args=(plan, niceness))
     process.start()
 
     def watch() -> None:
@@ -172,7 +172,9 @@ def _beside(train: Callable[[RunPlan], None], plan: RunPlan) -> Iterator[None]:
         raise ScalingError(f"the loop without Ray ended with exit code {process.exitcode}; its error is above")
 
 
-def _train_plain(plan: RunPlan) -> None:
+def _train_plain(plan: RunPlan, niceness: int) -> None:
+    """Train without Ray, stepping back for other processes as far as Ray's workers do: 15 unless Ray is told else."""
+    os.nice(max(0, niceness - os.nice(0)))
     train_in_process(plan, TurnSession)
 
 

@@ -148,5 +148,5 @@ def _counts(text: str, option: str) -> list[int]:
 
 def _check_place(path: Path | None, option: str) -> None:
     """Refuse a file that could not be written before anything is measured."""
-    if path is not None and not path.parent.is_dir():
+    if path is not None and not (is_remote(path) or path.parent.is_dir()):
         raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import ray
@@ -29,3 +30,9 @@ def sharing_cpus(config: Config) -> Config:
     # Ray counts in ten-thousandths.
     share = int(10_000 * there / max(1, config.ray.num_workers)) / 10_000
     return with_overrides(config, {"ray.cpus_per_worker": min(config.ray.cpus_per_worker, share)})
+
+
+def worker_niceness() -> int:
+    """Ask a worker of Ray how far it steps back for other processes of its machine (`nice`). Ray must be started."""
+    niceness: int = ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote())
+    return niceness
