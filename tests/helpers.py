@@ -138,7 +138,7 @@ def local_session(
     rank: int = 0,
     world_size: int = 1,
     die_after: int | None = None,
-    kind: type[Session] = Session,
+    kind: Callable[..., Session] = Session,
 ) -> Session:
     """A session of one worker on puzzles in memory; rows of metrics go to `run_dir`/metrics.jsonl."""
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -32,11 +32,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeps": {"storage", "config", "reporting", "run", "distributed"},
     "evaluations": {"storage", "config", "model", "data", "training", "reporting", "run", "distributed"},
     "selftest": {"config", "data", "training", "run", "sweeps", "distributed"},
+    "scaling": {"config", "training", "run", "distributed"},
+    "projection": set(),
     "predictions": {"storage", "config", "model", "data", "training", "reporting"},
     "api": {"storage", "config", "model", "training", "reporting", "run", "distributed", "sweeps", "evaluations"},
     "cli": {
         *("storage", "config", "model", "data", "training", "reporting", "run", "distributed", "sweeps", "predictions"),
-        *("evaluations", "conversions", "selftest", "planning", "submission"),
+        *("evaluations", "conversions", "selftest", "planning", "submission", "scaling", "projection"),
     },
 }
 FORBIDDEN: dict[str, set[str]] = {
@@ -53,6 +55,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "sweeps": {"ray"},
     "planning": {"ray", "numpy", "pyarrow", "matplotlib"},
     "selftest": {"ray"},
+    "scaling": {"ray"},
+    "projection": {"ray", "torch", "numpy"},
     "predictions": {"ray", "matplotlib"},
     "api": {"ray"},
     "evaluations": {"ray"},

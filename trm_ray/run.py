@@ -260,7 +260,7 @@ def execute(
     train: Callable[[], Rows] | Shard,
     test_rows: Rows,
     device: torch.device,
-    session_type: type[Session],
+    session_type: Callable[..., Session],
     stop_requested: Callable[[], bool],
 ) -> dict[str, float]:
     """Train in this process, whatever launched it; return the last evaluation.
@@ -349,7 +349,7 @@ def _open_log(folder: Path, rank: int) -> Iterator[tuple[LogRow, Callable[[], No
         yield log.write, log.sync
 
 
-def train_in_process(plan: RunPlan) -> dict[str, float]:
+def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None = None) -> dict[str, float]:
     """Train without Ray.
 
     Raises:
@@ -364,7 +364,7 @@ def train_in_process(plan: RunPlan) -> dict[str, float]:
             train=lambda: read_splits(plan.train_paths, "train"),
             test_rows=read_splits(plan.test_paths, "test"),
             device=choose_device(plan.config),
-            session_type=Session,
+            session_type=session_type or Session,
             stop_requested=signals.requested,
         )
 

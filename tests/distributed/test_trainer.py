@@ -1,17 +1,20 @@
 """Runs under Ray Train are the runs without Ray."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from endpoint import grafana_expressions, scraped
 from helpers import assert_same, metric_rows
 from run_helpers import final_weights, run_config
 
 from trm_ray.config import ConfigError
 from trm_ray.data import stream
 from trm_ray.distributed.cluster import check_resources
+from trm_ray.distributed.gauges import GAUGES
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.run import RunPlan, claim_folder, plan_run, train_in_process
 
@@ -74,6 +77,33 @@ def test_two_workers_count_every_test_row_once(alone_and_together: tuple[Path, P
     for tag in ("eval/exact_accuracy", "eval/exact_accuracy_first", "eval/act_steps", "eval/q_halt_accuracy"):
         assert row[tag] * 65 == pytest.approx(round(row[tag] * 65), abs=1e-4)
         assert row[tag] == pytest.approx(expected[tag])
+
+
+def test_the_nodes_prometheus_endpoint_shows_a_runs_last_numbers(alone_and_together: tuple[Path, Path]):
+    _, together = alone_and_together
+    last: dict[str, float] = {}
+    for line in (together / "metrics.jsonl").read_text().splitlines():
+        last |= json.loads(line)
+    expected = {f"ray_{name}": last[tag] for tag, (name, _) in GAUGES.items() if tag in last}
+    labels = {
+        "experiment": together.parent.name,
+        "run": "together",
+        "scenario": "deep_supervision_linear",
+        "seed": "0",
+    }
+    assert {"ray_trm_step", "ray_trm_eval_loss", "ray_trm_exchange_fraction"} < expected.keys()
+    assert scraped(labels, expected.keys()) == pytest.approx(expected)
+
+
+def test_the_grafana_dashboard_asks_for_numbers_that_there_are(alone_and_together: tuple[Path, Path]):
+    asked = {
+        word
+        for expression in grafana_expressions()
+        for word in re.findall(r"\bray_[a-z_]+\b", re.sub(r'"[^"]*"|by \([^)]*\)', "", expression))
+    }
+    ours = {f"ray_{name}" for name, _ in GAUGES.values()}
+    assert asked & ours == ours
+    assert scraped({}, asked - ours).keys() == asked - ours
 
 
 def test_a_split_that_does_not_fit_into_memory_is_dealt_out(

@@ -8,7 +8,7 @@ from helpers import local_session, tiny_config
 from test_supervision import random_output
 
 from trm_ray.training.losses import softmax_cross_entropy
-from trm_ray.training.metrics import MetricSums, train_metric_names, train_row, train_sums
+from trm_ray.training.metrics import MetricSums, gpu_row, train_metric_names, train_row, train_sums
 from trm_ray.training.supervision import segment_losses
 
 CPU = torch.device("cpu")
@@ -97,3 +97,22 @@ def test_per_cycle_losses_are_left_out_on_request_and_accuracies_when_nothing_ha
     row = train_row(SUMS | {"halted": 0.0}, per_cycle=False)
     assert not [tag for tag in row if "deep_supervision" in tag]
     assert [tag for tag in row if tag.startswith("train/act/")] == ["train/act/q_halt_loss"]
+
+
+# -- the GPU ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_a_cpu_tells_nothing_of_a_gpu():
+    assert gpu_row(CPU) == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu_tells_what_it_has_held_at_most():
+    device = torch.device("cuda", 0)
+    held = torch.empty(2**28, device=device)  # one GiB
+    del held
+    torch.cuda.empty_cache()
+    row = gpu_row(device)
+    assert 1 <= row["gpu/memory_gib"] < torch.cuda.get_device_properties(device).total_memory / 2**30
+    assert 0 <= row.get("gpu/utilization", 0) <= 1

@@ -120,6 +120,14 @@ def test_the_compared_runs_halt_explore_and_measure(one_worker):
     }
 
 
+def test_only_runs_of_several_workers_tell_the_share_of_exchange(two_workers, one_worker):
+    for folder, told in ((finished(two_workers, "puzzles"), True), (one_worker / "puzzles", False)):
+        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        shares = [row["throughput/exchange_fraction"] for row in rows if "throughput/exchange_fraction" in row]
+        assert len(shares) == (NUM_STEPS - 1 if told else 0)  # the run goes on from step 1, a row a step
+        assert all(0 < share < 1 for share in shares)
+
+
 def test_two_workers_in_bfloat16_stay_near_one(two_workers, one_worker):
     run = finished(two_workers, "bfloat16")
     assert_close_weights(run, one_worker / "bfloat16", 0.05)

@@ -1,4 +1,4 @@
-"""`trm-ray bench`."""
+"""`trm-ray bench`: what a step costs, and what more workers bring."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from typing import Annotated
 
 import typer
 
-from trm_ray.cli.common import app, reported
+from trm_ray.cli.common import Overrides, app, reported
 from trm_ray.storage import is_remote
 
+bench_app = typer.Typer()
+app.add_typer(bench_app, name="bench")
 
-@app.command()
+Save = Annotated[Path | None, typer.Option(help="Write the numbers as JSON too.")]
+
+
+@bench_app.callback(invoke_without_command=True)
 @reported
 def bench(
+    context: typer.Context,
     shapes: Annotated[str | None, typer.Option(help="Comma-separated shapes; all by default.")] = None,
     scenarios: Annotated[
         str | None, typer.Option(help="Such as `baseline,linear`; by default each shape's own.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Timed steps a case; about ten seconds' worth by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads a process.")] = 1,
-    save: Annotated[Path | None, typer.Option(help="Write the numbers as JSON too.")] = None,
+    save: Save = None,
 ) -> None:
     """Measure a training step on known shapes: time and its split, memory, share of the machine's matrix rate.
 
@@ -31,8 +37,9 @@ def bench(
 
     from trm_ray.training.benchmark import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
 
-    if save is not None and not (is_remote(save) or save.parent.is_dir()):
-        raise ValueError(f"--save {save}: there is no folder {save.parent}; make it first")
+    if context.invoked_subcommand is not None:
+        return
+    _check_place(save, "--save")
     names = shapes.split(",") if shapes else list(SHAPES)
     arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)
     console, cases = Console(), planned_cases(*arguments)
@@ -51,3 +58,95 @@ def bench(
     if save is not None:
         save.write_text(bench_json(results), encoding="utf-8")
         console.print(f"Wrote {save}", highlight=False, soft_wrap=True)
+
+
+@bench_app.command()
+@reported
+def scaling(
+    overrides: Overrides = None,
+    config_name: Annotated[str, typer.Option(help="A scenario of `configs/`.")] = "deep_supervision_linear",
+    workers: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of Ray workers.")] = "1,2,4",
+    turns: Annotated[int, typer.Option(min=1, help="Pairs of windows a case, after one that warms up.")] = 12,
+    steps: Annotated[int, typer.Option(min=1, help="Steps a window.")] = 10,
+    save: Save = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them, such as `scaling.png`.")] = None,
+) -> None:
+    """Measure the training loop under Ray Train, in turns with the same loop without Ray: speed-up, overhead, exchange.
+
+    All of it runs on this machine. `global_batch_size` is what the workers share in strong scaling, and what each has
+    in weak scaling.
+
+    Example: `trm-ray bench scaling --workers 1,2,4 --save scaling.json --plot scaling.png`
+    """
+    from rich.console import Console
+
+    from trm_ray.config import load_config
+    from trm_ray.reporting.scaling import draw_scaling
+    from trm_ray.reporting.style import save as save_figure
+    from trm_ray.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
+
+    for place, option in ((save, "--save"), (plot, "--plot")):
+        _check_place(place, option)
+    cases = planned_cases(_counts(workers, "--workers"))
+    config, console, results = load_config(config_name, overrides or []), Console(), []
+    for result in measure_scaling(config, cases, num_turns=turns, steps=steps):
+        results.append(result)
+        told = f"{result.workers} workers, {result.scaling}: {result.speed_up} × the plain loop"
+        console.print(told, highlight=False, soft_wrap=True)
+    Console(width=max(console.width, 116)).print(scaling_table(results))
+    if save is not None:
+        save.write_text(scaling_json(results), encoding="utf-8")
+        console.print(f"Wrote {save}", highlight=False, soft_wrap=True)
+    if plot is not None:
+        console.print(
+            f"Wrote {save_figure(draw_scaling(scaling_rows(results)), plot)}", highlight=False, soft_wrap=True
+        )
+
+
+@bench_app.command()
+@reported
+def projection(
+    recipe: Annotated[str, typer.Option(help="`arc1` or `sudoku_extreme`, as the paper trains them.")] = "arc1",
+    gpus: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of GPUs.")] = "1,4,8,64,512",
+    puzzles_per_s: Annotated[
+        float | None, typer.Option(min=1e-6, help="Of one GPU, as `trm-ray bench` measures it; else the published.")
+    ] = None,
+    bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s between nodes, for each GPU.")] = 12.5,
+    latency: Annotated[float, typer.Option(min=0, help="Microseconds between nodes.")] = 20.0,
+) -> None:
+    """Work out, by formulas, what a run costs on more GPUs than anybody has measured, and what gives out first.
+
+    Example: `trm-ray bench projection --recipe arc1 --gpus 8,64,512 --bandwidth 50`
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from trm_ray.projection import GROWING, RECIPES, SHARED, Cluster, limit_lines, projection_table, source_lines
+
+    if recipe not in RECIPES:
+        raise ValueError(f"--recipe {recipe} is unknown; use one of {', '.join(RECIPES)}")
+    work, cluster = RECIPES[recipe], Cluster(network_latency_s=1e-6 * latency, network_bandwidth=1e9 * bandwidth)
+    if puzzles_per_s is not None:
+        work = replace(work, puzzles_per_s=puzzles_per_s)
+    console = Console()
+    for mode in (SHARED, GROWING):
+        table = projection_table(work, cluster, mode, _counts(gpus, "--gpus"))
+        Console(width=max(console.width, 124)).print(table, "")
+    for heading, lines in (("What gives out:", limit_lines), ("What went in:", source_lines)):
+        console.print(heading)
+        for line in lines(work, cluster):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _counts(text: str, option: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise ValueError(f"{option} {text} must be numbers of at least 1; use e.g. 1,2,4")
+    return [int(word) for word in words]
+
+
+def _check_place(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written before anything is measured."""
+    if path is not None and not (is_remote(path) or path.parent.is_dir()):
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")

@@ -29,7 +29,7 @@ from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.elastic import SavesBeforeResize
-from trm_ray.distributed.worker import train_worker
+from trm_ray.distributed.worker import TrainSession, TrialTrainSession, train_worker
 from trm_ray.run import RunPlan, is_finished, start_step
 from trm_ray.storage import StorageError, remove_tree
 from trm_ray.training.optim import NonFiniteError
@@ -43,7 +43,9 @@ _LOG = logging.getLogger("trm_ray")
 _Result = TypeVar("_Result")
 
 
-def train_on_ray(plan: RunPlan, tell: Callable[[str], None] = _LOG.warning) -> dict[str, float]:
+def train_on_ray(
+    plan: RunPlan, tell: Callable[[str], None] = _LOG.warning, session_type: type[TrainSession] = TrainSession
+) -> dict[str, float]:
     """Train a run on Ray workers and return its last evaluation.
 
     Args:
@@ -59,7 +61,8 @@ def train_on_ray(plan: RunPlan, tell: Callable[[str], None] = _LOG.warning) -> d
         check_resources(plan.config)
         with RoomWatch(plan.config, lambda: 1, tell):
             train = load_split(plan.train_paths, "train", plan.config.ray.most_workers)
-            trainer = build_trainer(plan, train, load_split(plan.test_paths, "test"), stop_file)
+            test = load_split(plan.test_paths, "test")
+            trainer = build_trainer(plan, train, test, stop_file, session_type=session_type)
             evaluation = _beside_main_thread(lambda: outcome_of(trainer))
         if not is_finished(plan):
             raise stopped_after(start_step(plan))
@@ -111,7 +114,12 @@ def _told_cause(error: WorkerGroupError) -> Exception:
 
 
 def build_trainer(
-    plan: RunPlan, train: Any, test: Any, stop_file: Path, callbacks: Sequence[UserCallback] = ()
+    plan: RunPlan,
+    train: Any,
+    test: Any,
+    stop_file: Path,
+    callbacks: Sequence[UserCallback] = (),
+    session_type: type[TrainSession] = TrialTrainSession,
 ) -> TorchTrainer:
     """Build the trainer of a run: all workers get both splits whole; a train split too large for that is dealt out.
 
@@ -123,7 +131,7 @@ def build_trainer(
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same shards in every run
     return TorchTrainer(
         train_worker,
-        train_loop_config={"plan": plan, "whole": whole, "stop_file": stop_file, "is_trial": bool(callbacks)},
+        train_loop_config={"plan": plan, "whole": whole, "stop_file": stop_file, "session_type": session_type},
         scaling_config=ScalingConfig(
             num_workers=plan.config.ray.num_workers,
             use_gpu=plan.config.ray.use_gpu,

@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator
+from ray.tune.trainable import wrap_function
 
 from trm_ray.config import SweepConfig, flat, with_overrides
 from trm_ray.data.stream import fits_in_memory
@@ -261,7 +262,10 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
         if several
         else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
     )
-    return tune.with_resources(tune.with_parameters(trial, data=data), resources)
+    # Ray's dashboard and logs call a trial's process by what it says it is; a function would be `trial` every time.
+    told = {"__repr__": lambda self: trial_name(sweep, plans, self.config)}
+    named = type("Trial", (wrap_function(tune.with_parameters(trial, data=data)),), told)
+    return tune.with_resources(named, resources)
 
 
 def _report_again(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from trm_ray.data.stream import Shard, fits_in_memory
 from trm_ray.distributed.dataset import iter_rows, read_rows
 from trm_ray.distributed.elastic import RESIZE_FILE
+from trm_ray.distributed.gauges import RunGauges
 from trm_ray.run import RunPlan, choose_device, execute
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import Session
@@ -25,7 +27,20 @@ from trm_ray.training.stopping import Interrupted, StopFile
 _WAIT_S = 0.5
 
 
-class TrainSession(Session):
+@dataclass(frozen=True)
+class RaySession(Session):
+    """What is common to all: the rows that are logged also go to the node's Prometheus endpoint."""
+
+    gauges: RunGauges = field(kw_only=True)
+
+    def log(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+        """Write one row of metrics and show it, from rank 0 only."""
+        super().log(step, wall_s, metrics)
+        if self.rank == 0:
+            self.gauges.show(step, metrics)
+
+
+class TrainSession(RaySession):
     """A worker of a `TorchTrainer`; ranks and sums over them come from its process group."""
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -39,7 +54,7 @@ class TrialTrainSession(TrainSession):
     awaits_checkpoints = True
 
 
-class TuneSession(Session):
+class TuneSession(RaySession):
     """A trial that trains in its own process."""
 
     awaits_checkpoints = True
@@ -72,7 +87,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
             train=partial(read_rows, source) if settings["whole"] else _shard(plan, source, _world_size()),
             test_rows=read_rows(ray.train.get_dataset_shard("test")),
             device=ray.train.torch.get_device(),
-            session_type=TrialTrainSession if settings["is_trial"] else TrainSession,
+            session_type=partial(settings["session_type"], gauges=RunGauges(plan)),
             stop_requested=lambda: stop_file.requested() or resizing() or _preempted(),
         )
     except NonFiniteError as error:  # all workers come to it at the same step
@@ -112,6 +127,6 @@ def train_trial(plan: RunPlan, train: Any, test: Any, stop_file: Path) -> None:
             train=partial(read_rows, train) if fits_in_memory(plan.info, "train") else _shard(plan, train, 1),
             test_rows=read_rows(test),
             device=choose_device(plan.config),
-            session_type=TuneSession,
+            session_type=partial(TuneSession, gauges=RunGauges(plan)),
             stop_requested=StopFile(stop_file).requested,
         )

@@ -24,8 +24,8 @@ from trm_ray.training.checkpoint import (
 )
 from trm_ray.training.evaluation import evaluate
 from trm_ray.training.losses import puzzle_loss
-from trm_ray.training.metrics import train_row, train_sums
-from trm_ray.training.session import Session
+from trm_ray.training.metrics import gpu_row, train_row, train_sums
+from trm_ray.training.session import ExchangeTime, Session
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.stopping import stopped_after
 from trm_ray.training.store import CheckpointStore
@@ -54,7 +54,7 @@ def run_training(
     """
     recipe, state = build_recipe(config, num_steps), TrainState(config, shape, session.device)
     _begin(state, session, initial_weights)
-    clock, evaluation = Clock(state.wall_s), {}
+    clock, evaluation = Clock(state.wall_s, session.exchange_time), {}
     with _open_store(config, session) as store:
         if state.step == num_steps and state.unlogged is None and final_step(session.run_dir) != num_steps:
             _save(state, config, session, store, FINAL_MODEL)  # killed before this, or it ends earlier than it did
@@ -229,7 +229,7 @@ def _window_row(
     row["train/learning_rate"] = recipe.rate_at(done)
     row["train/curriculum_weight"] = recipe.supervision.base_weight(done)
     row["throughput/num_workers"] = session.world_size
-    return row | clock.throughput(recipe.global_batch_size)
+    return row | clock.throughput(recipe.global_batch_size) | gpu_row(session.device)
 
 
 def _stats_interval(config: Config) -> int | None:
@@ -257,14 +257,15 @@ def _save_and_stop(
 
 
 class Clock:
-    """Wall-clock seconds of a run, and of the current logging window: busy, and waiting for data."""
+    """Wall-clock seconds of a run, and of the current logging window: busy, waiting for data, exchanging gradients."""
 
-    def __init__(self, wall_s: float):
-        self._began = time.perf_counter() - wall_s
+    def __init__(self, wall_s: float, exchange: ExchangeTime):
+        self._began, self._exchange = time.perf_counter() - wall_s, exchange
         self._restart_window()
 
     def _restart_window(self) -> None:
         self._window_began, self._steps, self._waited_s, self._paused_s = time.perf_counter(), 0, 0.0, 0.0
+        self._exchange.seconds = 0.0
 
     def wall_s(self) -> float:
         """Seconds since the run began: evaluations count, the time between an interruption and its resume does not."""
@@ -281,9 +282,10 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave what happens inside (evaluation, checkpoints) out of the throughput."""
-        began = time.perf_counter()
+        began, exchanged_s = time.perf_counter(), self._exchange.seconds
         yield
         self._paused_s += time.perf_counter() - began
+        self._exchange.seconds = exchanged_s
 
     def throughput(self, global_batch_size: int) -> dict[str, float]:
         """Give the rates of the window and begin a new one; nothing if a resume began after its last step."""
@@ -295,5 +297,7 @@ class Clock:
             "throughput/puzzles_per_s": self._steps * global_batch_size / busy_s,
             "throughput/data_wait_fraction": self._waited_s / busy_s,
         }
+        if self._exchange.seconds:
+            row["throughput/exchange_fraction"] = self._exchange.seconds / busy_s
         self._restart_window()
         return row

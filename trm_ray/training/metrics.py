@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 
 import torch
@@ -94,3 +95,25 @@ def train_row(sums: Mapping[str, float], *, per_cycle: bool) -> dict[str, float]
         cycles = (name for name in sums if name.startswith("step_"))
         row |= {f"train/deep_supervision/{name}": sums[name] / sums["count"] for name in cycles}
     return row
+
+
+def gpu_row(device: torch.device) -> dict[str, float]:
+    """Tell how this worker uses its GPU; nothing on a CPU. Does not wait for the device.
+
+    `gpu/memory_gib` is the most that its tensors and torch's cache have held so far: what trials that share a GPU must
+    leave to each other, apart from half a GiB or so of CUDA's own. `gpu/utilization` is the share of the last moments
+    in which the GPU was busy, with anybody's work; only where nvidia-ml-py is installed.
+    """
+    if device.type != "cuda":
+        return {}
+    row = {"gpu/memory_gib": torch.cuda.max_memory_reserved(device) / 2**30}
+    return row if importlib.util.find_spec("pynvml") is None else row | _utilization(device)
+
+
+def _utilization(device: torch.device) -> dict[str, float]:
+    from pynvml import NVMLError
+
+    try:
+        return {"gpu/utilization": torch.cuda.utilization(device) / 100}
+    except NVMLError:  # the driver does not tell it of a part of a GPU (MIG); no reason to end a run
+        return {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -26,6 +28,16 @@ class Tokens(Protocol):
     def labels(self): ...  # type: ignore[no-untyped-def]  # noqa: D102
     @property
     def puzzle_identifiers(self): ...  # type: ignore[no-untyped-def]  # noqa: D102
+
+
+@dataclass
+class ExchangeTime:
+    """Seconds for which exchanges with other workers held this one up, waiting for the slowest included.
+
+    Stays 0 on a GPU, which goes on by itself: to know, the process would have to wait for it.
+    """
+
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class Session:
     # time to write one.
     awaits_checkpoints: ClassVar[bool] = False
     stop_requested: Callable[[], bool] = field(default=lambda: False, kw_only=True)
+    exchange_time: ExchangeTime = field(default_factory=ExchangeTime, init=False)
 
     @property
     def rank(self) -> int:
@@ -90,7 +103,8 @@ class Session:
             return
         assert len({tensor.dtype for tensor in tensors}) == 1, "one message holds one dtype"
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with self._exchanging():
+            dist.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -109,7 +123,8 @@ class Session:
         # Everybody sends as many rows as the largest share has, since all must send equally many.
         sent = torch.cat([tensor, tensor.new_zeros(sizes[0] - len(tensor), *tensor.shape[1:])])
         parts = [torch.empty_like(sent) for _ in sizes]
-        dist.all_gather(parts, sent)
+        with self._exchanging():
+            dist.all_gather(parts, sent)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def own_rows(self, tensor: Tensor) -> Tensor:
@@ -118,6 +133,13 @@ class Session:
         Where they cannot be equal, the first shares hold a row more.
         """
         return tensor.tensor_split(self.world_size)[self.rank]
+
+    @contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cpu":
+            self.exchange_time.seconds += time.perf_counter() - began
 
     def _to_device(self, tokens: Tokens) -> Batch:
         arrays = (tokens.inputs, tokens.labels, tokens.puzzle_identifiers)

@@ -1,0 +1,51 @@
+"""A run's numbers on the Prometheus endpoint of the node that it runs on, beside those that Ray itself puts there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ray.util.metrics import Gauge
+
+from trm_ray.run import RunPlan
+
+# What each tag of a row of metrics is called on the endpoint, where Ray puts `ray_` before it, and what it tells.
+GAUGES = {
+    "step": ("trm_step", "optimizer steps taken"),
+    "train/total_loss": ("trm_train_loss", "loss that is minimised, mean of the logging window"),
+    "train/lm_loss": ("trm_train_lm_loss", "cross-entropy of the last H-cycle, mean of the logging window"),
+    "train/grad_norm": ("trm_grad_norm", "gradient norm before clipping, mean of the logging window"),
+    "eval/loss": ("trm_eval_loss", "cross-entropy of the last H-cycle on held-out puzzles"),
+    "eval/exact_accuracy": ("trm_eval_exact_accuracy", "share of held-out puzzles solved entirely"),
+    "throughput/steps_per_s": ("trm_steps_per_s", "optimizer steps a second"),
+    "throughput/puzzles_per_s": ("trm_puzzles_per_s", "segments of puzzles a second, over all workers"),
+    "throughput/data_wait_fraction": ("trm_data_wait_fraction", "share of the time that waits for data"),
+    "throughput/exchange_fraction": ("trm_exchange_fraction", "share of the time in exchange between workers"),
+    "checkpoint/stall_ms": ("trm_checkpoint_stall_ms", "milliseconds for which the last save held training up"),
+    "checkpoint/write_s": ("trm_checkpoint_write_s", "seconds that writing the last checkpoint took"),
+    "gpu/memory_gib": ("trm_gpu_memory_gib", "most GPU memory that the worker's tensors and cache have held"),
+    "gpu/utilization": ("trm_gpu_utilization", "share of the last moments in which the GPU was busy"),
+}
+LABELS = ("experiment", "run", "scenario", "seed")
+
+
+class RunGauges:
+    """Show the latest row of a run.
+
+    `experiment` is the folder that the run's folder lies in: the sweep, for a trial.
+    """
+
+    def __init__(self, plan: RunPlan):
+        places = (plan.folder.parent.name, plan.folder.name, plan.config.config_name, str(plan.config.seed))
+        self._labels = dict(zip(LABELS, places, strict=True))
+        self._gauges: dict[str, Gauge] = {}
+
+    def show(self, step: int, row: Mapping[str, float]) -> None:
+        """Set what the row tells; what it leaves out stays as it was."""
+        for tag, value in {"step": step, **row}.items():
+            if tag in GAUGES:
+                self._gauge(tag).set(value, self._labels)
+
+    def _gauge(self, tag: str) -> Gauge:
+        if tag not in self._gauges:
+            self._gauges[tag] = Gauge(*GAUGES[tag], tag_keys=LABELS)
+        return self._gauges[tag]
