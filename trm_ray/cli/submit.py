@@ -84,6 +84,10 @@ def _find(command: Sequence[str]) -> tuple[Any, list[str]]:
     while inner := getattr(found, "commands", None):
         word = command[len(names)] if len(command) > len(names) else ""
         there = [name for name in inner if names or name not in ("submit", "jobs")]
+        if (
+            word not in there and names and found.invoke_without_command
+        ):  # `bench` measures, and has commands of its own
+            break
         if word not in there:
             told = " ".join(["trm-ray submit", *names, word]).strip()
             raise ValueError(f"`{told}` names no command; did you mean `{nearest(word, there)}`? ({', '.join(there)})")
