@@ -77,8 +77,11 @@ def parse(words: list[str]) -> None:
     """Read words as the command that they name would, without running it."""
     found, names = get_command(app), []
     while inner := getattr(found, "commands", None):
-        names.append(words[len(names)])
-        found = inner[names[-1]]
+        word = next(iter(words[len(names) :]), "")
+        if word not in inner and found.invoke_without_command:
+            break
+        names.append(word)
+        found = inner[word]
     context = found.make_context(" ".join(names), words[len(names) :])
     if names == ["submit"]:
         parse(context.params["command"])
