@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/trm-ray sweep --config-name five_scenarios --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

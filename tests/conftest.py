@@ -3,22 +3,35 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from s3_helpers import BUCKET, Gate, s3_server
+from xdist.scheduler import LoadFileScheduling
 
 from trm_ray.storage import as_path
 
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class FilesTogether(LoadFileScheduling):
     """Where tests run in two processes, keep those of a file together, and those of one Ray session."""
-    for item in items:
-        fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
-        item.add_marker(pytest.mark.xdist_group("cluster" if "cluster" in fixtures else str(item.path)))
+
+    _of_one_session = {  # noqa: RUF012
+        path.name
+        for path in (Path(__file__).parent / "distributed").glob("test_*.py")
+        if '"cluster"' in path.read_text()
+    }
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "one Ray session" if Path(file).name in self._of_one_session else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+    return FilesTogether(config, log)
 
 
 @pytest.fixture(autouse=True)
