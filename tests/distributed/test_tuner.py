@@ -20,6 +20,7 @@ import ray
 import yaml
 from helpers import assert_same, metric_rows
 from ray.util import placement_group_table
+from ray.util.state import list_actors
 from rich.console import Console
 from run_helpers import ROOT, TINY_RUN, final_weights, run_config
 
@@ -106,6 +107,12 @@ def _group_states() -> set[str]:
 @pytest.fixture(scope="module")
 def done(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return swept(sweep_config(puzzles, tmp_path_factory.mktemp("sweeps") / "plain", [GOOD, IDLE, KEPT, WILD]))
+
+
+def test_rays_dashboard_calls_the_process_of_a_trial_by_the_trials_name(done: Swept):
+    address = ray.get_runtime_context().gcs_address
+    actors = list_actors(address, [("class_name", "=", "Trial")], detail=True)
+    assert {trial(name) for name in RATES} <= {actor.repr_name for actor in actors}
 
 
 def test_a_stopped_trial_gives_its_resources_back(done: Swept):

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import shutil
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from trm_ray.training.evaluation import evaluate
 from trm_ray.training.loop import run_training, train_step
 from trm_ray.training.losses import softmax_cross_entropy
 from trm_ray.training.optim import NonFiniteError
-from trm_ray.training.session import Session
+from trm_ray.training.session import ExchangeTime, Session
 from trm_ray.training.state import TrainState, build_model, build_recipe, total_steps
 
 CURRICULUM = supervised(curriculum_enabled=True, curriculum_start_step=3, curriculum_end_step=6)
@@ -313,6 +314,23 @@ def test_a_row_has_the_tags_that_the_reports_read(tmp_path):
     assert 0 < row["throughput/steps_per_s"] * 8 == pytest.approx(row["throughput/puzzles_per_s"])
     assert 0 <= row["throughput/data_wait_fraction"] < 1
     assert 0 < row["wall_s"] < 60
+
+
+def test_pauses_count_neither_as_busy_nor_as_exchange(monkeypatch):
+    now, exchange = [0.0], ExchangeTime()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = loop.Clock(0.0, exchange)
+    with clock.waiting():
+        now[0] += 1
+    now[0] += 5
+    exchange.seconds += 3  # of those five
+    with clock.paused():
+        now[0] += 10
+        exchange.seconds += 8
+    row = clock.throughput(12)
+    assert row["throughput/steps_per_s"] == pytest.approx(1 / 6)
+    assert row["throughput/data_wait_fraction"] == pytest.approx(1 / 6)
+    assert row["throughput/exchange_fraction"] == pytest.approx(3 / 6)
 
 
 def test_every_rows_total_is_the_sum_of_its_printed_parts_and_of_its_cycles(tmp_path):

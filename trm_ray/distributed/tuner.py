@@ -264,8 +264,7 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
     )
     # Ray's dashboard and logs call a trial's process by what it says it is; a function would be `trial` every time.
     told = {"__repr__": lambda self: trial_name(sweep, plans, self.config)}
-    named = type("Trial", (wrap_function(tune.with_parameters(trial, data=data)),), told)
-    return tune.with_resources(named, resources)
+    return type("Trial", (wrap_function(tune.with_resources(tune.with_parameters(trial, data=data), resources)),), told)
 
 
 def _report_again(folder: Path) -> None:
