@@ -150,6 +150,15 @@ def made_elsewhere(path: Path) -> Iterator[Path]:
         temporary.replace(path)
 
 
+def read_part(path: Path, start: int, end: int) -> bytes:
+    """Read the bytes of a file from `start` to before `end`, also while it is being written anew."""
+    if isinstance(path, RemotePath):
+        return path.read_part(start, end) if end > start else b""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
 def tree_bytes(folder: Path) -> int:
     """Add up the sizes of all files below a folder."""
     if isinstance(folder, RemotePath):
@@ -378,6 +387,11 @@ class RemotePath:
         """Read a whole file."""
         with self._telling():
             return cast(bytes, self.filesystem.cat_file(self.key))
+
+    def read_part(self, start: int, end: int) -> bytes:
+        """Read the bytes from `start` to before `end`; unlike an open file, also while it is being written anew."""
+        with self._telling():
+            return cast(bytes, self.filesystem.cat_file(self.key, start=start, end=end))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Read a whole file."""

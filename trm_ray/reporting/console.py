@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from trm_ray.reporting.run_log import METRICS_FILE, Row, evaluation_line, step_line, supervision_line, with_nan
-from trm_ray.storage import is_remote
+from trm_ray.storage import is_remote, read_part
 
 # Between two looks at a run's rows; those on object storage, which come every few seconds, cost more.
 _POLL_S, _POLL_REMOTE_S = 0.3, 2.0
@@ -28,10 +28,9 @@ def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
     """Read the rows that a metrics file gained since `offset`; a file that shrank was begun anew."""
     if not path.is_file():
         return [], 0
-    offset = offset if path.stat().st_size >= offset else 0
-    with path.open("rb") as file:
-        file.seek(offset)
-        whole, newline, _ = file.read().rpartition(b"\n")
+    size = path.stat().st_size
+    offset = offset if size >= offset else 0
+    whole, newline, _ = read_part(path, offset, size).rpartition(b"\n")
     lines = whole.splitlines() if newline else []
     return [with_nan(json.loads(line)) for line in lines], offset + len(whole) + len(newline)
 
