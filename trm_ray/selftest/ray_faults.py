@@ -134,7 +134,7 @@ def kill_trial(ground: Ground) -> Outcome:
             raise FaultError(f"trials failed: {failed}")
 
     with _ray():
-        outcome = _hit_on_ray(trials[0], ground.undisturbed(), "ImplicitFunc", sweep)
+        outcome = _hit_on_ray(trials[0], ground.undisturbed(), "Trial", sweep)
     other = compared(trials[1], ground.undisturbed(seed=1), 0, 0)
     return outcome if other.passed else replace(outcome, problem="the other trial is not as if undisturbed")
 
