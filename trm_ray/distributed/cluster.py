@@ -72,6 +72,17 @@ def _own_warnings_heard() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for as long as this lasts."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
 def stay_private() -> None:
     """Have Ray's processes that start here listen on 127.0.0.1 and ask for the user's token, as `ray.init` does."""
     _stay_on_loopback()

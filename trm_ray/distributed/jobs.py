@@ -12,8 +12,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
@@ -28,6 +27,7 @@ import trm_ray
 from trm_ray.config.files import OWN_CONFIGS, shipped_configs
 from trm_ray.config.keys import NAME
 from trm_ray.distributed import VERBOSE
+from trm_ray.distributed.cluster import environment
 from trm_ray.results import copy_results, unpack
 from trm_ray.storage import as_path, is_remote
 from trm_ray.submission import Submission
@@ -75,7 +75,7 @@ def connect(address: str | None) -> Client:
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _environment("RAY_API_SERVER_ADDRESS", url):  # which Ray lets win over what it is given
+        with environment("RAY_API_SERVER_ADDRESS", url):  # which Ray lets win over what it is given
             return Client(url, headers=_token())
     except AuthenticationError as error:
         refused = "refuses this machine's token" if "failed" in str(error) else "asks for a token"
@@ -111,16 +111,6 @@ def _token() -> dict[str, str]:
     if not token or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return {}
     return {"Authorization": f"Bearer {token}"}
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 # ---- submitting --------------------------------------------------------------------------------------------

@@ -21,12 +21,13 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
-from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
+from trm_ray.distributed.cluster import RoomWatch, check_resources, environment, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.elastic import SavesBeforeResize
 from trm_ray.distributed.worker import TrainSession, TrialTrainSession, train_worker
@@ -95,8 +96,12 @@ def _beside_main_thread(work: Callable[[], _Result]) -> _Result:
 
 def outcome_of(trainer: TorchTrainer) -> dict[str, float]:
     """Train, and return the last evaluation or raise what keeps the run from going on."""
+    # One of Ray Train's processes, which gives back what an ended run held, looks its cluster up on the machine, and
+    # where there are several it takes the latest: it would give back what a living run holds, or nothing at all.
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     try:
-        outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
+        with environment("RAY_ADDRESS", ray.get_runtime_context().gcs_address):
+            outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
     except WorkerGroupError as error:
         raise _told_cause(error) from error
     if isinstance(outcome, NonFiniteError):
