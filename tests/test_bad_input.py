@@ -546,7 +546,7 @@ RUNS = [
     Bad("bench projection --recipe cube", "--recipe cube is unknown; use one of arc1, sudoku_extreme"),
     Bad("bench projection --gpus 0", "--gpus 0 must be numbers of at least 1; use e.g. 1,2,4"),
     Bad("bench --save nowhere/x.json", "--save nowhere/x.json: there is no folder nowhere; make it first"),
-    Bad("selftest --only flood", "--only flood is unknown; use one of driver, cut, bit"),
+    Bad("selftest --only flood", "--only flood is unknown; use one of driver, elsewhere, cut"),
     Bad("selftest --only worker", "--only worker needs Ray workers and --workers is 0; use --workers 2"),
     Bad("selftest --folder nowhere", "--folder nowhere is no folder; make it first"),
 ]

@@ -129,7 +129,7 @@ def _killer_on(node: str) -> Any:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What lives in a cluster: worker processes and placement groups on all nodes, temporary files on this one."""
+    """What lives in a cluster: worker processes and placement groups on all nodes, runs' temporary files here."""
 
     processes: int
     placement_groups: int
@@ -144,8 +144,7 @@ class Inventory:
         groups = list_placement_groups(address, [("state", "!=", "REMOVED")], **alive)
         artifacts = Path(ray._private.worker._global_node.get_session_dir_path(), "artifacts")
         files = [path for path in artifacts.rglob("*") if path.is_file()]
-        ours = Path(tempfile.gettempdir()).glob("trm-ray-*")
-        return cls(len(processes), len(groups), len(files) + len(list(ours)))
+        return cls(len(processes), len(groups), len(files))
 
     def more_than(self, before: Inventory) -> dict[str, int]:
         """Say of what there is more than before."""

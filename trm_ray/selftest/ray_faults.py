@@ -36,9 +36,12 @@ from trm_ray.training.checkpoint import FINAL_MODEL, STATE_FILE, checkpoint_step
 _LR, _LR_THAT_FAILS = 1e-3, 1e30
 NUM_TRIALS = 50
 _PATIENCE_S = 30.0
-# A cloud's notice, and how often Ray Train looks for one here instead of every 5 s.
-_NOTICE_S = 30.0
-_LOOK_FOR_NOTICES_OFTEN = "import os; os.environ['RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S'] = '0.5'\n"
+# A cloud's notice. Ray Train looks for one every 0.5 s here instead of every 5 s, also where that was switched off.
+_NOTICE_S = 60.0
+_LOOK_FOR_NOTICES_OFTEN = (
+    "import os; os.environ |= {'RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S': '0.5', "
+    "'RAY_TRAIN_ENABLE_PREEMPTION_WATCHER': '1'}\n"
+)
 
 
 def kill_worker(ground: Ground) -> Outcome:
