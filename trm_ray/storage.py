@@ -350,18 +350,22 @@ class RemotePath:
 
     def exists(self) -> bool:
         """Tell whether a file or a folder is there."""
-        with self._telling():
-            return bool(self.filesystem.exists(self.key))
+        return self._kind() is not None
 
     def is_file(self) -> bool:
         """Tell whether a file is there."""
-        with self._telling():
-            return bool(self.filesystem.isfile(self.key))
+        return self._kind() == "file"
 
     def is_dir(self) -> bool:
         """Tell whether any file lies below."""
-        with self._telling():
-            return bool(self.filesystem.isdir(self.key))
+        return self._kind() == "directory"
+
+    def _kind(self) -> str | None:
+        # Not fsspec's own `isfile` and the like: they call a storage that fails, or refuses, a file that is not there.
+        try:
+            return str(self.info()["type"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def iterdir(self) -> list[Path]:
         """List what lies directly below."""
