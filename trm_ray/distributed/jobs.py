@@ -330,8 +330,6 @@ def fetch(client: Client, job: Job, target: Path, *, checkpoints: bool = False, 
     """
     if job.results is None:
         raise ValueError(f"{job.name} names no results; `trm-ray jobs logs {job.name}` shows what it printed")
-    if "://" in job.results:
-        raise ValueError(f"{job.results} is object storage; copy it by its own client, such as `aws s3 sync`")
     source = None if through_cluster else _visible(job)
     if source is not None and source.resolve() == target.resolve():
         raise ValueError(f"{job.name} left its results here, in {target}; there is nothing to fetch")
