@@ -34,10 +34,11 @@ RETRY_DELAYS = (1, 2, 4, 8, 15)
 
 _LOG = logging.getLogger("trm_ray")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://(.*)", re.DOTALL)
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# Which extra of this package reaches a protocol.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "reference", "git", "github", "dir", "cached"}
 # Object stores proper: making a folder there means nothing, or would make a bucket.
-_WITHOUT_FOLDERS = {*_EXTRAS, "abfs", "abfss", "az", "adl", "oci", "oss", "r2"}
+_WITHOUT_FOLDERS = {*EXTRAS, "abfs", "abfss", "az", "adl", "oci", "oss", "r2"}
 # What is held in memory of a file that is being written; S3 takes 10,000 of them, so files up to 160 GB.
 _PART_BYTES = 16 << 20
 
@@ -88,7 +89,7 @@ def check_url(text: str) -> str:
         raise ValueError(f"{protocol}:// names no place; use {protocol}://BUCKET/FOLDER")
     package = known_implementations.get(protocol, {}).get("class", "fsspec").partition(".")[0]
     if protocol not in registry and importlib.util.find_spec(package) is None:
-        wanted = f"'trm-ray[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else package
+        wanted = f"'trm-ray[{EXTRAS[protocol]}]'" if protocol in EXTRAS else package
         raise ValueError(f"{protocol}:// needs the package {package}; pip install {wanted}")
     return text
 

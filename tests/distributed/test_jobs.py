@@ -28,7 +28,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobDetails
 from run_helpers import ROOT, some_puzzles, tiny_overrides
 
-from trm_ray.distributed.jobs import Job, JobLog, fetch, last_error
+from trm_ray.distributed.jobs import Job, JobLog, _requirements, fetch, last_error
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 
 pytestmark = pytest.mark.ray
@@ -201,6 +201,19 @@ def test_a_job_that_succeeds_ends_with_0_and_no_secret_goes_along(head: Head, tm
     told = head.ask(f"/api/jobs/{job}")
     assert _SECRET not in told
     assert set(json.loads(told)["runtime_env"]["env_vars"]) == {"RAY_JOB_STOP_WAIT_TIME_S", "COLUMNS"}
+
+
+def test_nodes_install_what_the_storage_that_a_command_names_needs(monkeypatch: pytest.MonkeyPatch):
+    told = [
+        "ray[train]>=2.56",
+        "numpy>=1.26",
+        "s3fs>=2024.2; extra == 's3'",
+        'gcsfs; extra == "gcs"',
+        "pytest; extra == 'dev'",
+    ]
+    monkeypatch.setattr("trm_ray.distributed.jobs.requires", lambda name: told)
+    assert _requirements(["train", "log_dir=/mnt/a"]) == ["numpy>=1.26"]
+    assert _requirements(["train", "s3://bucket/runs/a"]) == ["numpy>=1.26", "s3fs>=2024.2"]
 
 
 def test_results_on_object_storage_are_fetched_from_there(bucket: Path, tmp_path: Path):
