@@ -275,6 +275,7 @@ OVERRIDES = [
     Bad(train("log_dir=s4://bucket/x"), "log_dir=s4://bucket/x: s4:// is no storage that can be written; use s3://"),
     Bad(train("log_dir=https://host/x"), "log_dir=https://host/x: https:// is no storage that can be written"),
     Bad(train("ray.storage_path=s3://me:secret@b/x"), r"ray\.storage_path=s3://…@b/x: .*belong into the environment"),
+    Bad(train("ray.storage_path=s3://me:sec/ret@b/x"), r"ray\.storage_path=s3://…@b/x: .*belong into the environment"),
     Bad(train("data_paths=[s3://]"), r"data_paths=\[s3://\]: s3:// names no place; use s3://BUCKET/FOLDER"),
     Bad(train("log_dir="), "log_dir=null must be text that names a folder"),
     Bad(train("task=../../../etc/passwd"), "task=.* must be a name of letters"),

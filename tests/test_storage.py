@@ -98,8 +98,9 @@ def test_errors_name_the_place_and_are_those_of_a_file(bucket: Path, gate: Gate)
         as_path("s3://no-such-bucket/x").write_text("")
     gate.shut()
     try:
-        with pytest.raises(OSError, match=f"Could not connect.*: '{bucket}'"):
-            bucket.exists()
+        for look in (bucket.exists, bucket.is_file, bucket.is_dir):
+            with pytest.raises(OSError, match=f"Could not connect.*: '{bucket}'"):
+                look()
     finally:
         gate.open()
 
@@ -117,6 +118,24 @@ def test_a_folder_without_its_manifest_is_no_checkpoint_and_is_swept_away(bucket
     assert damage(torn, digests=False) == "manifest.json is missing"
     remove_leftovers(bucket)
     assert [path.name for path in bucket.iterdir()] == ["checkpoint_step_3"]
+
+
+def test_storage_that_fails_in_between_costs_no_checkpoint(bucket: Path, gate: Gate, monkeypatch):
+    whole, listed = save_checkpoint(bucket / "checkpoint_step_3", state_of(3)), RemotePath.glob
+
+    def list_and_fail(path: RemotePath, pattern: str) -> list[Path]:
+        found = listed(path, pattern)
+        gate.shut()
+        return found
+
+    monkeypatch.setattr(RemotePath, "glob", list_and_fail)
+    with pytest.raises(OSError, match=r"manifest\.json"):
+        remove_leftovers(bucket)
+    gate.open()
+    with pytest.raises(OSError, match=r"manifest\.json"):
+        latest_checkpoint(bucket)
+    gate.open()
+    assert damage(whole, digests=True) is None
 
 
 def test_damage_is_found_and_passed_over(bucket: Path, caplog):

@@ -73,10 +73,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     if is_finished(plan):
         return TrainResult(plan.folder, _last_evaluation(plan.folder))
     if config.ray.num_workers == 0:
-        return TrainResult(plan.folder, train_in_process(plan))
+        return TrainResult(plan.folder, train_in_process(plan) or _last_evaluation(plan.folder))
     from trm_ray.distributed.trainer import train_on_ray
 
-    return TrainResult(plan.folder, train_on_ray(plan))
+    # Workers that were started anew after the last step have evaluated nothing.
+    return TrainResult(plan.folder, train_on_ray(plan) or _last_evaluation(plan.folder))
 
 
 def _last_evaluation(folder: Path) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from trm_ray.storage import as_path
 
 # Requests to stop mean nothing elsewhere, nor do Ray's own notes, which are hidden.
-_NEVER = ("stop_requested", ".")
+_NEVER = ("stop_requested", "resize_requested", ".")
 _WEIGHTS = ("checkpoint_step_", "final_model")
 # Begin the lines that `pack` writes, between whatever else a job's log holds.
 _FILE, _END = "trm-ray-file ", "trm-ray-end "

@@ -126,7 +126,7 @@ def _measured(cases: Sequence[tuple[Case, Config, Config]], data: RunPlan) -> It
     from trm_ray.distributed.cluster import ray_cluster
     from trm_ray.distributed.scaling import sharing_cpus
 
-    with tempfile.TemporaryDirectory(prefix="trm-ray-scaling-") as place, ray_cluster(data.config.ray.address):
+    with tempfile.TemporaryDirectory(prefix="trm-ray-scaling-") as place, ray_cluster("local"):
         for number, (case, on_ray, plain) in enumerate(cases):
             folder = Path(place) / str(number)
             first, second = _claimed(data, sharing_cpus(on_ray), folder / "0"), _claimed(data, plain, folder / "1")

@@ -34,10 +34,11 @@ RETRY_DELAYS = (1, 2, 4, 8, 15)
 
 _LOG = logging.getLogger("trm_ray")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://(.*)", re.DOTALL)
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# Which extra of this package reaches a protocol.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "reference", "git", "github", "dir", "cached"}
 # Object stores proper: making a folder there means nothing, or would make a bucket.
-_WITHOUT_FOLDERS = {*_EXTRAS, "abfs", "abfss", "az", "adl", "oci", "oss", "r2"}
+_WITHOUT_FOLDERS = {*EXTRAS, "abfs", "abfss", "az", "adl", "oci", "oss", "r2"}
 # What is held in memory of a file that is being written; S3 takes 10,000 of them, so files up to 160 GB.
 _PART_BYTES = 16 << 20
 
@@ -82,13 +83,14 @@ def check_url(text: str) -> str:
     protocol, rest = url[1], url[2]
     if protocol in _READ_ONLY or (protocol not in known_implementations and protocol not in registry):
         raise ValueError(f"{protocol}:// is no storage that can be written; use s3://BUCKET/FOLDER, gs://… or a folder")
-    if "@" in rest.partition("/")[0]:
+    user = rest.partition("/")[0]
+    if "@" in user or (":" in user and protocol in EXTRAS):  # no bucket has a colon; AWS's secrets may hold slashes
         raise ValueError(f"{protocol}:// must hold no user or password; they belong into the environment")
     if not rest.strip("/."):
         raise ValueError(f"{protocol}:// names no place; use {protocol}://BUCKET/FOLDER")
     package = known_implementations.get(protocol, {}).get("class", "fsspec").partition(".")[0]
     if protocol not in registry and importlib.util.find_spec(package) is None:
-        wanted = f"'trm-ray[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else package
+        wanted = f"'trm-ray[{EXTRAS[protocol]}]'" if protocol in EXTRAS else package
         raise ValueError(f"{protocol}:// needs the package {package}; pip install {wanted}")
     return text
 
@@ -350,18 +352,22 @@ class RemotePath:
 
     def exists(self) -> bool:
         """Tell whether a file or a folder is there."""
-        with self._telling():
-            return bool(self.filesystem.exists(self.key))
+        return self._kind() is not None
 
     def is_file(self) -> bool:
         """Tell whether a file is there."""
-        with self._telling():
-            return bool(self.filesystem.isfile(self.key))
+        return self._kind() == "file"
 
     def is_dir(self) -> bool:
         """Tell whether any file lies below."""
-        with self._telling():
-            return bool(self.filesystem.isdir(self.key))
+        return self._kind() == "directory"
+
+    def _kind(self) -> str | None:
+        # Not fsspec's own `isfile` and the like: they call a storage that fails, or refuses, a file that is not there.
+        try:
+            return str(self.info()["type"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def iterdir(self) -> list[Path]:
         """List what lies directly below."""

@@ -28,7 +28,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobDetails
 from run_helpers import ROOT, some_puzzles, tiny_overrides
 
-from trm_ray.distributed.jobs import JobLog, last_error
+from trm_ray.distributed.jobs import Job, JobLog, _requirements, fetch, last_error
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 
 pytestmark = pytest.mark.ray
@@ -201,6 +201,29 @@ def test_a_job_that_succeeds_ends_with_0_and_no_secret_goes_along(head: Head, tm
     told = head.ask(f"/api/jobs/{job}")
     assert _SECRET not in told
     assert set(json.loads(told)["runtime_env"]["env_vars"]) == {"RAY_JOB_STOP_WAIT_TIME_S", "COLUMNS"}
+
+
+def test_nodes_install_what_the_storage_that_a_command_names_needs(monkeypatch: pytest.MonkeyPatch):
+    told = [
+        "ray[train]>=2.56",
+        "numpy>=1.26",
+        "s3fs>=2024.2; extra == 's3'",
+        'gcsfs; extra == "gcs"',
+        "pytest; extra == 'dev'",
+    ]
+    monkeypatch.setattr("trm_ray.distributed.jobs.requires", lambda name: told)
+    assert _requirements(["train", "log_dir=/mnt/a"]) == ["numpy>=1.26"]
+    assert _requirements(["train", "s3://bucket/runs/a"]) == ["numpy>=1.26", "s3fs>=2024.2"]
+
+
+def test_results_on_object_storage_are_fetched_from_there(bucket: Path, tmp_path: Path):
+    for name in ("config.yaml", "final_model/state.pt"):
+        (bucket / name).write_text(name)
+    job = Job("train-1", "running", False, "train", time.time(), 1.0, None, str(bucket), True)
+    nobody = None  # the job server is not asked
+    assert fetch(nobody, job, tmp_path / "here") == 1  # type: ignore[arg-type]
+    assert (tmp_path / "here" / "config.yaml").read_text() == "config.yaml"
+    assert fetch(nobody, job, tmp_path / "here", checkpoints=True) == 2  # type: ignore[arg-type]
 
 
 def test_a_run_on_workers_is_followed_let_go_stopped_and_fetched_both_ways(head: Head, data: Path, tmp_path: Path):

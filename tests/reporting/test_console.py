@@ -62,6 +62,16 @@ def test_a_file_that_was_begun_anew_is_read_from_its_start(tmp_path: Path):
     assert read_new_rows(path, offset)[0] == [{"step": 1}]
 
 
+def test_a_file_that_was_cut_and_is_longer_again_is_read_from_its_start(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    _, offset = read_new_rows(path, 0)
+    path.write_text('{"step": 1, "wall_s": 0.25}\n{"step": 2}\n')
+    again = read_new_rows(path, offset)
+    assert again == ([], 0)
+    assert [row["step"] for row in read_new_rows(path, again[1])[0]] == [1, 2]
+
+
 def test_rows_that_come_while_the_display_is_open_are_printed(tmp_path: Path):
     console = recording()
     with run_display(tmp_path, console):

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,21 @@ def test_the_launcher_hears_of_an_evaluation_once_its_checkpoint_is_there(tmp_pa
     config = tiny_config(eval_interval=2)
     run_training(config, SHAPE, 4, local_session(tmp_path, config, kind=Reported))
     assert [row.get("reported/at") for row in metric_rows(tmp_path).values()] == [None, 2, None, 4]
+
+
+def test_the_launcher_hears_of_an_evaluation_once_it_is_in_the_log_even_if_nothing_is_saved(tmp_path):
+    config, told = tiny_config(eval_interval=2, checkpoint_every_eval=False), []
+
+    class Noting(Session):
+        awaits_checkpoints = True
+
+        def report(self, step, metrics):
+            told.append(step)
+
+    session = local_session(tmp_path, config, kind=partial(Noting, sync_log=lambda: told.append("log")))
+    run_training(config, SHAPE, 4, session)
+    assert told[:2] == ["log", 2]
+    assert told[-2:] == ["log", 4]
 
 
 TRAIN_TAGS = {f"train/{part}_loss" for part in ("total", "act", "supervised", "lm")} | {

@@ -34,7 +34,7 @@ _OTHER_NAMES = {  # what other trainers call it, where no likeness would lead to
 def show(value: Any) -> str:
     """Write a value as YAML would, on one line; cut what is long, and the user and password of a URL."""
     text = json.dumps(_pruned(value), ensure_ascii=False, default=str, skipkeys=True).replace('"', "")
-    text = re.sub(r"://[^/@\s]*@", "://…@", text)
+    text = re.sub(r"://[^/@\s]*(:[^@\s]*)?@", "://…@", text)  # a password may hold slashes
     return text if len(text) <= 80 else text[:77] + "..."
 
 

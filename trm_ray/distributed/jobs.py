@@ -29,7 +29,7 @@ from trm_ray.config.keys import NAME
 from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import environment
 from trm_ray.results import copy_results, unpack
-from trm_ray.storage import as_path, is_remote
+from trm_ray.storage import EXTRAS, as_path, is_remote
 from trm_ray.submission import Submission
 
 Client: TypeAlias = JobSubmissionClient
@@ -132,7 +132,7 @@ def submit(client: Client, submission: Submission, *, cpus: float = 0, gpus: flo
         _working_copy(submission.files, Path(folder))
         environment = {**_package(), "working_dir": folder}
         if pip:
-            environment["pip"] = [name for name in requires("trm-ray") or () if not name.startswith("ray[")]
+            environment["pip"] = _requirements([*submission.words, submission.results or ""])
         return _start(
             client,
             _new_name(submission.words[0]),
@@ -156,6 +156,18 @@ def _package() -> dict[str, Any]:
     variables = {**_ENVIRONMENT, **({"TRM_RAY_VERBOSE": "1"} if VERBOSE else {})}
     package = str(Path(trm_ray.__file__).parent)
     return {"py_modules": [package], "excludes": ["__pycache__"], "env_vars": variables}
+
+
+def _requirements(words: list[str]) -> list[str]:
+    """List what trm-ray needs beside Ray, and what reaches the object storage that words name."""
+    extras = {extra for protocol, extra in EXTRAS.items() if any(f"{protocol}://" in word for word in words)}
+    found = []
+    for line in requires("trm-ray") or ():
+        name, _, condition = (part.strip() for part in line.partition(";"))
+        extra = re.search(r"extra == ['\"](\w+)['\"]", condition)
+        if not name.startswith("ray[") and (extra is None or extra[1] in extras):
+            found.append(line if extra is None else name)
+    return found
 
 
 def _working_copy(files: tuple[str, ...], target: Path) -> None:
@@ -330,8 +342,6 @@ def fetch(client: Client, job: Job, target: Path, *, checkpoints: bool = False, 
     """
     if job.results is None:
         raise ValueError(f"{job.name} names no results; `trm-ray jobs logs {job.name}` shows what it printed")
-    if "://" in job.results:
-        raise ValueError(f"{job.results} is object storage; copy it by its own client, such as `aws s3 sync`")
     source = None if through_cluster else _visible(job)
     if source is not None and source.resolve() == target.resolve():
         raise ValueError(f"{job.name} left its results here, in {target}; there is nothing to fetch")

@@ -23,8 +23,6 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from trm_ray.config import Config, ConfigError
-from trm_ray.config.errors import show
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import RoomWatch, check_resources, environment, ray_cluster, worker_resources
@@ -68,16 +66,6 @@ def train_on_ray(
         if not is_finished(plan):
             raise stopped_after(start_step(plan))
         return evaluation
-
-
-def _elastic(config: Config) -> dict[str, float]:
-    if not config.ray.is_elastic:
-        return {}
-    key = "elastic_resize_monitor_interval_s"
-    if key not in ScalingConfig.__dataclass_fields__:
-        told = f"ray.num_workers={show(config.ray.num_workers)} needs a newer Ray than {ray.__version__}"
-        raise ConfigError(f"{told}; update it, or use one number")
-    return {key: config.ray.resize_check_s}
 
 
 def _beside_main_thread(work: Callable[[], _Result]) -> _Result:
@@ -142,7 +130,7 @@ def build_trainer(
             use_gpu=plan.config.ray.use_gpu,
             resources_per_worker=worker_resources(plan.config),
             placement_strategy=plan.config.ray.placement_strategy,
-            **_elastic(plan.config),
+            elastic_resize_monitor_interval_s=plan.config.ray.resize_check_s,
         ),
         datasets={"train": train, "test": test},
         dataset_config=DataConfig(datasets_to_split=[] if whole else ["train"], execution_options=options),

@@ -93,8 +93,9 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
     except NonFiniteError as error:  # all workers come to it at the same step
         return error
     except Interrupted:
-        if ray.train.get_context().get_world_rank() == 0:  # who has written what is saved
-            (plan.folder / RESIZE_FILE).unlink(missing_ok=True)  # the answer to who asked for it
+        if resize_file is not None and ray.train.get_context().get_world_rank() == 0:  # who has written what is saved
+            with suppress(OSError):  # all is saved; who asked for it waits longer, and goes on then
+                (plan.folder / RESIZE_FILE).unlink(missing_ok=True)  # the answer
         while not (stop_file.requested() or resizing()):
             time.sleep(_WAIT_S)
         return {}

@@ -32,7 +32,12 @@ def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
     offset = offset if size >= offset else 0
     whole, newline, _ = read_part(path, offset, size).rpartition(b"\n")
     lines = whole.splitlines() if newline else []
-    return [with_nan(json.loads(line)) for line in lines], offset + len(whole) + len(newline)
+    try:
+        return [with_nan(json.loads(line)) for line in lines], offset + len(whole) + len(newline)
+    except (
+        ValueError
+    ):  # a resume has cut the file since the last look, and it is already longer again: no row begins here
+        return [], 0
 
 
 class RunDisplay:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trm_ray.config import Config
 from trm_ray.model.trm import Batch, Carry
+from trm_ray.storage import retried
 from trm_ray.training.checkpoint import (
     FINAL_MODEL,
     checkpoint_name,
@@ -87,6 +88,7 @@ def run_training(
                 if eval_due:
                     if session.awaits_checkpoints:
                         store.wait()
+                        retried(session.sync_log, session.run_dir)  # not every evaluation saves
                     session.report(state.step, row)
     return evaluation
 
