@@ -181,14 +181,14 @@ def kill_sweep_driver(ground: Ground) -> Outcome:
     return outcome if untouched else replace(outcome, problem="the finished trial was run again")
 
 
-def leave_nothing(ground: Ground) -> Outcome:
+def leave_nothing(ground: Ground, num_trials: int = NUM_TRIALS) -> Outcome:
     """Run many short trials in a row, half of which fail, some stopped early; count what is left in the cluster."""
     from trm_ray.distributed.faults import Inventory
 
     with _ray():
         _run_trials(ground, "few", 2)
         before = Inventory.take()
-        first = _run_trials(ground, "many", NUM_TRIALS)
+        first = _run_trials(ground, "many", num_trials)
         left = Inventory.take().more_than(before)
         deadline = time.monotonic() + _PATIENCE_S
         while left and time.monotonic() < deadline:
