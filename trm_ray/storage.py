@@ -231,19 +231,21 @@ def storage_key(path: Path) -> str:
     return path.key if isinstance(path, RemotePath) else str(path)
 
 
-def retried(write: Callable[[], Result], what: Path, sleep: Callable[[float], None] = time.sleep) -> Result:
-    """Write, again after a while where the storage fails.
+def retried(
+    do: Callable[[], Result], what: Path, sleep: Callable[[float], None] = time.sleep, done: str = "written"
+) -> Result:
+    """Write or read, again after a while where the storage fails.
 
     Raises:
         OSError: it failed at the last attempt too.
     """
     for delay in RETRY_DELAYS:
         try:
-            return write()
+            return do()
         except OSError as error:
-            _LOG.warning("%s could not be written (%s); the next attempt is in %s s", what, error, delay)
+            _LOG.warning("%s could not be %s (%s); the next attempt is in %s s", what, done, error, delay)
             sleep(delay)
-    return write()
+    return do()
 
 
 # ---- the path of a URL -----------------------------------------------------------------------------------

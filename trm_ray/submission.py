@@ -103,7 +103,7 @@ def _data(storage: str | None, configs: list[Config]) -> Iterator[str]:
 def _report(names: Sequence[str], given: Mapping[str, Any]) -> str | None:
     """Say where a command that is given no place writes its report: into the run's folder."""
     run = str(given.get("RUN", ""))
-    return f"{run}/report" if names[0] in ("evaluate", "dashboard") and not PurePath(run).suffix else None
+    return f"{run}/report" if names[0] in ("evaluate", "dashboard") and not run.endswith(".safetensors") else None
 
 
 def _carried(given: Mapping[str, Any]) -> Iterator[str]:

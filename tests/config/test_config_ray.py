@@ -49,7 +49,7 @@ def test_a_worker_takes_its_share_of_the_trial_s_gpus(words: str, worker: float)
     [
         ("", 0),
         ("ray.max_failures=3", 3),
-        ("ray.num_workers=[1,2]", 100),
+        ("ray.num_workers=[1,2]", 10),
         ("ray.num_workers=[1,2] ray.max_failures=0", 0),
     ],
 )

@@ -271,5 +271,5 @@ def fetch(
 
 def _own_name(results: str) -> tuple[str, ...]:
     """Name results as they are: a run or a sweep by its folder, a report by its run's too."""
-    parts = results.rstrip("/").split("/")
+    parts = [part for part in results.split("/") if part not in ("", ".", "..")]
     return tuple(parts[-2:] if parts[-1] == "report" else parts[-1:])

@@ -26,7 +26,7 @@ SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # 
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 NAME_RULE = "a name of letters, digits, `_`, `-` and `.`"
-_ADDRESS = r"^(auto|local|(ray://)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})$"
+_ADDRESS = r"^(auto|local|([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})$"
 _FOLDER_RULE = "text that names a folder, or a URL such as s3://BUCKET/FOLDER"
 
 
@@ -89,7 +89,9 @@ Decay = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below
 TextOrNull = Annotated[str | None, Field(description="text or null")]
 Address = Annotated[
     str | None,
-    Field(pattern=_ADDRESS, description="null, local, auto, HOST:PORT or ray://HOST:PORT"),
+    Field(
+        pattern=_ADDRESS, description="null, local, auto or HOST:PORT; from outside the cluster use `trm-ray submit`"
+    ),
 ]
 Folder = Annotated[str, Field(min_length=1, description=_FOLDER_RULE), _Home, _Reachable]
 FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RULE}")]

@@ -95,7 +95,7 @@ class RayConfig(Settings):
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"  # of workers over nodes
     resize_check_s: PositiveNumber = 60.0  # how often a run of [FEWEST, MOST] workers looks for room for more
     storage_path: FolderOrNull = None  # null = a relative log_dir lies below the working directory
-    max_failures: CountOrNull = None  # times that lost workers or nodes are replaced; null = 0, with a range 100
+    max_failures: CountOrNull = None  # times that lost workers or nodes are replaced; null = 0, with a range 10
     address: Address = None  # null = RAY_ADDRESS, else a cluster started for this run
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class RayConfig(Settings):
     @property
     def failures_allowed(self) -> int:
         """How often workers are started anew after some were lost."""
-        return self.max_failures if self.max_failures is not None else 100 if self.is_elastic else 0
+        return self.max_failures if self.max_failures is not None else 10 if self.is_elastic else 0
 
     @property
     def gpus_of_worker(self) -> float:

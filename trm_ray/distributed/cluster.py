@@ -109,7 +109,10 @@ def _make_private_token() -> None:
     if os.environ.get(_AUTH_MODE, "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
         return
     if path.is_file():
-        path.chmod(0o600)
+        try:
+            path.chmod(0o600)
+        except OSError as error:  # somebody else's, or mounted to be read only
+            logging.getLogger("trm_ray").warning("%s could not be closed to others (%s)", path, error)
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -122,7 +125,7 @@ def _check_answers(address: str) -> None:
     Raises:
         ConnectionError: nobody does.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host:  # local or auto, which Ray knows to find or not
         return
     way_out = "start a cluster there, or leave the address out to start one on this machine"

@@ -150,11 +150,11 @@ class _Watch(tune.Callback):
         """Show the end of a trial, which the scheduler may have brought about."""
         self.running.discard(str(trial))
         step, folder = (trial.last_result or {}).get("step", 0), self._folder / str(trial)
-        if is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
+        if retried(lambda: is_whole(folder / FINAL_MODEL, MANIFEST_FILE), folder, done="read"):
             self.num_ended += 1
             self._display.ended(str(trial), "finished")
             return
-        if (self._folder / STOP_FILE).exists():
+        if retried((self._folder / STOP_FILE).exists, self._folder, done="read"):
             self._display.ended(str(trial), "interrupted")
             return
         self.num_ended += 1

@@ -82,7 +82,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
         return resize_file is not None and resize_file.requested()
 
     try:
-        return execute(
+        evaluation = execute(
             plan,
             train=partial(read_rows, source) if settings["whole"] else _shard(plan, source, _world_size()),
             test_rows=read_rows(ray.train.get_dataset_shard("test")),
@@ -90,15 +90,22 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
             session_type=partial(settings["session_type"], gauges=RunGauges(plan)),
             stop_requested=lambda: stop_file.requested() or resizing() or _preempted(),
         )
+        _answer(plan)
+        return evaluation
     except NonFiniteError as error:  # all workers come to it at the same step
         return error
     except Interrupted:
-        if resize_file is not None and ray.train.get_context().get_world_rank() == 0:  # who has written what is saved
-            with suppress(OSError):  # all is saved; who asked for it waits longer, and goes on then
-                (plan.folder / RESIZE_FILE).unlink(missing_ok=True)  # the answer
+        _answer(plan)
         while not (stop_file.requested() or resizing()):
             time.sleep(_WAIT_S)
         return {}
+
+
+def _answer(plan: RunPlan) -> None:
+    """Tell who waits to start another number of workers that all is saved."""
+    if plan.config.ray.is_elastic and ray.train.get_context().get_world_rank() == 0:  # who has written it
+        with suppress(OSError):  # then it is waited for longer
+            (plan.folder / RESIZE_FILE).unlink(missing_ok=True)
 
 
 def _preempted() -> bool:

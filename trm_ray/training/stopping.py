@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trm_ray.storage import is_remote
+from trm_ray.storage import is_remote, retried
 
 # In a run's folder, or a sweep's, it asks the workers to save and stop, wherever they are.
 STOP_FILE = "stop_requested"
@@ -66,7 +66,10 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore_handlers()
-        self._remove_file()
+        try:
+            self._remove_file()
+        except OSError as failure:  # no reason to take a finished run for a failed one
+            logging.getLogger(__name__).warning("%s could not be removed (%s)", self._stop_file, failure)
         if isinstance(error, Interrupted) and self._received:
             error.exit_code = 128 + self._received
 
@@ -74,7 +77,9 @@ class StopSignals:
         self._received = number
         self._restore_handlers()
         logging.getLogger(__name__).warning("stopping after the step under way; Ctrl-C again ends without saving it")
-        if self._stop_file is not None:
+        if self._stop_file is not None and is_remote(self._stop_file):  # a handler must neither wait nor fail
+            threading.Thread(target=retried, args=(self._stop_file.touch, self._stop_file), daemon=True).start()
+        elif self._stop_file is not None:
             self._stop_file.touch()
 
     def _restore_handlers(self) -> None:
