@@ -15,18 +15,19 @@ from trm_ray.storage import as_path
 torch.set_num_threads(1)
 
 
-class FilesTogether(LoadFileScheduling):
-    """Where tests run in two processes, keep those of a file together, and those of one Ray session."""
+_IN_A_SESSION = sorted(
+    path.name for path in (Path(__file__).parent / "distributed").glob("test_*.py") if '"cluster"' in path.read_text()
+)
 
-    _of_one_session = {  # noqa: RUF012
-        path.name
-        for path in (Path(__file__).parent / "distributed").glob("test_*.py")
-        if '"cluster"' in path.read_text()
-    }
+
+class FilesTogether(LoadFileScheduling):
+    """Where tests run in two processes, keep those of a file together, and give each one half of the Ray session's."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "one Ray session" if Path(file).name in self._of_one_session else file
+        if (name := Path(file).name) not in _IN_A_SESSION:
+            return file
+        return f"Ray session {2 * _IN_A_SESSION.index(name) // len(_IN_A_SESSION)}"
 
 
 @pytest.hookimpl(optionalhook=True)
