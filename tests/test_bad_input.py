@@ -285,8 +285,8 @@ OVERRIDES = [
     Bad(train("=3"), "=3 must be key=value"),
     Bad(train("ray.num_workers=3"), r"global_batch_size=8 must be divisible by ray\.num_workers=3; use 6 or 9"),
     Bad(train("ray.num_workers=-1"), r"ray\.num_workers=-1 must be a whole number of at least 0"),
-    Bad(train("ray.address=garbage"), r"ray\.address=garbage must be null, local, auto, HOST:PORT"),
-    Bad(train("ray.address=http://127.0.0.1:8265"), r"ray\.address=http.* must be null, local, auto, HOST:PORT"),
+    Bad(train("ray.address=garbage"), r"ray\.address=garbage must be null, local, auto or HOST:PORT"),
+    Bad(train("ray.address=http://127.0.0.1:8265"), r"ray\.address=http.* must be null, local, auto or HOST:PORT"),
     Bad(train("ray.address='a b:1'"), r"ray\.address=a b:1 must be null"),
     Bad(
         train("curriculum_enabled=true", "curriculum_start_step=9", "curriculum_end_step=3"), "use curriculum_end_step"

@@ -450,9 +450,10 @@ def _assumptions(config: Config, trials: Sequence[Trials], infos: _Infos) -> Ite
         yield "exchanging gradients takes no time, and neither does waiting for other workers"
     if ray.use_gpu and ray.gpus_of_worker < 1:
         yield "trials that share a GPU do not slow each other down"
-    if ray.use_gpu and not _gpu_here():
+    measured = any(one.activations_mib is not None for one in trials)
+    if measured and ray.use_gpu and not _gpu_here():
         yield "steps on a GPU take as long as here on a CPU, which no GPU does: give --step-ms or --from-run"
-    if all(one.activations_mib is None for one in trials):
+    if not measured:
         yield "activations and evaluations are left out, for no step was taken"
     else:
         yield "an evaluation takes the forward pass of all its segments; activations are what autograd keeps of a step"

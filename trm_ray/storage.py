@@ -474,7 +474,7 @@ class RemotePath:
             missing = isinstance(error, FileNotFoundError)
             number = errno.ENOENT if missing else getattr(error, "errno", None) or errno.EIO
             told = " ".join(str(error).split())
-            is_name = not told or told.strip("'\"/") in (self.key, str(self))
+            is_name = not told or told.strip("'\"/") in (str(self._key), str(self))  # `key` asks the storage
             raise OSError(number, os.strerror(number) if is_name else told, str(self)) from error
 
 

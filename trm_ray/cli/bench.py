@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trm_ray.cli.common import Overrides, app, reported
-from trm_ray.storage import is_remote
+from trm_ray.cli.common import Overrides, app, check_place, reported
 
 bench_app = typer.Typer()
 app.add_typer(bench_app, name="bench")
@@ -39,7 +38,7 @@ def bench(
 
     if context.invoked_subcommand is not None:
         return
-    _check_place(save, "--save")
+    check_place(save, "--save")
     names = shapes.split(",") if shapes else list(SHAPES)
     arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)
     console, cases = Console(), planned_cases(*arguments)
@@ -86,7 +85,7 @@ def scaling(
     from trm_ray.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
 
     for place, option in ((save, "--save"), (plot, "--plot")):
-        _check_place(place, option)
+        check_place(place, option)
     cases = planned_cases(_counts(workers, "--workers"))
     config, console, results = load_config(config_name, overrides or []), Console(), []
     for result in measure_scaling(config, cases, num_turns=turns, steps=steps):
@@ -144,9 +143,3 @@ def _counts(text: str, option: str) -> list[int]:
     if not all(word.isdecimal() and int(word) for word in words):
         raise ValueError(f"{option} {text} must be numbers of at least 1; use e.g. 1,2,4")
     return [int(word) for word in words]
-
-
-def _check_place(path: Path | None, option: str) -> None:
-    """Refuse a file that could not be written before anything is measured."""
-    if path is not None and not (is_remote(path) or path.parent.is_dir()):
-        raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")

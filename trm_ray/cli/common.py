@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import typer
 from typer.core import TyperGroup
 
-from trm_ray.storage import as_path
+from trm_ray.storage import as_path, is_remote
 
 # Typer reads the annotations at run time, so what they name must be there.
 _ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict", "submit", "jobs")
@@ -97,6 +97,20 @@ def _path(text: str) -> Path:
         return as_path(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def check_place(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written before anything else is done.
+
+    Raises:
+        ValueError: its folder is missing, or it is a folder itself.
+    """
+    if path is None or is_remote(path):
+        return
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")
 
 
 def told_error(error: Exception) -> tuple[int, str]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trm_ray.cli.common import app, reported
-from trm_ray.storage import is_remote
+from trm_ray.cli.common import app, check_place, reported
 
 if TYPE_CHECKING:
     from trm_ray.config import Config
@@ -55,8 +54,7 @@ def plan(
 
     if step_ms is not None and from_run is not None:
         raise ValueError(f"--step-ms {step_ms:g} and --from-run {from_run} exclude each other; choose one")
-    if save is not None and not (is_remote(save) or save.parent.is_dir()):
-        raise ValueError(f"--save {save}: there is no folder {save.parent}; make it first")
+    check_place(save, "--save")
     console, asked = Console(), planned(name, overrides or [])
 
     def shown(configs: Sequence[Config]) -> Iterator[Config]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trm_ray.cli.common import FAILED, app, complain, reported
+from trm_ray.cli.common import FAILED, app, check_place, complain, reported
 from trm_ray.storage import is_remote
 
 
@@ -34,8 +34,7 @@ def selftest(
     from trm_ray.selftest import chosen_faults, fault_table, faults_json, make_faults
     from trm_ray.selftest.ground import Ground
 
-    if save is not None and not (is_remote(save) or save.parent.is_dir()):
-        raise ValueError(f"--save {save}: there is no folder {save.parent}; make it first")
+    check_place(save, "--save")
     if folder is not None and (is_remote(folder) or not folder.is_dir()):
         raise ValueError(f"--folder {folder} is no folder; make it first")
     names, console, outcomes = chosen_faults(only.split(",") if only else [], workers), Console(), []

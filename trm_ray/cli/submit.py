@@ -84,10 +84,10 @@ def _find(command: Sequence[str]) -> tuple[Any, list[str]]:
     while inner := getattr(found, "commands", None):
         word = command[len(names)] if len(command) > len(names) else ""
         there = [name for name in inner if names or name not in ("submit", "jobs")]
-        if (
-            word not in there and names and found.invoke_without_command
-        ):  # `bench` measures, and has commands of its own
+        if word not in there and names and found.invoke_without_command:  # `bench` measures, and has commands besides
             break
+        if not names and word in inner and word not in there:
+            raise ValueError(f"`trm-ray {word}` runs here and cannot be submitted; leave `submit` out")
         if word not in there:
             told = " ".join(["trm-ray submit", *names, word]).strip()
             raise ValueError(f"`{told}` names no command; did you mean `{nearest(word, there)}`? ({', '.join(there)})")
@@ -107,7 +107,8 @@ def _follow(client: Client, name: str) -> None:
             _say(f"{name} goes on; `trm-ray jobs logs {name} --follow` shows it, `trm-ray jobs stop {name}` stops it")
             raise typer.Exit(INTERRUPTED) from None
         jobs.stop(client, name)
-        job = log.follow()
+        _say(f"{name} {log.follow().state}; the same command with --resume goes on")
+        raise typer.Exit(INTERRUPTED) from None
     if job.succeeded:
         fetched = f"; its results: trm-ray jobs fetch {name}" if job.results else ""
         _say(f"{name} succeeded{fetched}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from trm_ray.cli.common import (
     complain,
     reported,
 )
+
+if TYPE_CHECKING:
+    from trm_ray.config import Config
 
 
 @app.command()
@@ -36,7 +39,6 @@ def train(
     from rich.console import Console
 
     from trm_ray.config import banner, load_config
-    from trm_ray.config.errors import show
     from trm_ray.reporting.console import RunDisplay
     from trm_ray.run import beginning, claim_folder, is_finished, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
@@ -52,6 +54,8 @@ def train(
     first_step = start_step(plan)
     if resume and first_step == 0:
         console.print(f"No checkpoint in {config.log_dir}: starting anew", highlight=False, markup=False)
+    elif resume:
+        console.print(f"Going on after step {first_step} of {plan.num_steps}", highlight=False, markup=False)
     if is_finished(plan):
         console.print(f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
         return
@@ -73,7 +77,7 @@ def train(
                 def tell(text: str) -> None:
                     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-                tell(f"Starting Ray with {show(config.ray.num_workers)} workers …")
+                tell(f"Starting Ray with {_told_workers(config)} …")
                 train_on_ray(plan, tell)
     except NonFiniteError as error:
         complain(str(error))
@@ -81,6 +85,11 @@ def train(
     where = config.log_dir if config.ray.storage_path is None else plan.folder
     told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {where} --save dashboard.png"
     console.print(told, highlight=False, markup=False, soft_wrap=True)
+
+
+def _told_workers(config: Config) -> str:
+    fewest, most = config.ray.fewest_workers, config.ray.most_workers
+    return f"{fewest} to {most} workers" if fewest < most else f"{most} worker{'s' if most > 1 else ''}"
 
 
 @app.command()

@@ -148,7 +148,7 @@ def _start(client: Client, name: str, entrypoint: str, **options: Any) -> str:
     try:
         return str(client.submit_job(entrypoint=entrypoint, submission_id=name, **options))
     except RuntimeError as error:
-        raise JobError(f"the job server did not take {name}: {last_error(str(error))}") from error
+        raise JobError(f"the job server did not take {name}: {last_error(str(error)).rstrip('. ')}") from error
 
 
 def _package() -> dict[str, Any]:
