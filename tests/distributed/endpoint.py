@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import ray
 
-_PATIENCE_S = 40.0
+_PATIENCE_S = 90.0
 _SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(\{(?P<labels>.*)\})? (?P<value>\S+)")
 
 

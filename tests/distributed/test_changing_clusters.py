@@ -28,7 +28,7 @@ SCRIPT = Path(__file__).with_name("changing_clusters.py")
 
 def recorded(what: str, data: Path, folder: Path) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), what, str(data), str(folder)], capture_output=True, text=True, timeout=400
+        [sys.executable, str(SCRIPT), what, str(data), str(folder)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-4000:]
     record: dict[str, Any] = json.loads((folder / "record.json").read_text())

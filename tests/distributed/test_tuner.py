@@ -236,7 +236,7 @@ def within(seconds: int) -> Iterator[None]:
 def done_by_workers(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """Two workers a trial, who take all CPUs that there are."""
     folder, several = tmp_path_factory.mktemp("sweeps") / "workers", {"ray.num_workers": 2, "ray.cpus_per_worker": 1.5}
-    with within(200):
+    with within(400):
         return swept(sweep_config(puzzles, folder, [GOOD, IDLE, WILD], **several))
 
 

@@ -32,7 +32,7 @@ _RUN: dict[str, Any] = {
     **{"max_steps": NUM_STEPS, "eval_interval": SAVE_EVERY, "log_interval": 1, "global_batch_size": 32},
     **{"lr": 1e-3, "lr_warmup_steps": 0, "ema": True, "device": "cpu", "arch": _ARCH},
 }
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 _COMMAND = "from trm_ray.cli import app; app()"
 
 
