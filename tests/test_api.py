@@ -1,6 +1,7 @@
 """The Python API as README shows it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,15 +52,16 @@ def test_training_says_nothing(data: Path, tmp_path: Path, capfd: pytest.Capture
 def test_a_sweep_gives_its_folder_and_ranking(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The trials run one after the other here; what Ray makes of them is tested in tests/distributed."""
 
-    def in_this_process(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Outcome:
-        assert (console.quiet, resume, overwrite) == (True, False, True)
+    def in_this_process(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> Outcome:
+        assert console.quiet
+        begin()
         for number, run in enumerate(plan.runs):
             trial = replace(run, folder=plan.folder / f"trial{number}")
             claim_folder(trial)
             train_in_process(trial)
         return Outcome({})
 
-    monkeypatch.setattr("trm_ray.sweeps.start_sweep", in_this_process)
+    monkeypatch.setattr("trm_ray.sweeps.run_trials", in_this_process)
     names = ["deep_supervision_baseline", "deep_supervision_linear"]
     overrides = {**TINY_RUN, "data_paths": [str(data)], "ray.num_workers": 0}
     values = {"scenarios": names, "overrides": overrides, "log_dir": str(tmp_path / "sweep")}

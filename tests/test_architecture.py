@@ -16,20 +16,24 @@ HEAVY = {"torch", "ray", "matplotlib", "pyarrow"}
 # Each part of trm_ray, a package or a module, and the other parts that it may import.
 MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
+    "ownership": {"storage"},
+    "replacement": {"storage", "ownership"},
     "config": {"storage"},
     "model": {"config"},
-    "data": {"storage", "config"},
-    "training": {"storage", "config", "model"},
+    "data": {"storage", "ownership", "replacement", "config"},
+    "training": {"storage", "replacement", "config", "model"},
     "reporting": {"storage", "config"},
-    "conversions": {"storage", "config", "data", "training"},
-    "run": {"storage", "config", "model", "data", "training", "reporting", "conversions"},
+    "conversions": {"storage", "ownership", "replacement", "config", "data", "training"},
+    "run": {
+        *("storage", "ownership", "replacement", "config", "model", "data", "training", "reporting", "conversions"),
+    },
     "results": {"storage"},
     "submission": {"storage", "config"},
     "distributed": {
-        *("storage", "config", "model", "data", "training", "reporting", "run", "results", "submission"),
+        *("storage", "replacement", "config", "model", "data", "training", "reporting", "run", "results", "submission"),
     },
     "planning": {"storage", "config", "data", "training", "reporting", "run"},
-    "sweeps": {"storage", "config", "reporting", "run", "distributed"},
+    "sweeps": {"storage", "ownership", "replacement", "config", "training", "reporting", "run", "distributed"},
     "evaluations": {"storage", "config", "model", "data", "training", "reporting", "run", "distributed"},
     "selftest": {"config", "data", "training", "run", "sweeps", "distributed"},
     "scaling": {"config", "training", "run", "distributed"},
@@ -43,6 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 FORBIDDEN: dict[str, set[str]] = {
     "storage": {"torch", "ray", "numpy", "pyarrow", "matplotlib", "s3fs", "boto3", "botocore"},
+    "ownership": {"torch", "ray", "numpy", "pyarrow", "matplotlib", "yaml"},
+    "replacement": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
     "config": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
     "model": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},
     "training": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},

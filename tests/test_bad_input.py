@@ -333,7 +333,7 @@ SWEEPS = [
     Bad("sweep asha.grace_period=9 asha.max_t=3", r"asha\.grace_period=9 must be at most asha\.max_t=3; use"),
     Bad(
         ("sweep", "task=null", "data_paths=[data]", "max_steps=1", "arch.pos_encodings=none", "log_dir=run"),
-        "log_dir=run holds files but no sweep; choose another log_dir",
+        r"log_dir=run holds files but no sweep \(config\.yaml, .*\); choose another log_dir",
     ),
 ]
 
@@ -394,9 +394,9 @@ PREPARE = [
     Bad("prepare sudoku --output new --clues 30 2", "clues=30 2 must be MIN ≤ MAX between"),
     Bad("prepare sudoku --output new --difficulty hard", "difficulty='hard' must be singles or any"),
     Bad("prepare sudoku --output new --subsample 3", "--subsample.* among the rows of a file"),
-    Bad("prepare sudoku --output run", "run exists and is no dataset; choose another --output"),
+    Bad("prepare sudoku --output run", r"run exists and is no dataset \(.*\); choose another --output"),
     Bad("prepare sudoku --output data", "data already holds a dataset; pass --overwrite"),
-    Bad("prepare sudoku --output puzzle.txt", r"puzzle\.txt exists and is no dataset"),
+    Bad("prepare sudoku --output puzzle.txt", "--output puzzle.txt is a file; choose another --output"),
     Bad("prepare sudoku --output new --from-csv nowhere.csv", r"nowhere\.csv does not exist; pass a CSV file"),
     Bad("prepare sudoku --output new --from-csv puzzle.txt --test 1", r"puzzle\.txt:1: the header is"),
     *(
@@ -493,7 +493,10 @@ MODELS = [
         "import-checkpoint odd --output new", "holds no state dict|and no state dict", lambda: torch.save({1: 2}, "odd")
     ),
     Bad("import-checkpoint step_1 --output run", "run exists; replace it with --overwrite"),
-    Bad("import-checkpoint step_1 --output data --overwrite", "data is no run, so it is not removed"),
+    Bad(
+        "import-checkpoint step_1 --output data --overwrite",
+        r"--output data holds files but no run \(dataset.json, .*\); choose another folder",
+    ),
     Bad("import-checkpoint step_1 --output new --arch L_cycles", "--arch L_cycles must be KEY=VALUE"),
     Bad("import-checkpoint step_1 --output new --arch L_cycles=[", r"--arch L_cycles=\[ must"),
     Bad("import-checkpoint step_1 --output new --arch colour=3", "--arch colour=3 is no key of an architecture"),
@@ -506,7 +509,7 @@ MODELS = [
 
 RUNS = [
     Bad(train("--resume", "--overwrite"), "--resume and --overwrite exclude each other; choose one"),
-    Bad(train("log_dir=data"), "log_dir=data holds files but no run; choose another log_dir"),
+    Bad(train("log_dir=data"), r"log_dir=data holds files but no run \(dataset.json, .*\); choose another log_dir"),
     Bad(train("log_dir=puzzle.txt"), "log_dir=puzzle.txt is a file; choose another log_dir"),
     Bad(train("log_dir=run"), "log_dir=run already holds a run; go on with it with --resume"),
     Bad(train("log_dir=run", "--resume"), "differs from the run in run"),

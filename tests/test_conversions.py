@@ -275,7 +275,7 @@ def test_folders_are_not_replaced_by_accident(case):
         import_checkpoint(case / "step_77", case, overwrite=True, **options)
     (case / "mine").mkdir()
     (case / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="is no run, so it is not removed"):
+    with pytest.raises(ValueError, match=r"holds files but no run \(.*\)"):
         import_checkpoint(case / "step_77", case / "mine", overwrite=True, **options)
     with pytest.raises(ValueError, match="step_78 is no file"):
         import_checkpoint(case / "step_78", case / "new", **options)
@@ -383,13 +383,13 @@ def test_the_commands_tell_what_they_did(case):
 
 def test_training_does_not_go_on_from_weights_alone(case):
     from trm_ray.config import ConfigError
-    from trm_ray.run import _clear_way
+    from trm_ray.run import check_folder
 
     imported(case)
     plan = SimpleNamespace(folder=case / "run", config=config_from_run(case / "run"))
     for resume in (True, False):
         with pytest.raises(ConfigError, match=r"holds weights only, .*; use --init-from"):
-            _clear_way(plan, resume=resume, overwrite=False)
+            check_folder(plan, resume=resume)
 
 
 # ---- weights to begin with -------------------------------------------------------------------------------

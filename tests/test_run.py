@@ -16,7 +16,7 @@ from trm_ray.data import stream
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, read_split, read_splits, write_dataset
 from trm_ray.reporting.run_log import read_run
-from trm_ray.run import RunPlan, claim_folder, plan_run, start_step, train_in_process
+from trm_ray.run import RunPlan, claim_folder, owned_run, plan_run, start_step, train_in_process
 
 GENERATED = ["generator.size=4", "generator.train=40", "generator.test=8", "generator.seed=3"]
 
@@ -104,15 +104,23 @@ def test_a_folder_that_holds_a_run_is_refused_with_the_ways_out(data: Path, tmp_
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_folder_that_holds_something_else_is_never_touched(data: Path, tmp_path: Path, flags: dict[str, bool]):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="holds files but no run; choose another log_dir"):
+    with pytest.raises(ConfigError, match=r"holds files but no run \(thesis\.tex\); choose another log_dir"):
         claim_folder(planned(data, tmp_path), **flags)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_overwrite_leaves_nothing_of_the_run_before(data: Path, tmp_path: Path):
+def test_overwrite_leaves_nothing_of_the_run_before_once_the_new_one_has_saved(data: Path, tmp_path: Path):
     begin(planned(data, tmp_path / "run"))
-    claim_folder(planned(data, tmp_path / "run", "lr=0.5"), overwrite=True)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "environment.json"]
+    (tmp_path / "run" / "report").mkdir()
+    (tmp_path / "run" / "report" / "dashboard.png").write_bytes(b"old")
+    shorter = planned(data, tmp_path / "run", "lr=0.5", "max_steps=2", "eval_interval=2")
+    with owned_run(shorter, overwrite=True) as begin_to_write:
+        begin_to_write()
+        assert start_step(shorter) == 0
+        train_in_process(shorter)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if "tfevents" not in path.name) == [
+        *("checkpoint_step_2", "config.yaml", "environment.json", "final_model", "metrics.jsonl")
+    ]
     assert config_from_run(tmp_path / "run").lr == 0.5
 
 

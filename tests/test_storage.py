@@ -284,12 +284,12 @@ def test_a_dataset_whose_upload_was_cut_is_none_and_may_be_written_again(bucket:
     with pytest.raises(OSError, match=f"{bucket}/puzzles/"):
         some_puzzles(bucket / "puzzles", train=990)
     gate.open()
-    assert (bucket / "puzzles" / ".uploading").exists()
+    assert (bucket / "puzzles" / ".trm-ray-unfinished").exists()
     with pytest.raises(DatasetError, match=r"dataset\.json cannot be read"):
         open_dataset(bucket / "puzzles")
     some_puzzles(bucket / "puzzles", train=40, test=9)
     assert open_dataset(bucket / "puzzles").split("train").rows == 40
-    assert not (bucket / "puzzles" / ".uploading").exists()
+    assert not (bucket / "puzzles" / ".trm-ray-unfinished").exists()
     (bucket / "other" / "notes.txt").write_text("mine")
     with pytest.raises(DatasetError, match="exists and is no dataset"):
         write_puzzles(bucket / "other", sudoku(8), sudoku(8))

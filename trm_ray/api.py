@@ -59,25 +59,27 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
 
     Args:
         resume: go on from the last checkpoint in the run's folder.
-        overwrite: remove what the folder holds.
+        overwrite: replace the run that the folder holds, once the new one has saved a checkpoint.
 
     Raises:
-        ValueError: the data is missing or bad, or the folder holds a run and neither option is given.
+        ValueError: the data is missing or bad, the folder holds a run and neither option is given, or another process
+            writes it.
         NonFiniteError: the loss or a gradient is not finite; the last checkpoint stands.
         Interrupted: Ctrl-C (a `KeyboardInterrupt`) or SIGTERM came; the step that was under way is saved.
     """
-    from trm_ray.run import claim_folder, is_finished, plan_run, train_in_process
+    from trm_ray.run import is_finished, owned_run, plan_run, train_in_process
 
     plan = plan_run(config)
-    claim_folder(plan, resume=resume, overwrite=overwrite)
-    if is_finished(plan):
-        return TrainResult(plan.folder, _last_evaluation(plan.folder))
-    if config.ray.num_workers == 0:
-        return TrainResult(plan.folder, train_in_process(plan) or _last_evaluation(plan.folder))
-    from trm_ray.distributed.trainer import train_on_ray
+    with owned_run(plan, resume=resume, overwrite=overwrite) as begin:
+        if resume and is_finished(plan):
+            return TrainResult(plan.folder, _last_evaluation(plan.folder))
+        if config.ray.most_workers == 0:
+            begin()
+            return TrainResult(plan.folder, train_in_process(plan) or _last_evaluation(plan.folder))
+        from trm_ray.distributed.trainer import train_on_ray
 
-    # Workers that were started anew after the last step have evaluated nothing.
-    return TrainResult(plan.folder, train_on_ray(plan) or _last_evaluation(plan.folder))
+        # Workers that were started anew after the last step have evaluated nothing.
+        return TrainResult(plan.folder, train_on_ray(plan, begin=begin) or _last_evaluation(plan.folder))
 
 
 def _last_evaluation(folder: Path) -> dict[str, float]:
@@ -103,7 +105,8 @@ def sweep(
         overrides: `key=value`, of the sweep or of all its runs.
 
     Raises:
-        ValueError: a config or its data is bad, or the folder holds a sweep and neither option is given.
+        ValueError: a config or its data is bad, the folder holds a sweep and neither option is given, or another
+            process writes it.
         Interrupted: Ctrl-C (a `KeyboardInterrupt`) or SIGTERM came; the running trials have saved where they stood.
     """
     from rich.console import Console
@@ -111,12 +114,11 @@ def sweep(
     from trm_ray.config import load_sweep
     from trm_ray.reporting.comparison import summarise
     from trm_ray.reporting.run_log import find_runs
-    from trm_ray.sweeps import compare_trials, plan_sweep, start_sweep
+    from trm_ray.sweeps import plan_sweep, start_sweep
 
     resolved = load_sweep(sweep, overrides, config_dir=config_dir) if isinstance(sweep, str) else sweep
     quiet, plan = Console(quiet=True, force_terminal=False), plan_sweep(resolved)
     outcome = start_sweep(plan, quiet, resume=resume, overwrite=overwrite)
-    compare_trials(plan, outcome, quiet)
     return SweepResult(plan.folder, summarise(find_runs([plan.folder]), threshold=resolved.threshold), outcome.failed)
 
 

@@ -19,8 +19,10 @@ from trm_ray.config import ArchConfig, Config, ConfigError, to_yaml, with_overri
 from trm_ray.config.files import UNREADABLE
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
-from trm_ray.storage import as_path, made_elsewhere, remove_tree
-from trm_ray.training.checkpoint import FINAL_MODEL, save_checkpoint
+from trm_ray.ownership import Ownership, refuse_if_held
+from trm_ray.replacement import RUN, foreign_names, is_ours, set_aside, settled, told_names
+from trm_ray.storage import as_path, check_is_folder, made_elsewhere, resolved
+from trm_ray.training.checkpoint import FINAL_MODEL, has_checkpoint, save_checkpoint
 from trm_ray.training.initialise import averaged, carry_over_rows, differing_keys, telling_keys
 from trm_ray.training.original import (
     TABLE,
@@ -67,6 +69,7 @@ class _Request:
 
     file: Path
     output: Path
+    told: str
     config_file: Path | None
     arch: Mapping[str, Any]
     data_paths: tuple[str, ...]
@@ -112,7 +115,8 @@ def import_checkpoint(
     """
     request = _Request(
         file=as_path(file),
-        output=as_path(output),
+        output=resolved(as_path(output)),
+        told=f"--output {output}",
         config_file=None if config_file is None else as_path(config_file),
         arch=dict(arch or {}),
         data_paths=tuple(map(str, data_paths)),
@@ -120,12 +124,16 @@ def import_checkpoint(
         puzzle_embedding=puzzle_embedding,
     )
     _check_places(request, overwrite)
-    found = _understand(request)
-    check_weights(found.weights, found.config, found.shape, str(file))
-    found = _with_asked_table(found, request, num_puzzle_identifiers)
-    identifiers, told = _chosen_map(found, request)
-    found = replace(found, config=with_overrides(found.config, {"log_dir": str(output)}))
-    _write_run(request, found, identifiers)
+    with Ownership(request.output, request.told):
+        refuse_if_held(request.output.parent, f"{request.told} lies in a folder that", "wait for its end")
+        with settled(request.output, RUN, has_checkpoint):
+            _check_places(request, overwrite)
+            found = _understand(request)
+            check_weights(found.weights, found.config, found.shape, str(file))
+            found = _with_asked_table(found, request, num_puzzle_identifiers)
+            identifiers, told = _chosen_map(found, request)
+            found = replace(found, config=with_overrides(found.config, {"log_dir": str(output)}))
+            _write_run(request, found, identifiers)
     return Imported(request.output, found.config, found.shape, found.weights.step or 0, (*found.notes, *told))
 
 
@@ -133,14 +141,14 @@ def _check_places(request: _Request, overwrite: bool) -> None:
     file, output = request.file, request.output
     if not file.is_file():
         raise ValueError(f"{file} is no file; name a checkpoint of the original (step_N) or a {SUFFIX} file")
-    if output.resolve() in file.resolve().parents:
-        raise ValueError(f"--output {output} holds {file.name} itself; choose another folder")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not overwrite:
-        raise ValueError(f"--output {output} exists; replace it with --overwrite or choose another folder")
-    if not (output / "config.yaml").is_file():
-        raise ValueError(f"--output {output} is no run, so it is not removed; choose another folder")
+    if output in file.resolve().parents:
+        raise ValueError(f"{request.told} holds {file.name} itself; choose another folder")
+    check_is_folder(output, request.told)
+    names = foreign_names(output)
+    if names and not is_ours(output, RUN):
+        raise ValueError(f"{request.told} holds files but no run ({told_names(names)}); choose another folder")
+    if names and not overwrite:
+        raise ValueError(f"{request.told} exists; replace it with --overwrite or choose another folder")
 
 
 # ---- what a file is --------------------------------------------------------------------------------------
@@ -317,8 +325,7 @@ def _write_run(request: _Request, found: _Understood, identifiers: bytes | None)
         "step": weights.step,
         "puzzle_embedding": request.puzzle_embedding,
     }
-    remove_tree(output)
-    output.mkdir(parents=True)
+    set_aside(output, RUN)
     (output / "config.yaml").write_text(to_yaml(found.config), encoding="utf-8")
     environment = json.dumps({"trm_ray": __version__, "torch": torch.__version__, "imported": provenance}, indent=2)
     (output / "environment.json").write_text(environment + "\n", encoding="utf-8")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trm_ray import __version__
-from trm_ray.config import Config, ConfigError, SudokuGenerator, config_from_run, flat, run_dir, to_yaml, with_overrides
+from trm_ray.config import (
+    Config,
+    ConfigError,
+    SudokuGenerator,
+    config_from_run,
+    config_from_values,
+    flat,
+    run_dir,
+    to_yaml,
+    with_overrides,
+)
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import (
     DatasetInfo,
@@ -24,7 +36,9 @@ from trm_ray.data.schema import (
     read_identifiers,
     read_splits,
 )
-from trm_ray.storage import as_path, is_whole, remove_tree
+from trm_ray.ownership import FolderInUse, Ownership, refuse_if_held
+from trm_ray.replacement import RUN, SWEEP, foreign_names, is_ours, set_aside, settled, told_names
+from trm_ray.storage import as_path, check_is_folder, is_whole, resolved
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +47,8 @@ if TYPE_CHECKING:
     from trm_ray.data.stream import Shard
     from trm_ray.training.session import LogRow, Session
     from trm_ray.training.state import TokenShape
+
+_LOOK_EVERY_S = 0.5  # whether data that another process makes are there
 
 # A resumed run may train longer, be watched differently and run elsewhere; anything else makes it another run.
 RESUMABLE_KEYS = (
@@ -89,10 +105,12 @@ def plan_run(config: Config) -> RunPlan:
     Raises:
         ValueError: the data is missing or bad, or the config leaves nothing to train.
     """
+    folder = resolved(run_dir(config))
+    check_device(config)
     info, config = open_data(config), _with_absolute_paths(config)
     train = tuple(as_path(path).resolve() for path in config.data_paths)
     test = tuple(as_path(path).resolve() for path in config.data_paths_test) or train
-    return RunPlan(config, run_dir(config), train, test, info, _count_steps(config, info))
+    return RunPlan(config, folder, train, test, info, _count_steps(config, info))
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -109,18 +127,93 @@ def _count_steps(config: Config, info: DatasetInfo) -> int:
     return total_steps(config, train.groups, train.mean_puzzle_examples)
 
 
+@contextmanager
+def owned_run(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> Iterator[Callable[[], None]]:
+    """Hold the run's folder while this lasts, after all checks of what lies in it.
+
+    Yields:
+        What begins to write there, to be called when nothing else can keep the run from starting. An old run that is
+        overwritten is back in its place afterwards unless a checkpoint of the new one has been saved.
+
+    Raises:
+        ValueError: as `check_folder`, or another process writes the folder.
+    """
+    from trm_ray.training.checkpoint import has_checkpoint
+
+    told, way_out = f"log_dir={plan.config.log_dir}", "choose another log_dir"
+    check_is_folder(plan.folder, told, way_out)
+    check_folder(plan, resume=resume, overwrite=overwrite or not resume)
+    with Ownership(plan.folder, told, way_out):
+        _refuse_in_living_sweep(plan)
+        with settled(plan.folder, RUN, has_checkpoint):
+            check_folder(plan, resume=resume, overwrite=overwrite)
+            yield lambda: begin_run(plan, overwrite=overwrite)
+
+
 def claim_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Take the run's folder, new or gone on with or cleared, and write `config.yaml` and `environment.json`.
+    """Begin to write a run's folder, for whoever holds it already: `check_folder`, then `begin_run`."""
+    check_folder(plan, resume=resume, overwrite=overwrite)
+    begin_run(plan, overwrite=overwrite)
+
+
+def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Refuse a folder that the run must not be written into; nothing is changed.
 
     Raises:
         ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else,
             or a resumed run's config differs in what defines it.
     """
-    _clear_way(plan, resume=resume, overwrite=overwrite)
+    from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE
+
+    folder, config = plan.folder, plan.config
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; choose one")
+    _check_not_foreign(plan, resume=resume)
+    if overwrite or not is_ours(folder, RUN):
+        return
+    metrics = folder / "metrics.jsonl"
+    begun = (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint_step_*"))
+    if not begun and is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
+        raise ConfigError(
+            f"log_dir={config.log_dir} holds weights only, from an imported file, so no training can go on from it; "
+            f"use --init-from {config.log_dir} with another log_dir"
+        )
+    if begun and not resume:
+        raise ConfigError(
+            f"log_dir={config.log_dir} already holds a run; go on with it with --resume, replace it with --overwrite, "
+            "or choose another log_dir"
+        )
+    if begun:
+        _check_same_run(config, before := config_from_run(folder))
+        _check_checkpoint(plan)
+        _tell_change_of_workers(plan, before)
+
+
+def begin_run(plan: RunPlan, *, overwrite: bool = False) -> None:
+    """Write `config.yaml` and `environment.json`; an old run that is to be overwritten is set aside."""
+    if overwrite and is_ours(plan.folder, RUN):
+        set_aside(plan.folder, RUN)
     plan.folder.mkdir(parents=True, exist_ok=True)
     (plan.folder / "config.yaml").write_text(to_yaml(plan.config), encoding="utf-8")
     environment = {**describe_environment(), "total_steps": plan.num_steps}
     (plan.folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_not_foreign(plan: RunPlan, *, resume: bool) -> None:
+    names = foreign_names(plan.folder)
+    if names and not is_ours(plan.folder, RUN):
+        if resume and (plan.folder / "config.yaml").is_file():
+            config_from_run(plan.folder)  # says what is wrong with it
+        raise ConfigError(
+            f"log_dir={plan.config.log_dir} holds files but no run ({told_names(names)}); choose another log_dir"
+        )
+
+
+def _refuse_in_living_sweep(plan: RunPlan) -> None:
+    """Leave the trials of a sweep alone while it runs: they are its to write."""
+    if is_ours(plan.folder.parent, SWEEP):
+        told = f"log_dir={plan.config.log_dir} is a trial of a sweep that"
+        refuse_if_held(plan.folder.parent, told, "wait for its end")
 
 
 def open_data(config: Config) -> DatasetInfo:
@@ -151,7 +244,7 @@ def _generate(generator: SudokuGenerator, data_paths: list[str]) -> None:
     wanted = generator.model_dump(exclude={"name"}, exclude_none=True)
     for path in map(as_path, data_paths):
         if not is_dataset(path):
-            prepare_sudoku(path, **{**wanted, "clues": generator.clues})
+            _made_once(path, functools.partial(prepare_sudoku, path, **{**wanted, "clues": generator.clues}))
             continue
         info = DatasetInfo.load(path)
         have = {**info.arguments, "seed": info.seed}
@@ -164,48 +257,34 @@ def _generate(generator: SudokuGenerator, data_paths: list[str]) -> None:
             )
 
 
+def _made_once(path: Path, make: Callable[[], object]) -> None:
+    """Make a dataset, or wait for the process that is making it."""
+    told = False
+    while not is_dataset(path):
+        try:
+            make()
+        except FolderInUse as error:
+            if not told:
+                logging.getLogger("trm_ray").warning("waiting for the data: %s", error)
+            told = True
+            time.sleep(_LOOK_EVERY_S)
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def _clear_way(plan: RunPlan, *, resume: bool, overwrite: bool) -> None:
-    from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE
+def _check_checkpoint(plan: RunPlan) -> None:
+    """Refuse to go on from another run's checkpoint, or with identifiers that name other puzzles than its own.
 
-    folder, config = plan.folder, plan.config
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other; choose one")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"log_dir={config.log_dir} is a file; choose another log_dir")
-    if not (folder / "config.yaml").is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ConfigError(f"log_dir={config.log_dir} holds files but no run; choose another log_dir")
-        return
-    metrics = folder / "metrics.jsonl"
-    begun = (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint_step_*"))
-    if overwrite:
-        remove_tree(folder)
-    elif not begun and is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
-        raise ConfigError(
-            f"log_dir={config.log_dir} holds weights only, from an imported file, so no training can go on from it; "
-            f"use --init-from {config.log_dir} with another log_dir"
-        )
-    elif resume and begun:
-        _check_same_run(plan.config, before := config_from_run(plan.folder))
-        _check_same_puzzles(plan)
-        _tell_change_of_workers(plan, before)
-    elif begun:
-        raise ConfigError(
-            f"log_dir={config.log_dir} already holds a run; go on with it with --resume, replace it with --overwrite, "
-            "or choose another log_dir"
-        )
-
-
-def _check_same_puzzles(plan: RunPlan) -> None:
-    """Refuse to go on when identifiers name other puzzles than when the run was saved: vectors would change owners."""
-    from trm_ray.training.checkpoint import latest_checkpoint, load_identifiers
+    With other puzzles vectors would change owners.
+    """
+    from trm_ray.training.checkpoint import latest_checkpoint, load_identifiers, load_run_config
 
     latest, now = latest_checkpoint(plan.folder, verified=True), plan.identifiers()
     saved = None if latest is None else load_identifiers(latest)
+    if latest is not None and (theirs := load_run_config(latest)) is not None:
+        _check_same_run(plan.config, config_from_values(theirs, str(latest)), f"{latest}, which a run saved that")
     if saved not in (None, now.to_bytes()):
         then = PuzzleIdentifiers.from_bytes(saved)
         raise ConfigError(
@@ -227,13 +306,13 @@ def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
     logging.getLogger("trm_ray").warning("going on with %s instead of %s workers: %s", now, then, told)
 
 
-def _check_same_run(config: Config, before: Config) -> None:
-    now, then = flat(config), flat(before)
+def _check_same_run(config: Config, before: Config, place: str | None = None) -> None:
+    now, then, place = flat(config), flat(before), place or f"the run in {before.log_dir}, which"
     for key, value in now.items():
         if key not in RESUMABLE_KEYS and not key.startswith("ray.") and value != then.get(key):
             raise ConfigError(
-                f"{key}={value} differs from the run in {before.log_dir}, which has {key}={then.get(key)}; resume it "
-                "with that value or choose another log_dir"
+                f"{key}={value} differs from {place} has {key}={then.get(key)}; resume it with that value or choose "
+                "another log_dir"
             )
 
 
@@ -366,6 +445,20 @@ def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None 
             device=choose_device(plan.config),
             session_type=session_type or Session,
             stop_requested=signals.requested,
+        )
+
+
+def check_device(config: Config) -> None:
+    """Refuse a GPU that this machine does not have; what Ray's nodes have is for Ray to tell.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    import torch
+
+    if config.device == "cuda" and config.ray.most_workers == 0 and not torch.cuda.is_available():
+        raise ConfigError(
+            "device=cuda needs a GPU, and torch finds none on this machine; use device=auto or device=cpu"
         )
 
 

@@ -152,6 +152,54 @@ def made_elsewhere(path: Path) -> Iterator[Path]:
         temporary.replace(path)
 
 
+def write_new(path: Path, content: bytes) -> bool:
+    """Write a file unless one of its name is there, and tell whether it was written; of two writers one is told so."""
+    if isinstance(path, RemotePath):
+        return path.create(content)
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file another name in the same storage; on object storage it is copied there, then removed here."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(source, RemotePath):
+        source.move(cast(RemotePath, target))
+    else:
+        os.replace(source, target)
+
+
+def resolved(path: Path) -> Path:
+    """Follow links to what they point to, whether or not that is there.
+
+    Raises:
+        ValueError: they lead in a circle.
+    """
+    try:
+        return path.resolve()
+    except (RuntimeError, OSError) as error:  # RuntimeError before Python 3.13
+        raise ValueError(f"{path} is a link that leads to itself; remove it or name another folder") from error
+
+
+def check_is_folder(path: Path, told: str, way_out: str = "choose another folder") -> None:
+    """Refuse a place where, or above which, a file lies.
+
+    Args:
+        told: what a user calls it.
+
+    Raises:
+        ValueError: with the name of the file.
+    """
+    there = next((place for place in (path, *([] if is_remote(path) else path.parents)) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        what = "is a file" if there == path else f"lies below {there}, which is a file"
+        raise ValueError(f"{told} {what}; {way_out}")
+
+
 def read_part(path: Path, start: int, end: int) -> bytes:
     """Read the bytes of a file from `start` to before `end`, also while it is being written anew."""
     if isinstance(path, RemotePath):
@@ -437,6 +485,34 @@ class RemotePath:
         """Write a copy of a file of this machine, whole or not at all."""
         with self._telling():
             self.filesystem.put_file(str(file), self.key)
+
+    def create(self, content: bytes) -> bool:
+        """Write a file unless one of its name is there, and tell whether it was written."""
+        try:
+            with self._telling():
+                self.filesystem.pipe_file(self.key, content, mode="create")
+        except OSError:
+            if self.exists():  # each client has an error of its own for this
+                return False
+            raise
+        return True
+
+    def move(self, target: RemotePath) -> None:
+        """Copy a file inside the storage, then remove it here."""
+        with self._telling():
+            self.filesystem.cp_file(self.key, target.key)
+        self.unlink()
+
+    def files(self) -> list[Path]:
+        """List all files below."""
+        with suppress(FileNotFoundError), self._telling():
+            prefix = f"{self.key.rstrip('/')}/"
+            return [self / key.removeprefix(prefix) for key in sorted(self.filesystem.find(self.key))]
+        return []
+
+    def relative_to(self, other: RemotePath) -> PurePosixPath:
+        """Name it as it lies below a folder."""
+        return self._key.relative_to(other._key)
 
     def touch(self) -> None:
         """Write an empty file."""

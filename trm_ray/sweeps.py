@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +13,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, trial_configs
+from trm_ray.ownership import Ownership, refuse_if_held
+from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.run import RunPlan, plan_run
-from trm_ray.storage import join, remove_tree
+from trm_ray.storage import check_is_folder, join, resolved
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
@@ -43,15 +47,26 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
         if key not in by_data:
             by_data[key] = plan_run(config)
         runs.append(by_data[key].vary(config, run_dir(config)))
-    return SweepPlan(sweep, join(configs[0].ray.storage_path, sweep.log_dir).resolve(), runs)
+    return SweepPlan(sweep, resolved(join(configs[0].ray.storage_path, sweep.log_dir)), runs)
 
 
 def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Outcome:
-    """Run the trials of a sweep on Ray, showing them while they run."""
+    """Hold the sweep's folder, run its trials on Ray and compare them."""
+    with owned_sweep(plan, resume=resume, overwrite=overwrite) as begin:
+        outcome = run_trials(plan, console, begin)
+        compare_trials(plan, outcome, console)
+    return outcome
+
+
+def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> Outcome:
+    """Run the trials of a sweep on Ray, showing them while they run.
+
+    Args:
+        begin: is called before anything is written.
+    """
     from trm_ray.distributed.tuner import PLAN, run_sweep, trial_name
     from trm_ray.reporting.console import SweepDisplay
 
-    _claim(plan, resume=resume, overwrite=overwrite)
     sampled = bool(plan.sweep.random_space())
     names = [] if sampled else [trial_name(plan.sweep, plan.runs, {PLAN: i}) for i in range(len(plan.runs))]
     known = {name: (plan.folder / name, run.num_steps) for name, run in zip(names, plan.runs, strict=False)}
@@ -59,32 +74,73 @@ def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: b
     where = plan.sweep.log_dir if plan.runs[0].config.ray.storage_path is None else plan.folder
     console.print(f"Sweep {plan.sweep.name}: {number} trials in {where}", highlight=False)
     console.print("Starting Ray and reading the data; trials begin in half a minute …", highlight=False)
-    with SweepDisplay(console, known) as display:
-        return run_sweep(plan.sweep, plan.runs, plan.folder, display)
+    with ExitStack() as shown:
+        display = SweepDisplay(console, known)
+
+        def begin_and_show() -> None:
+            begin()
+            shown.enter_context(display)
+
+        return run_sweep(plan.sweep, plan.runs, plan.folder, display, begin_and_show)
 
 
-def _claim(plan: SweepPlan, *, resume: bool, overwrite: bool) -> None:
-    """Take the sweep's folder: new, gone on with, or cleared."""
+@contextmanager
+def owned_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> Iterator[Callable[[], None]]:
+    """Hold the sweep's folder while this lasts, after all checks of what lies in it.
+
+    Yields:
+        What begins to write there, to be called when nothing else can keep the sweep from starting. An old sweep that
+        is overwritten is back in its place afterwards unless a trial of the new one has saved a checkpoint.
+
+    Raises:
+        ValueError: the folder holds a sweep and neither `resume` nor `overwrite` was asked for, it holds something
+            else, the sweep is another one, or another process writes the folder or one of its trials.
+    """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
-    recorded, text = plan.folder / SWEEP_FILE, to_yaml(plan.sweep)
-    if plan.folder.is_dir() and any(plan.folder.iterdir()):
-        if not recorded.is_file():
-            raise ConfigError(f"log_dir={plan.sweep.log_dir} holds files but no sweep; choose another log_dir")
-        if overwrite:
-            remove_tree(plan.folder)
-        elif not resume:
-            raise ConfigError(
-                f"log_dir={plan.sweep.log_dir} already holds a sweep; go on with it with --resume, replace it with "
-                "--overwrite, or choose another log_dir"
-            )
-        elif recorded.read_text(encoding="utf-8") != text:
-            raise ConfigError(
-                f"the sweep in log_dir={plan.sweep.log_dir} has another {SWEEP_FILE}; resume it with the same values "
-                "or choose another log_dir"
-            )
+    told, way_out = f"log_dir={plan.sweep.log_dir}", "choose another log_dir"
+    check_is_folder(plan.folder, told, way_out)
+    _check_sweep(plan, resume=resume, overwrite=overwrite)
+    with Ownership(plan.folder, told, way_out):
+        for trial in (path for path in plan.folder.iterdir() if path.is_dir()):
+            refuse_if_held(trial, f"the trial {trial.name} in {told}", way_out)
+        with settled(plan.folder, SWEEP, _has_trained):
+            _check_sweep(plan, resume=resume, overwrite=overwrite)
+            yield lambda: _begin(plan, overwrite=overwrite)
+
+
+def _check_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that the sweep must not be written into; nothing is changed."""
+    names = foreign_names(plan.folder)
+    if not names:
+        return
+    if not is_ours(plan.folder, SWEEP):
+        raise ConfigError(
+            f"log_dir={plan.sweep.log_dir} holds files but no sweep ({told_names(names)}); choose another log_dir"
+        )
+    if not overwrite and not resume:
+        raise ConfigError(
+            f"log_dir={plan.sweep.log_dir} already holds a sweep; go on with it with --resume, replace it with "
+            "--overwrite, or choose another log_dir"
+        )
+    if resume and (plan.folder / SWEEP_FILE).read_text(encoding="utf-8") != to_yaml(plan.sweep):
+        raise ConfigError(
+            f"the sweep in log_dir={plan.sweep.log_dir} has another {SWEEP_FILE}; resume it with the same values "
+            "or choose another log_dir"
+        )
+
+
+def _begin(plan: SweepPlan, *, overwrite: bool) -> None:
+    if overwrite and is_ours(plan.folder, SWEEP):
+        set_aside(plan.folder, SWEEP)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    recorded.write_text(text, encoding="utf-8")
+    (plan.folder / SWEEP_FILE).write_text(to_yaml(plan.sweep), encoding="utf-8")
+
+
+def _has_trained(folder: Path) -> bool:
+    from trm_ray.training.checkpoint import has_checkpoint
+
+    return any(has_checkpoint(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:

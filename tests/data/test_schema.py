@@ -152,7 +152,7 @@ def test_a_dataset_is_replaced_only_on_request(dataset):
 
 def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="is no dataset; choose another --output"):
+    with pytest.raises(DatasetError, match=r"is no dataset \(notes\.txt\); choose another --output"):
         write(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -168,8 +168,8 @@ def test_the_manifest_tells_size_and_sha256_of_every_file(tmp_path):
 @pytest.mark.parametrize("manifest", [True, False], ids=["with a manifest", "of an earlier version"])
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_state_is_refused_with_the_way_out_and_passed_over_with_a_word(tmp_path, caplog, kind, manifest):
-    before = save_checkpoint(tmp_path / checkpoint_name(3), STATE)
-    folder = save_checkpoint(tmp_path / checkpoint_name(5), STATE)
+    before = save_checkpoint(tmp_path / checkpoint_name(3), {**STATE, "step": 3})
+    folder = save_checkpoint(tmp_path / checkpoint_name(5), {**STATE, "step": 5})
     path = folder / "state.pt"
     path.write_bytes(damaged(kind, path.read_bytes()))
     if not manifest:

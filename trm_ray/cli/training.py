@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,48 +41,55 @@ def train(
 
     from trm_ray.config import banner, load_config
     from trm_ray.reporting.console import RunDisplay
-    from trm_ray.run import beginning, claim_folder, is_finished, plan_run, start_step, train_in_process
+    from trm_ray.run import beginning, is_finished, owned_run, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
 
-    begin = [] if init_from is None else [f"init_from={init_from}"]
-    config = load_config(config_name, [*(overrides or []), *begin])
+    begin_from = [] if init_from is None else [f"init_from={init_from}"]
+    config = load_config(config_name, [*(overrides or []), *begin_from])
     console = Console()
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     plan = plan_run(config)
-    if config.init_from is not None and (overwrite or start_step(plan) == 0):
-        console.print(beginning(plan).told, highlight=False, markup=False, soft_wrap=True)
-    claim_folder(plan, resume=resume, overwrite=overwrite)
-    console.print(banner(config), highlight=False, markup=False)
-    first_step = start_step(plan)
-    if resume and first_step == 0:
-        console.print(f"No checkpoint in {config.log_dir}: starting anew", highlight=False, markup=False)
-    elif resume:
-        console.print(f"Going on after step {first_step} of {plan.num_steps}", highlight=False, markup=False)
-    if is_finished(plan):
-        console.print(f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
-        return
-    display = RunDisplay(
-        plan.folder,
-        console,
-        num_cycles=config.arch.H_cycles,
-        schedule=config.deep_supervision_schedule,
-        first_step=first_step,
-        num_steps=plan.num_steps,
-    )
-    try:
-        with display:
+    with owned_run(plan, resume=resume, overwrite=overwrite) as begin, ExitStack() as shown:
+        first_step = 0 if overwrite else start_step(plan)
+        if config.init_from is not None and first_step == 0:
+            tell(beginning(plan).told)
+        tell(banner(config))
+        if resume:
+            none = f"No checkpoint in {config.log_dir}: starting anew"
+            tell(f"Going on after step {first_step} of {plan.num_steps}" if first_step else none)
+        if resume and is_finished(plan):
+            tell(f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
+            return
+
+        display = RunDisplay(
+            plan.folder,
+            console,
+            num_cycles=config.arch.H_cycles,
+            schedule=config.deep_supervision_schedule,
+            first_step=first_step,
+            num_steps=plan.num_steps,
+        )
+
+        def begin_and_show() -> None:
+            begin()
+            shown.enter_context(display)
+
+        try:
             if config.ray.most_workers == 0:
+                begin_and_show()
                 train_in_process(plan)
             else:
                 from trm_ray.distributed.trainer import train_on_ray
 
-                def tell(text: str) -> None:
-                    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
                 tell(f"Starting Ray with {_told_workers(config)} …")
-                train_on_ray(plan, tell)
-    except NonFiniteError as error:
-        complain(str(error))
-        raise typer.Exit(FAILED) from error
+                train_on_ray(plan, tell, begin=begin_and_show)
+        except NonFiniteError as error:
+            shown.close()
+            complain(str(error))
+            raise typer.Exit(FAILED) from error
     where = config.log_dir if config.ray.storage_path is None else plan.folder
     told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {where} --save dashboard.png"
     console.print(told, highlight=False, markup=False, soft_wrap=True)
@@ -107,11 +115,9 @@ def sweep(
     from rich.console import Console
 
     from trm_ray.config import load_sweep
-    from trm_ray.sweeps import compare_trials, plan_sweep, start_sweep
+    from trm_ray.sweeps import plan_sweep, start_sweep
 
-    console = Console()
     plan = plan_sweep(load_sweep(config_name, overrides or []))
-    outcome = start_sweep(plan, console, resume=resume, overwrite=overwrite)
-    compare_trials(plan, outcome, console)
+    outcome = start_sweep(plan, Console(), resume=resume, overwrite=overwrite)
     if outcome.failed:
         raise typer.Exit(FAILED)

@@ -20,7 +20,7 @@ import numpy as np
 from trm_ray.data.counters import counter_draws, mixed
 from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers, draw_transforms
 from trm_ray.data.progress import progress
-from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, DatasetError, DatasetInfo, Rows, check_target, sha256
+from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, DatasetError, DatasetInfo, Rows, owns_output, sha256
 from trm_ray.data.schema import write_dataset as write_rows
 from trm_ray.storage import as_path
 
@@ -307,6 +307,7 @@ def _puzzle_hashes(sums: np.ndarray, dihedral: np.ndarray, colours: np.ndarray) 
 # --- Making the dataset --------------------------------------------------------------------------------------
 
 
+@owns_output
 def prepare_arc(
     output: str | Path,
     *,
@@ -334,7 +335,6 @@ def prepare_arc(
         raise ValueError(f"test_set={test_set} must be one of the subsets; got {', '.join(subsets)}")
     if augmentations < 0:
         raise ValueError(f"augmentations={augmentations} must be at least 0; 0 makes none")
-    check_target(output, overwrite=overwrite)
     members = {subset: read_puzzles(prefix, subset) for subset in subsets}
     puzzles = _united(members)
     asked = {puzzle.name for puzzle in members[test_set]}

@@ -19,7 +19,7 @@ import numpy as np
 
 from trm_ray.data.generation import Puzzles, generate, num_processes
 from trm_ray.data.puzzle_csv import Choice, CsvKind, CsvTable, check_rules, codes_of, read_csv_splits
-from trm_ray.data.schema import DatasetInfo, Rows, check_target, write_dataset
+from trm_ray.data.schema import DatasetInfo, Rows, owns_output, write_dataset
 from trm_ray.data.symmetries import dihedral_cells
 from trm_ray.storage import as_path
 
@@ -265,6 +265,7 @@ def canonical_forms(boards: np.ndarray) -> list[bytes]:
     return [min(board.tobytes() for board in eight) for eight in turned]
 
 
+@owns_output
 def prepare_maze(
     output: str | Path,
     *,
@@ -292,7 +293,6 @@ def prepare_maze(
     """
     recipe = _checked_recipe(size, min_length, train, test, seed)
     symmetry = symmetry_of(augment)
-    check_target(output, overwrite=overwrite)
     print(f"Making {train + test:,} mazes {size}×{size} with paths of at least {min_length} steps", flush=True)
     if processes is None:
         processes = num_processes(train + test, _MAZES_PER_PROCESS)
@@ -369,6 +369,7 @@ def _check_reachable(recipe: _Recipe) -> None:
 # --- The public CSV files --------------------------------------------------------------------------------
 
 
+@owns_output
 def prepare_maze_from_csv(
     csv_path: str | Path,
     output: str | Path,
@@ -393,7 +394,6 @@ def prepare_maze_from_csv(
         ValueError: a file is missing or malformed (line and value are named), or holds too few mazes.
     """
     symmetry = symmetry_of(augment)
-    check_target(output, overwrite=overwrite)
     choice = Choice(test=test, subsample=subsample, seed=seed)
     read = read_csv_splits(CsvKind(_num_cells, _csv_boards, canonical_forms), as_path(csv_path), None, choice)
     longer = [_num_longer(table) for table in (read.train, read.test)]

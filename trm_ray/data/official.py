@@ -34,7 +34,7 @@ from trm_ray.data.schema import (
     DatasetInfo,
     Rows,
     TokenBatch,
-    check_target,
+    owns_output,
     write_dataset,
 )
 from trm_ray.storage import as_path, is_remote
@@ -88,6 +88,7 @@ class _Split:
         return sum(len(one.inputs) for one in self.sets)
 
 
+@owns_output
 def import_original(
     source: str | Path, output: str | Path, *, keep_augmentations: bool = False, overwrite: bool = False
 ) -> DatasetInfo:
@@ -106,7 +107,6 @@ def import_original(
     source = as_path(source)
     if is_remote(source):
         raise DatasetError(f"{source} must lie on this machine, where its arrays can be mapped; copy it here first")
-    check_target(output, overwrite=overwrite)
     splits = {name: _open_split(source, name) for name in ("train", "test")}
     metadata = _shared_metadata(source, splits)
     identifiers = _read_identifiers(source, metadata["num_puzzle_identifiers"])

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -31,7 +33,19 @@ from trm_ray.config.errors import printable
 from trm_ray.config.keys import NAME
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
-from trm_ray.storage import as_path, drop_copy, is_remote, local_file, remove_tree, retried
+from trm_ray.ownership import Ownership
+from trm_ray.replacement import (
+    DATASET,
+    PARTIAL,
+    foreign_names,
+    is_ours,
+    is_unfinished,
+    set_aside,
+    settled,
+    told_names,
+    unfinished,
+)
+from trm_ray.storage import as_path, check_is_folder, drop_copy, is_remote, local_file, move, resolved, retried
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,8 +55,6 @@ PAD_ID = 0
 IGNORED_LABEL = -100
 INFO_NAME = "dataset.json"
 IDENTIFIERS_NAME = "identifiers.json"
-# On object storage, beside what an upload has brought so far: that may be replaced.
-UPLOADING_NAME = ".uploading"
 
 # Ray Data shuffles and shards whole blocks, one a file: one file would leave it nothing to distribute.
 MAX_PARTS = 8
@@ -200,11 +212,8 @@ def write_dataset(
     Raises:
         DatasetError: the folder exists, or a split is empty or breaks a rule of the format.
     """
-    folder = as_path(folder)
-    check_target(folder, overwrite=overwrite)
-    partial = _place_beside(folder)
-    identifiers = PuzzleIdentifiers.blank() if identifiers is None else identifiers
-    try:
+    with owned_target(folder, overwrite=overwrite) as folder, _place_for(folder) as partial:
+        identifiers = PuzzleIdentifiers.blank() if identifiers is None else identifiers
         info = DatasetInfo(
             format_version=FORMAT_VERSION,
             seq_len=_common_length(splits),
@@ -226,40 +235,106 @@ def write_dataset(
             info.files[name] = sha256(partial / name)
         (partial / INFO_NAME).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
         _put_in_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return info
 
 
-def _place_beside(folder: Path) -> Path:
-    """Name a folder to write a dataset into before it is put in its place."""
-    if is_remote(folder):
-        return Path(tempfile.mkdtemp(prefix="trm-ray-dataset-"))
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    return partial
+# ---- the folder that is written --------------------------------------------------------------------------
+
+_OWNED: ContextVar[frozenset[Path]] = ContextVar("owned targets", default=frozenset())
+
+
+@contextmanager
+def owned_target(folder: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """Hold the folder of a new dataset while this lasts, before any work is done for it; yield it, links followed.
+
+    Who holds it already may ask again.
+
+    Raises:
+        DatasetError: as `check_target`.
+        FolderInUse: another process is making a dataset there.
+    """
+    given, folder = folder, resolved(as_path(folder))
+    if folder in _OWNED.get():
+        yield folder
+        return
+    check_target(given, overwrite=overwrite)
+    with Ownership(folder, f"--output {given}", "choose another --output"):
+        before = _OWNED.set(_OWNED.get() | {folder})
+        try:
+            with settled(folder, DATASET, is_dataset):
+                check_target(given, overwrite=overwrite)
+                yield folder
+        finally:
+            _OWNED.reset(before)
+
+
+_Prepare = TypeVar("_Prepare", bound=Callable[..., DatasetInfo])
+
+
+def owns_output(prepare: _Prepare) -> _Prepare:
+    """Have a function hold the folder that it makes a dataset in, its argument `output`, from its beginning on."""
+    signature = inspect.signature(prepare)
+
+    @functools.wraps(prepare)
+    def owning(*args: Any, **named: Any) -> DatasetInfo:
+        given = signature.bind(*args, **named)
+        given.apply_defaults()
+        with owned_target(given.arguments["output"], overwrite=given.arguments["overwrite"]):
+            return prepare(*args, **named)
+
+    return cast(_Prepare, owning)
+
+
+@contextmanager
+def _place_for(folder: Path) -> Iterator[Path]:
+    """Give a folder to write a dataset into before it is put in its place: inside that, where a rename can reach it."""
+    partial = Path(tempfile.mkdtemp(prefix="trm-ray-dataset-")) if is_remote(folder) else folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process's
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_dataset(folder: Path) -> bool:
-    """Tell whether a folder is there; on object storage, where uploads may end halfway, whether it is a dataset."""
-    return (folder / INFO_NAME).is_file() if is_remote(folder) else folder.exists()
+    """Tell whether a folder holds a whole dataset."""
+    return (folder / INFO_NAME).is_file() and not is_unfinished(folder)
 
 
 def check_target(folder: str | Path, *, overwrite: bool) -> None:
-    """Refuse a folder that must not be written, before any work is done for it.
+    """Refuse a folder that must not be written.
 
     Raises:
         DatasetError: it holds a dataset and `overwrite` is false, or it holds something else.
     """
     folder = as_path(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    check_is_folder(folder, f"--output {folder}", "choose another --output")
+    names = foreign_names(folder)
+    if not names or is_unfinished(folder):
         return
-    if not (folder / INFO_NAME).is_file():
-        if is_remote(folder) and (folder / UPLOADING_NAME).is_file():
-            return
-        raise DatasetError(f"{folder} exists and is no dataset; choose another --output or move it away")
+    if not is_ours(folder, DATASET):
+        way_out = "choose another --output or move it away"
+        raise DatasetError(f"{folder} exists and is no dataset ({told_names(names)}); {way_out}")
     if not overwrite:
         raise DatasetError(f"{folder} already holds a dataset; pass --overwrite or choose another --output")
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Put the files of a dataset where they belong, dataset.json last, which makes a dataset of them."""
+    set_aside(folder, DATASET)
+    files = sorted((path for path in partial.rglob("*") if path.is_file()), key=lambda path: path.name == INFO_NAME)
+    names = [str(file.relative_to(partial)) for file in files]
+    put = _upload if is_remote(folder) else move
+    with unfinished(folder, names), progress("files in place", len(files)) as advance:
+        for file, name in zip(files, names, strict=True):
+            put(file, folder / name)
+            advance(1)
+
+
+def _upload(file: Path, target: Any) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    retried(functools.partial(target.upload, file), target)
 
 
 def read_split(folder: str | Path, split: str) -> Rows:
@@ -508,37 +583,6 @@ def _table(rows: Rows) -> pa.Table:
         *(pa.array(numbers, pa.int32()) for numbers in (rows.puzzle_identifiers, rows.puzzles, rows.groups)),
     )
     return pa.table(dict(zip(COLUMNS, columns, strict=True)))
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    if is_remote(folder):
-        _upload(partial, folder)
-        return
-    if not (folder / INFO_NAME).exists():
-        try:
-            partial.rename(folder)  # onto nothing or an empty folder; anything else fails
-        except OSError as error:
-            raise DatasetError(f"{folder} cannot be made: {error.strerror}; choose another --output") from error
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old)
-
-
-def _upload(partial: Path, folder: Path) -> None:
-    """Copy a dataset to object storage, dataset.json last: it makes a dataset of the files."""
-    (folder / UPLOADING_NAME).touch()
-    remove_tree(folder, INFO_NAME)
-    (folder / UPLOADING_NAME).touch()  # the first one went with the rest
-    files = sorted((path for path in partial.rglob("*") if path.is_file()), key=lambda path: path.name == INFO_NAME)
-    with progress("files uploaded", len(files)) as advance:
-        for file in files:
-            target: Any = folder / str(file.relative_to(partial))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            retried(functools.partial(target.upload, file), target)
-            advance(1)
-    (folder / UPLOADING_NAME).unlink()
 
 
 def sha256(path: Path) -> str:

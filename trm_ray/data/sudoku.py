@@ -17,7 +17,7 @@ import numpy as np
 
 from trm_ray.data.generation import Puzzles, generate, num_processes
 from trm_ray.data.puzzle_csv import Choice, CsvKind, check_rules, codes_of, read_csv_splits
-from trm_ray.data.schema import DatasetInfo, Rows, check_target, write_dataset
+from trm_ray.data.schema import DatasetInfo, Rows, owns_output, write_dataset
 from trm_ray.data.symmetries import canonical_forms
 from trm_ray.storage import as_path
 
@@ -305,6 +305,7 @@ def _chunk(recipe: _Recipe, number: int) -> Puzzles:
     return Puzzles(questions, answers, canonical_forms(questions, box_of(recipe.size)))
 
 
+@owns_output
 def prepare_sudoku(
     output: str | Path,
     *,
@@ -333,7 +334,6 @@ def prepare_sudoku(
         ValueError: an argument is out of range, or the board has too few different puzzles.
     """
     recipe = _checked_recipe(size, train, test, clues, difficulty, seed)
-    check_target(output, overwrite=overwrite)
     told = f"{train + test:,} Sudoku puzzles {size}×{size} with {recipe.clues[0]}–{recipe.clues[1]} clues"
     print(f"Making {told}", flush=True)
     if processes is None:
@@ -406,6 +406,7 @@ def _write(
 # --- The public CSV files --------------------------------------------------------------------------------
 
 
+@owns_output
 def prepare_sudoku_from_csv(
     csv_path: str | Path,
     output: str | Path,
@@ -432,7 +433,6 @@ def prepare_sudoku_from_csv(
     Raises:
         DatasetError: a file is missing or malformed (line and value are named), or holds too few puzzles.
     """
-    check_target(output, overwrite=overwrite)
     choice = Choice(test=test, subsample=subsample, min_difficulty=min_difficulty, seed=seed)
     read = read_csv_splits(_CSV, as_path(csv_path), as_path(test_csv) if test_csv is not None else None, choice)
     splits = {name: rows_of_boards(t.questions, t.answers) for name, t in (("train", read.train), ("test", read.test))}

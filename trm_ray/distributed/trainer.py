@@ -43,12 +43,16 @@ _Result = TypeVar("_Result")
 
 
 def train_on_ray(
-    plan: RunPlan, tell: Callable[[str], None] = _LOG.warning, session_type: type[TrainSession] = TrainSession
+    plan: RunPlan,
+    tell: Callable[[str], None] = _LOG.warning,
+    session_type: type[TrainSession] = TrainSession,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Train a run on Ray workers and return its last evaluation.
 
     Args:
         tell: takes a line when the run waits for nodes.
+        begin: is called when nothing but training can fail any more: begins to write the run's folder.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came, and the workers have saved the step that was under way.
@@ -59,6 +63,7 @@ def train_on_ray(
     with ray_cluster(plan.config.ray.address), StopSignals(stop_file):
         check_resources(plan.config)
         with RoomWatch(plan.config, lambda: 1, tell):
+            begin()
             train = load_split(plan.train_paths, "train", plan.config.ray.most_workers)
             test = load_split(plan.test_paths, "test")
             trainer = build_trainer(plan, train, test, stop_file, session_type=session_type)

@@ -25,6 +25,7 @@ from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ra
 from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.trainer import build_trainer, outcome_of
 from trm_ray.distributed.worker import train_trial
+from trm_ray.replacement import RUN, is_ours
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.run import RunPlan, claim_folder
@@ -47,7 +48,13 @@ class Outcome:
     failed: dict[str, str]
 
 
-def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: SweepDisplay) -> Outcome:
+def run_sweep(
+    sweep: SweepConfig,
+    plans: list[RunPlan],
+    folder: Path,
+    display: SweepDisplay,
+    begin: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Run every plan as a trial; each trial's folder is an ordinary run folder inside `folder`.
 
     Trials that are already there go on from their last checkpoint. They report again what they had reported, so that
@@ -56,18 +63,20 @@ def run_sweep(sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: S
     Args:
         plans: one a variant, in the order of `sweep.variants()`; all use the same `ray` section.
         display: is told of every trial's start, results and end.
+        begin: is called when Ray is there and has room: begins to write the sweep's folder.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came, and the running trials have saved where they stood.
     """
     watch = _Watch(sweep, plans, folder, display)
-    for notes in folder.glob(f"{NOTES}*"):
-        remove_tree(notes, ignore_errors=True)
     for plan in plans:
         fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
         check_resources(plans[0].config)
+        begin()
+        for notes in folder.glob(f"{NOTES}*"):
+            remove_tree(notes, ignore_errors=True)
         try:
             with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
                 _tuner(sweep, plans, folder, watch).fit()
@@ -110,6 +119,7 @@ class _Watch(tune.Callback):
         self.running: set[str] = set()
         self.num_ended = 0
         self._staging: Path | None = None
+        self._stands = False
 
     @property
     def num_left(self) -> int:
@@ -145,6 +155,7 @@ class _Watch(tune.Callback):
         """Show an evaluation."""
         if "eval/loss" in result:
             self._display.reported(str(trial), result)
+        self._drop_replaced(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show the end of a trial, which the scheduler may have brought about."""
@@ -246,7 +257,7 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
         config = with_overrides(plan.config, {**sampled, "log_dir": str(folder / trial_name(sweep, plans, parameters))})
         plan = plan.vary(config, as_path(config.log_dir))
-        claim_folder(plan, resume=(plan.folder / "config.yaml").is_file())
+        claim_folder(plan, resume=is_ours(plan.folder, RUN))
         _report_again(plan.folder)
         if (plan.folder / STOPPED).is_file() or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
             return

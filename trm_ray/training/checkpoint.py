@@ -38,6 +38,7 @@ FINAL_MODEL = "final_model"
 
 _LOG = logging.getLogger("trm_ray")
 _LEFTOVER = re.compile(r"\.(?:checkpoint_step_\d+|final_model)\.(\d{1,7})\.(?:tmp|old)")
+_NAME = re.compile(r"checkpoint_step_(0|[1-9]\d{0,14})")
 _DAY_S = 86400
 
 
@@ -46,9 +47,18 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint_step_{step}"
 
 
-def checkpoint_step(folder: Path) -> int:
-    """Read the step off a checkpoint's name."""
+def name_number(folder: Path) -> int:
+    """Read the number off the name of a checkpoint's folder, which mostly is its step."""
     return int(folder.name.rpartition("_")[2])
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Tell the step of a checkpoint: what its manifest says, whatever its folder is called; without one, the name."""
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:  # damaged, which who reads it tells
+        manifest = None
+    return name_number(folder) if manifest is None or manifest.step is None else manifest.step
 
 
 # ---- writing ---------------------------------------------------------------------------------------------
@@ -335,6 +345,12 @@ def _refuse_damaged(folder: Path, *, digests: bool) -> None:
         raise ValueError(f"{folder} is damaged: {problem}; remove {folder}, then {way_out}")
 
 
+def load_run_config(folder: Path) -> dict[str, Any] | None:
+    """Read the config of the run that saved a checkpoint, as plain values; None if nothing tells."""
+    told: dict[str, Any] | None = _read_of_run(folder / RUN_FILE).get("config")
+    return told
+
+
 def load_identifiers(folder: Path) -> bytes | None:
     """Read the identifiers.json that lies with a checkpoint, if there is one."""
     path = folder / IDENTIFIERS_FILE
@@ -388,14 +404,24 @@ def final_step(run_dir: Path) -> int | None:
     return step
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Tell whether a run's folder holds weights that can be read: a checkpoint, or a final model."""
+    return latest_checkpoint(run_dir) is not None or damage(run_dir / FINAL_MODEL, digests=False) is None
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
-    """List a run's checkpoints, damaged ones too, the highest step first."""
-    return [folder for folder in _named_checkpoints(run_dir) if is_whole(folder, MANIFEST_FILE)]
+    """List a run's checkpoints, damaged ones too, the highest step first; of two of a step the one of that name."""
+    whole = [folder for folder in _named_checkpoints(run_dir) if is_whole(folder, MANIFEST_FILE)]
+    steps = {folder: checkpoint_step(folder) for folder in whole}
+
+    def rank(folder: Path) -> tuple[int, bool, int]:
+        return steps[folder], name_number(folder) == steps[folder], name_number(folder)
+
+    return sorted(whole, key=rank, reverse=True)
 
 
 def _named_checkpoints(run_dir: Path) -> list[Path]:
-    named = [path for path in run_dir.glob("checkpoint_step_*") if re.fullmatch(r"checkpoint_step_\d+", path.name)]
-    return sorted(named, key=checkpoint_step, reverse=True)
+    return [path for path in run_dir.glob("checkpoint_step_*") if _NAME.fullmatch(path.name)]
 
 
 @functools.cache

@@ -18,9 +18,9 @@ from trm_ray.storage import retried
 from trm_ray.training.checkpoint import (
     FINAL_MODEL,
     checkpoint_name,
-    checkpoint_step,
     final_step,
     load_checkpoint,
+    name_number,
     remove_leftovers,
 )
 from trm_ray.training.evaluation import evaluate
@@ -104,9 +104,10 @@ def _begin(state: TrainState, session: Session, initial_weights: Callable[[], di
 def _resume_point(session: Session) -> Path | None:
     """Let rank 0 choose the checkpoint to go on from: other machines may see the storage a moment later."""
     latest = session.latest_checkpoint() if session.rank == 0 else None
-    step = torch.tensor(0 if latest is None else checkpoint_step(latest), dtype=torch.float64, device=session.device)
-    session.sum_over_ranks(step)
-    return session.run_dir / checkpoint_name(int(step)) if step else None
+    none = -1.0 if session.rank == 0 else 0.0
+    number = torch.tensor(none if latest is None else name_number(latest), dtype=torch.float64, device=session.device)
+    session.sum_over_ranks(number)
+    return session.run_dir / checkpoint_name(int(number)) if number >= 0 else None
 
 
 def _open_store(config: Config, session: Session) -> CheckpointStore:

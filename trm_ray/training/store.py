@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trm_ray.replacement import drop_replaced
 from trm_ray.storage import StorageError, is_remote, remove_tree, retried
 from trm_ray.training.checkpoint import (
     FINAL_MODEL,
@@ -64,6 +65,7 @@ class CheckpointStore:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future[float] | None = None
         self._numbers: dict[str, float] = {}
+        self._stands = False
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -131,12 +133,23 @@ class CheckpointStore:
         if copied is not None:
             copied.synchronize()
         folder = self._write(self._run_dir / name, state, *more)
+        self._drop_replaced()
         if self._keep_last is not None and name != FINAL_MODEL:
             try:
                 self._thin_out(folder, self._keep_last)
             except OSError as error:
                 _LOG.warning("checkpoints in %s could not be thinned out (%s)", self._run_dir, error)
         return time.perf_counter() - began
+
+    def _drop_replaced(self) -> None:
+        """Let an old run go, which this one replaces, once this one has saved something."""
+        if self._stands:
+            return
+        self._stands = True
+        try:
+            drop_replaced(self._run_dir)
+        except OSError as error:
+            _LOG.warning("the run that was in %s before could not be removed (%s)", self._run_dir, error)
 
     def _write(self, folder: Path, *content: Any) -> Path:
         def attempt() -> Path:
