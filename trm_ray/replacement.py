@@ -21,7 +21,8 @@ import yaml
 from trm_ray.ownership import NOTE_FILE
 from trm_ray.storage import RemotePath, is_remote, move, remove_tree
 
-# In a folder, what is being replaced; the mark stays in it until all has been set aside, and nothing new is there.
+# In a folder, what is being replaced. While the mark is in it, all that lies outside is old too: it is not yet set aside
+# entirely, or is being put back.
 ASIDE = ".trm-ray-replaced"
 _INCOMPLETE = ".incomplete"
 # In a folder, what is being written until it is put in place, and then what has come there so far: both of a process
@@ -212,6 +213,7 @@ def settle(folder: Path, content: Content, stands: Callable[[Path], bool]) -> No
         for name in new:
             (folder / name).unlink()
         _remove_empty(folder, new)
+        (aside / _INCOMPLETE).touch()  # from here on what is outside is old
     old = [name for name in _names(aside) if name != _INCOMPLETE]
     for name in old:
         move(aside / name, folder / name)
