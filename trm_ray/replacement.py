@@ -21,8 +21,8 @@ import yaml
 from trm_ray.ownership import NOTE_FILE
 from trm_ray.storage import RemotePath, is_remote, move, remove_tree
 
-# In a folder, what is being replaced. While the mark is in it, all that lies outside is old too: it is not yet set aside
-# entirely, or is being put back.
+# In a folder, what is being replaced. While the mark is in it, all that lies outside is old too: it is not yet set
+# aside entirely, or is being put back.
 ASIDE = ".trm-ray-replaced"
 _INCOMPLETE = ".incomplete"
 # In a folder, what is being written until it is put in place, and then what has come there so far: both of a process
