@@ -2,30 +2,57 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+TESTED := jobs/constraints.txt
+LOWEST := jobs/lowest.txt
+# What `make demo` needs, and with it what the tests and checks need.
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+# Python writes the bytecode of what it imports by itself; pip would take a minute to do so for all of it.
+INSTALL = $(PYTHON) -m venv $(VENV) && \
+	$(BIN)/python -m pip install --quiet --constraint $(TESTED) --upgrade pip && \
+	$(BIN)/python -m pip install --quiet --no-compile --constraint $(TESTED) --editable
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format constraints test-lowest clean
 
-demo: $(INSTALLED)
+demo: $(RUNTIME)
 	$(BIN)/trm-ray sweep --config-name five_scenarios --overwrite
 
-test: $(INSTALLED)
+test: $(DEV)
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
-check: $(INSTALLED)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(RUNTIME): pyproject.toml $(TESTED)
+	$(INSTALL) .
 	touch $@
 
+$(DEV): pyproject.toml $(TESTED)
+	$(INSTALL) '.[dev]'
+	touch $(RUNTIME) $@
+
+# Renew the versions that everything installs, and the oldest that are allowed. Run the tests with them before you commit.
+constraints: $(VENV)/.uv
+	echo pip | $(COMPILE) --all-extras --upgrade --output-file $(TESTED) pyproject.toml -
+	$(COMPILE) --extra dev --resolution lowest-direct --output-file $(LOWEST) pyproject.toml
+
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command 'make constraints'
+
+$(VENV)/.uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	touch $@
+
+# The tests without Ray, with the oldest releases that pyproject.toml allows, in an environment of its own.
+test-lowest:
+	$(MAKE) VENV=$(VENV)-lowest TESTED=$(LOWEST) $(VENV)-lowest/.dev
+	$(VENV)-lowest/bin/python -m pytest -m 'not ray' --numprocesses 2
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .mypy_cache .ruff_cache
