@@ -17,6 +17,7 @@ from torch import Tensor
 from trm_ray import __version__
 from trm_ray.config import ArchConfig, Config, ConfigError, to_yaml, with_overrides
 from trm_ray.config.files import UNREADABLE
+from trm_ray.config.text import NotTextError, read_text
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
 from trm_ray.ownership import Ownership, refuse_if_held
@@ -224,7 +225,9 @@ def _read_config(path: Path | None, option: str = "--config ") -> dict[str, Any]
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
+    except NotTextError as error:
+        raise ConfigError(f"{option}{error}") from None
     except (OSError, yaml.YAMLError, *UNREADABLE) as error:
         told = f"{option}{path} cannot be read ({type(error).__name__})"
         raise ConfigError(f"{told}; it must be an {_THEIR_CONFIG}") from None
@@ -237,7 +240,7 @@ def _length_of_data(folder: str) -> int | None:
     """Read a puzzle's length off a dataset, ours or the original's, if it is there."""
     for path in (as_path(folder) / "dataset.json", as_path(folder) / "train" / "dataset.json"):
         if path.is_file():
-            return int(json.loads(path.read_text(encoding="utf-8"))["seq_len"])
+            return int(json.loads(read_text(path))["seq_len"])
     return None
 
 

@@ -27,6 +27,7 @@ from trm_ray.data.schema import (
     first_puzzles,
     open_datasets,
     read_identifiers,
+    read_json,
     read_splits,
     sha256,
 )
@@ -141,7 +142,7 @@ class Evaluator:
         asked: dict[str, Any] = {}
         for path in (folder / TEST_PUZZLES_NAME for folder in self.job.folders):
             if path.is_file():
-                asked |= json.loads(path.read_text(encoding="utf-8"))
+                asked |= read_json(path)
         if self.job.max_puzzles is None:
             return asked
         numbers = np.unique(self.identifiers.puzzle_of(self.rows.puzzle_identifiers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trm_ray.config.text import NotTextError, read_standard_input, read_text
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.kinds import Kind, Question, Verdict, kind_of
 from trm_ray.data.schema import IGNORED_LABEL
@@ -133,23 +133,17 @@ def read_questions(source: str, kind: Kind) -> list[Question]:
     Raises:
         ValueError: it cannot be read, is empty, or holds something else than puzzles of this kind.
     """
-    if source == "-":
-        text, called, name = sys.stdin.read(), "the standard input", "stdin"
-    else:
-        text, called, name = _read(as_path(source)), source, as_path(source).stem
+    try:
+        if source == "-":
+            text, called, name = read_standard_input(), "the standard input", "stdin"
+        else:
+            text, called, name = read_text(as_path(source)), source, as_path(source).stem
+    except (OSError, NotTextError) as error:
+        told = f"{source} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{told}; name a file with a puzzle, or - for the standard input") from error
     if not text.strip():
         raise ValueError(f"{called} is empty; give it a puzzle")
     return kind.read(text, called, name)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        told = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ValueError(
-            f"{path} cannot be read: {told}; name a file with a puzzle, or - for the standard input"
-        ) from error
 
 
 def identify(loaded: LoadedModel, questions: Sequence[Question]) -> np.ndarray:

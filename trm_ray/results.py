@@ -38,7 +38,7 @@ def result_files(source: Path, checkpoints: bool = False) -> Iterator[tuple[str,
             continue
         if path.is_file():
             yield path.name, path
-        else:
+        elif path.is_dir():  # a pipe and a dead link are no results
             yield from ((f"{path.name}/{name}", inner) for name, inner in result_files(path, checkpoints))
 
 

@@ -28,6 +28,7 @@ from trm_ray.config import (
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import (
     DatasetInfo,
+    RowHashes,
     Rows,
     check_same_identifiers,
     first_puzzles,
@@ -222,9 +223,12 @@ def open_data(config: Config) -> DatasetInfo:
         _generate(config.generator, config.data_paths)
     hint = config.prepare_command
     splits = ["train"] if config.data_paths_test else ["train", "test"]
-    info = open_datasets(config.data_paths, command_hint=hint, require=splits)
+    hashes, folders = RowHashes(splits), [*config.data_paths, *config.data_paths_test]
+    info = open_datasets(config.data_paths, command_hint=hint, require=splits, hashes=hashes)
     if config.data_paths_test:
-        test = open_datasets(config.data_paths_test, command_hint=hint, require=["test"])
+        asked = RowHashes(["test"])
+        test = open_datasets(config.data_paths_test, command_hint=hint, require=["test"], hashes=asked)
+        hashes.join(asked)
         for key in ("seq_len", "vocab_size"):
             if getattr(info, key) != getattr(test, key):
                 raise ConfigError(
@@ -234,6 +238,7 @@ def open_data(config: Config) -> DatasetInfo:
         check_same_identifiers({"data_paths": info, "data_paths_test": test})
         named = max(info, test, key=lambda info: info.num_puzzle_identifiers)
         info = replace(info, num_puzzle_identifiers=named.num_puzzle_identifiers, files=named.files)
+    hashes.tell_shared(", ".join(folders))
     return info
 
 

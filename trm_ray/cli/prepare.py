@@ -25,6 +25,7 @@ def _refuse(ctx: typer.Context, options: Sequence[str], told: str) -> None:
 
 
 _GENERATED = "is for puzzles that are generated, not for those of --from-csv; leave one of the two out"
+_AMBIGUOUS = "--keep-ambiguous"
 _CHOSEN = "chooses among the rows of a file; name it with --from-csv FILE"
 
 
@@ -43,13 +44,18 @@ def prepare_sudoku_command(
     difficulty: Annotated[str, typer.Option(help="`singles`: no guessing needed; `any`.")] = "singles",
     from_csv: Annotated[
         Path | None,
-        typer.Option(help="Read 9×9 puzzles (`source,question,answer,rating`) instead: a file, or a folder of two."),
+        typer.Option(
+            help="Read 9×9 puzzles (columns `question,answer`) instead: a .csv or .csv.gz, or a folder of two."
+        ),
     ] = None,
     subsample: Annotated[
         int | None,
         typer.Option(help="With --from-csv: training puzzles to draw with --seed; chosen_rows.json names them."),
     ] = None,
     min_difficulty: Annotated[float | None, typer.Option(help="With --from-csv: least rating to keep.")] = None,
+    keep_ambiguous: Annotated[
+        bool, typer.Option(_AMBIGUOUS, help="With --from-csv: take puzzles with more than one solution too.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate Sudoku puzzles with one solution each, or read them from CSV.
@@ -67,10 +73,11 @@ def prepare_sudoku_command(
             subsample=subsample,
             min_difficulty=min_difficulty,
             seed=seed,
+            keep_ambiguous=keep_ambiguous,
             overwrite=overwrite,
         )
         return
-    _refuse(ctx, ("subsample", "min_difficulty"), _CHOSEN)
+    _refuse(ctx, ("subsample", "min_difficulty", "keep_ambiguous"), _CHOSEN)
     sudoku.prepare_sudoku(
         output,
         size=size,
@@ -103,12 +110,15 @@ def prepare_maze_command(
     ] = "none",
     from_csv: Annotated[
         Path | None,
-        typer.Option(help="Read mazes (`source,question,answer,rating`) instead: a file, or a folder of two."),
+        typer.Option(help="Read mazes (columns `question,answer`) instead: a .csv or .csv.gz, or a folder of two."),
     ] = None,
     subsample: Annotated[
         int | None,
         typer.Option(help="With --from-csv: training mazes to draw with --seed; chosen_rows.json names them."),
     ] = None,
+    keep_ambiguous: Annotated[
+        bool, typer.Option(_AMBIGUOUS, help="With --from-csv: take mazes with several shortest paths too.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate mazes, each with the one path from S to G, or read them from CSV.
@@ -126,10 +136,11 @@ def prepare_maze_command(
             subsample=subsample,
             seed=seed,
             augment=augment,  # type: ignore[arg-type]  # checked there
+            keep_ambiguous=keep_ambiguous,
             overwrite=overwrite,
         )
         return
-    _refuse(ctx, ("subsample",), _CHOSEN)
+    _refuse(ctx, ("subsample", "keep_ambiguous"), _CHOSEN)
     maze.prepare_maze(
         output,
         size=size,
@@ -140,6 +151,15 @@ def prepare_maze_command(
         augment=augment,  # type: ignore[arg-type]  # checked there
         overwrite=overwrite,
     )
+
+
+KeepDuplicates = Annotated[
+    bool,
+    typer.Option(
+        "--keep-duplicates",
+        help="Keep ARC training rows that are test pairs of another puzzle, as the original's published numbers do.",
+    ),
+]
 
 
 class _SeveralWords(TyperCommand):
@@ -177,6 +197,7 @@ def prepare_arc_command(
     ] = 1000,
     output: Annotated[Path, typer.Option(help="Folder of the new dataset.")] = Path("data/arc1"),
     seed: Annotated[int, typer.Option(help="Same seed, same augmentations.")] = 42,
+    keep_duplicates: KeepDuplicates = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Read the ARC puzzles; their augmentations take no disk, for training computes them.
@@ -192,6 +213,7 @@ def prepare_arc_command(
         test_set=test_set,
         augmentations=augmentations,
         seed=seed,
+        keep_duplicates=keep_duplicates,
         overwrite=overwrite,
     )
 
@@ -204,6 +226,7 @@ def import_original_command(
     keep_augmentations: Annotated[
         bool, typer.Option("--keep-augmentations", help="Copy ARC's stored augmentations, rather than compute them.")
     ] = False,
+    keep_duplicates: KeepDuplicates = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Import a dataset of the original TRM code; puzzle identifiers keep their numbers, so its checkpoints fit.
@@ -212,4 +235,10 @@ def import_original_command(
     """
     from trm_ray.data.official import import_original
 
-    import_original(folder, output, keep_augmentations=keep_augmentations, overwrite=overwrite)
+    import_original(
+        folder,
+        output,
+        keep_augmentations=keep_augmentations,
+        keep_duplicates=keep_duplicates,
+        overwrite=overwrite,
+    )

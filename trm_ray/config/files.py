@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ import yaml
 
 from trm_ray.config.errors import ConfigError, nearest, show
 from trm_ray.config.keys import NAME, NAME_RULE, Settings, flatten
+from trm_ray.config.text import NotTextError, read_text
 from trm_ray.storage import as_path
 
+_LOG = logging.getLogger("trm_ray")
 FORMAT_VERSION = 1  # of the YAML that `to_yaml` writes
+MOST_BYTES = 1 << 20  # of a config that goes along with a job
 OWN_CONFIGS = Path("configs")  # the user's, in the working directory; they go before the shipped ones
 # What PyYAML raises besides its own errors: no UTF-8 or no such date; no such key; brackets in brackets in brackets …
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -55,7 +59,27 @@ def find_file(kind: str, name: str, config_dir: str | os.PathLike[str] | None) -
 
 def config_names(kind: str = "scenario", config_dir: str | os.PathLike[str] | None = None) -> list[str]:
     """List the names of the scenarios, tasks or sweeps that can be loaded."""
-    return sorted({path.stem for folder in _folders(kind, config_dir) for path in folder.glob("*.yaml")})
+    files = [path for folder in _folders(kind, config_dir) for path in folder.glob("*.yaml") if is_config(path)]
+    return sorted({path.stem for path in files})
+
+
+def is_config(path: Path) -> bool:
+    """Tell a file from what else may have the name of one: a folder, a pipe, a dead link, a Mac's `._x.yaml`."""
+    return path.is_file() and not path.name.startswith(".")
+
+
+def find_configs(folder: Path) -> list[Path]:
+    """Find the configs below a folder that can be carried elsewhere; tell of those that cannot in one line."""
+    found = sorted(path for path in folder.rglob("*.yaml") if not path.is_dir() and not path.name.startswith("."))
+    carried = [
+        path for path in found if is_config(path) and os.access(path, os.R_OK) and path.stat().st_size <= MOST_BYTES
+    ]
+    passed = sorted(set(found) - set(carried))
+    if passed:
+        more = f" and {len(passed) - 3} more" if len(passed) > 3 else ""
+        rule = f"a config is a readable file of up to {MOST_BYTES >> 20} MiB"
+        _LOG.warning("left behind: %s%s (%s)", ", ".join(map(str, passed[:3])), more, rule)
+    return carried
 
 
 def _folders(kind: str, config_dir: str | os.PathLike[str] | None) -> list[Path]:
@@ -100,8 +124,10 @@ def read_file(path: Path) -> dict[str, Entry]:
 
 def _parse_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         values = yaml.safe_load(text)
+    except NotTextError as error:
+        raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; name a readable .yaml file") from None
     except (yaml.YAMLError, *UNREADABLE) as error:

@@ -20,7 +20,7 @@ import numpy as np
 from trm_ray.data.counters import counter_draws, mixed
 from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers, draw_transforms
 from trm_ray.data.progress import progress
-from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, DatasetError, DatasetInfo, Rows, owns_output, sha256
+from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, DatasetError, DatasetInfo, Rows, owns_output, read_json, sha256
 from trm_ray.data.schema import write_dataset as write_rows
 from trm_ray.storage import as_path
 
@@ -132,10 +132,10 @@ def read_puzzles(prefix: str | Path, subset: str) -> list[Puzzle]:
     """
     sources = _sources(as_path(prefix), subset)
     if sources[0].name.endswith("_challenges.json"):
-        tasks = {name: (sources[0], task) for name, task in _json_object(sources[0]).items()}
-        solutions = _json_object(sources[1]) if len(sources) > 1 else {}
+        tasks = {name: (sources[0], task) for name, task in read_json(sources[0]).items()}
+        solutions = read_json(sources[1]) if len(sources) > 1 else {}
     else:
-        tasks, solutions = {path.stem: (path, _json_object(path)) for path in sources}, {}
+        tasks, solutions = {path.stem: (path, read_json(path)) for path in sources}, {}
     puzzles = [parse_puzzle(f"{path}: puzzle {name}", name, task) for name, (path, task) in tasks.items()]
     return [_with_solutions(puzzle, solutions, sources[-1]) for puzzle in puzzles]
 
@@ -146,23 +146,14 @@ def _sources(prefix: Path, subset: str) -> list[Path]:
         solutions = prefix.with_name(f"{prefix.name}_{subset}_solutions.json")
         return [challenges, solutions] if solutions.is_file() else [challenges]
     folder = prefix if prefix.name == subset else prefix / subset
-    files = sorted(folder.glob("*.json"))
+    # What a Mac's archive or an editor leaves there is no task: `._x.json`, `.#x.json`, a folder, a dead link.
+    files = sorted(file for file in folder.glob("*.json") if not file.name.startswith(".") and file.is_file())
     if not files:
         raise DatasetError(
             f"subset {subset}: there is neither {challenges} nor {folder}/*.json; "
             "--input is what stands before _SUBSET_challenges.json, or the folder of the subsets' folders"
         )
     return files
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise DatasetError(f"{path} must hold a JSON object, not {type(raw).__name__}")
-    return raw
 
 
 def parse_puzzle(where: str, name: str, task: Any) -> Puzzle:
@@ -256,7 +247,7 @@ def find_augmentations(puzzle: Puzzle, augmentations: int, seed: int) -> np.ndar
     Returns:
         Numbers of `draw_transforms`, rising; fewer than wanted if 5 · `augmentations` trials give no more.
     """
-    sums = np.stack([_colour_sums(pair) for pair in (*puzzle.train, *puzzle.test)])
+    sums = np.stack([colour_sums(pair) for pair in (*puzzle.train, *puzzle.test)])
     hashes = _puzzle_hashes(sums, np.zeros(1, np.uint8), np.arange(NUM_COLOURS, dtype=np.uint8)[None])
     new = np.zeros(0, np.int64)
     for begin in range(0, TRIALS_PER_AUGMENTATION * augmentations, max(1, augmentations)):
@@ -268,7 +259,7 @@ def find_augmentations(puzzle: Puzzle, augmentations: int, seed: int) -> np.ndar
     return new[:augmentations]
 
 
-def _colour_sums(pair: Pair) -> np.ndarray:
+def colour_sums(pair: Pair) -> np.ndarray:
     """Sum the weights of the cells of each colour under each transform: (2, 8, 10) uint64 of input and output.
 
     A grid's hash is Σ cells weight(place) · weight(colour): once these sums are known, a permutation of the colours
@@ -316,16 +307,19 @@ def prepare_arc(
     test_set: str,
     augmentations: int = 1000,
     seed: int = 42,
+    keep_duplicates: bool = False,
     overwrite: bool = False,
 ) -> DatasetInfo:
     """Read ARC puzzles, name their augmentations and write the dataset.
 
     The pairs that a puzzle shows are training rows; those that it asks are test rows if it is in `test_set`, otherwise
-    training rows too, if their output is known. The test puzzles lie beside them as `test_puzzles.json`.
+    training rows too, if their output is known. The test puzzles lie beside them as `test_puzzles.json`. Training rows
+    that are a test pair of another puzzle, up to turns and colours, are left out (`arc_duplicates`).
 
     Args:
         prefix: what stands before `_{subset}_challenges.json`, or a folder of folders of one file a task.
         augmentations: identifiers of each puzzle besides its own; 0 for none.
+        keep_duplicates: leave no training row out, as the original does.
 
     Raises:
         DatasetError: a file is missing or malformed, or a puzzle is in two subsets and differs.
@@ -335,13 +329,19 @@ def prepare_arc(
         raise ValueError(f"test_set={test_set} must be one of the subsets; got {', '.join(subsets)}")
     if augmentations < 0:
         raise ValueError(f"augmentations={augmentations} must be at least 0; 0 makes none")
+    from trm_ray.data.arc_duplicates import find_duplicates  # which needs this module
+
     members = {subset: read_puzzles(prefix, subset) for subset in subsets}
     puzzles = _united(members)
     asked = {puzzle.name for puzzle in members[test_set]}
     identifiers = _identifiers(list(puzzles.values()), augmentations, seed)
+    splits = _splits(list(puzzles.values()), asked, identifiers)
+    duplicates = find_duplicates(splits["train"], splits["test"], identifiers)
+    duplicates.tell(kept=keep_duplicates)
+    left_out = not keep_duplicates and bool(duplicates.tested)
     info = write_rows(
         output,
-        _splits(list(puzzles.values()), asked, identifiers),
+        {**splits, "train": splits["train"][~duplicates.leaking]} if left_out else splits,
         vocab_size=VOCAB_SIZE,
         generator="arc",
         arguments={
@@ -349,6 +349,7 @@ def prepare_arc(
             "test_set": test_set,
             "augmentations": augmentations,
             "sources": {p.name: sha256(p) for s in subsets for p in _sources(as_path(prefix), s)},
+            **({"duplicates_left_out": duplicates.tested} if left_out else {}),
         },
         seed=seed,
         symmetry={"name": "arc"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -216,20 +216,39 @@ class Maze:
 
     def read(self, text: str, source: str, name: str) -> list[Question]:
         """Read mazes of `# SG`, a line each row, with blank lines between them; or a line each maze."""
-        lines, step = text.splitlines(), self.size + 1
-        if all(len(line) in (0, self.size**2) for line in lines):
-            mazes = [line for line in lines if line]
+        lines = [self._cut(line) for line in text.splitlines()]
+        if all(len(line) == self.size**2 or not line.strip() for line in lines):
+            mazes = [line for line in lines if line.strip()]
         else:
-            blocks = (lines[at : at + step] for at in range(0, len(lines), step))
-            mazes = [self._joined(block, source) for block in blocks if any(line.strip() for line in block)]
+            mazes = [self._joined(block, source) for block in self._blocks(lines)]
         return _named(source, name, [self._tokens(maze, source) for maze in mazes])
+
+    def _cut(self, line: str) -> str:
+        """Cut the blanks off that stand beyond a row, or beyond a maze in one line."""
+        length = self.size if len(line) < self.size**2 else self.size**2
+        return line if line[length:].strip() else line[:length]
+
+    def _blocks(self, lines: list[str]) -> Iterator[list[str]]:
+        """Part mazes, each with the line after it; a blank line is a row of free cells where that makes a maze."""
+        at, step = 0, self.size + 1
+        while at < len(lines):
+            block = lines[at : at + step]
+            if lines[at].strip() or self._is_maze(block):
+                yield block
+                at += step
+            else:
+                at += 1
+
+    def _is_maze(self, block: list[str]) -> bool:
+        cells, after = "".join(block[: self.size]), "".join(block[self.size :])
+        return len(block) >= self.size and cells.count("S") == cells.count("G") == 1 and not after.strip()
 
     def _joined(self, block: list[str], source: str) -> str:
         """Join the rows of a maze, which a blank line may follow; spaces at a line's end may be missing."""
         rows, after = block[: self.size], "".join(block[self.size :])
         longest = max(map(len, rows))
         if after.strip() or longest > self.size or len(rows) < self.size:
-            rule = f"this model solves mazes of {self.size} rows of {self.size}, with one blank line between them"
+            rule = f"this model solves mazes of {self.size} rows of {self.size}, with blank lines between them"
             raise DatasetError(f"{source} has a block of {len(block)} rows of up to {longest} characters; {rule}")
         return "".join(row.ljust(self.size) for row in rows)
 

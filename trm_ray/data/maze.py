@@ -378,9 +378,10 @@ def prepare_maze_from_csv(
     subsample: int | None = None,
     seed: int = 0,
     augment: Augment = "none",
+    keep_ambiguous: bool = False,
     overwrite: bool = False,
 ) -> DatasetInfo:
-    """Read mazes from CSV files with the columns source, question, answer and rating.
+    """Read mazes from CSV files with the columns question and answer.
 
     Training mazes that are a rotation or mirror image of a test maze are left out. The chosen lines are recorded in
     chosen_rows.json.
@@ -389,13 +390,14 @@ def prepare_maze_from_csv(
         csv_path: a folder with train.csv and test.csv, or one file.
         test: how many test mazes to draw: from the test file, or held out of the one file.
         subsample: how many training mazes to draw; None keeps all in the order of the file.
+        keep_ambiguous: take mazes with several shortest paths too; otherwise they are left out, and counted.
 
     Raises:
         ValueError: a file is missing or malformed (line and value are named), or holds too few mazes.
     """
     symmetry = symmetry_of(augment)
-    choice = Choice(test=test, subsample=subsample, seed=seed)
-    read = read_csv_splits(CsvKind(_num_cells, _csv_boards, canonical_forms), as_path(csv_path), None, choice)
+    choice = Choice(test=test, subsample=subsample, seed=seed, keep_ambiguous=keep_ambiguous)
+    read = read_csv_splits(_CSV, as_path(csv_path), None, choice)
     longer = [_num_longer(table) for table in (read.train, read.test)]
     if any(longer):
         print(f"{sum(longer):,} answers are paths with a shorter way; they are kept as they are")
@@ -434,6 +436,17 @@ def _csv_boards(questions: Sequence[str], answers: Sequence[str]) -> tuple[np.nd
     return asked, answered
 
 
+def _has_several_shortest(questions: np.ndarray) -> np.ndarray:
+    """Say which mazes (P, cells) have more than one shortest path: more cells lie on one than it has."""
+    marked = []
+    for start in range(0, len(questions), _BATCH):
+        boards = _boards(questions[start : start + _BATCH])
+        begin, goal = boards == START, boards == GOAL
+        on_path = _on_shortest(boards != WALL, begin, goal).sum((1, 2))
+        marked.append(on_path > 1 + shortest_lengths(questions[start : start + _BATCH]))
+    return np.concatenate([np.zeros(0, bool), *marked])
+
+
 def _tokens_of(texts: Sequence[str]) -> np.ndarray:
     """Turn texts into tokens (P, cells), 0 for what is no character of a maze."""
     tokens = np.zeros(256, np.uint8)
@@ -445,3 +458,13 @@ def _is_joined(answers: np.ndarray) -> np.ndarray:
     boards = _boards(answers)
     way = np.isin(boards, (START, GOAL, PATH))
     return ((_distances(way, boards == START) >= 0) & (boards == GOAL)).any((1, 2))
+
+
+_CSV = CsvKind(
+    num_cells=_num_cells,
+    boards=_csv_boards,
+    forms=canonical_forms,
+    is_ambiguous=_has_several_shortest,
+    told_ambiguous="several shortest paths",
+    blanks_count=True,
+)

@@ -10,7 +10,6 @@ read in blocks: a folder may be larger than the memory.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from trm_ray.config.keys import NAME, NAME_RULE
+from trm_ray.config.text import read_text
 from trm_ray.data.arc import EOS, SEQ_LEN, SIDE, TEST_PUZZLES_NAME, VOCAB_SIZE, grid_sizes
+from trm_ray.data.arc_duplicates import find_duplicates
 from trm_ray.data.arc_symmetry import ArcSymmetry
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import Advance, progress
@@ -35,6 +36,7 @@ from trm_ray.data.schema import (
     Rows,
     TokenBatch,
     owns_output,
+    read_json,
     write_dataset,
 )
 from trm_ray.storage import as_path, is_remote
@@ -90,15 +92,22 @@ class _Split:
 
 @owns_output
 def import_original(
-    source: str | Path, output: str | Path, *, keep_augmentations: bool = False, overwrite: bool = False
+    source: str | Path,
+    output: str | Path,
+    *,
+    keep_augmentations: bool = False,
+    keep_duplicates: bool = False,
+    overwrite: bool = False,
 ) -> DatasetInfo:
     """Import a dataset of the original code, its puzzles and groups as they are.
 
     Of ARC only the puzzles as they are get stored, moved to the upper left corner; the augmentations that the folder
-    holds are computed while streaming, after a sample of them was found equal.
+    holds are computed while streaming, after a sample of them was found equal. Training rows that are a test pair of
+    another puzzle, up to turns and colours, are left out (`arc_duplicates`).
 
     Args:
         keep_augmentations: copy every row as it is.
+        keep_duplicates: leave no training row out.
 
     Raises:
         DatasetError: a file is missing, unreadable or does not agree with another one; or a stored augmentation is not
@@ -119,12 +128,13 @@ def import_original(
                 name: _rows(split, identifiers if computed else None, Path(scratch) / name, advance)
                 for name, split in splits.items()
             }
+        left_out = _without_duplicates(rows, identifiers, kept=keep_duplicates) if _is_arc(metadata) else {}
         info = write_dataset(
             output,
             rows,
             vocab_size=metadata["vocab_size"],
             generator="import_original",
-            arguments={"folder": source.resolve().name, "keep_augmentations": not computed},
+            arguments={"folder": source.resolve().name, "keep_augmentations": not computed, **left_out},
             seed=None,
             symmetry={"name": "arc"} if computed else None,
             identifiers=identifiers,
@@ -152,15 +162,7 @@ def _is_arc(metadata: dict[str, Any]) -> bool:
 
 
 def _read_json(path: Path, kind: type) -> Any:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}; a folder of the original has it") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(raw, kind):
-        raise DatasetError(f"{path} must hold a JSON {kind.__name__}, not {type(raw).__name__}")
-    return raw
+    return read_json(path, kind, "; a folder of the original has it")
 
 
 def _open_split(source: Path, name: str) -> _Split:
@@ -251,8 +253,9 @@ def _side_files(source: Path) -> dict[str, bytes]:
     path = source / TEST_PUZZLES_NAME
     if not path.exists():
         return {}
+    # As it is, but without what an editor puts before it: whoever reads it later takes it for plain JSON.
     _read_json(path, dict)
-    return {TEST_PUZZLES_NAME: path.read_bytes()}
+    return {TEST_PUZZLES_NAME: read_text(path).encode()}
 
 
 # --- Writing -----------------------------------------------------------------------------------------------
@@ -280,6 +283,26 @@ def _rows(split: _Split, computed: PuzzleIdentifiers | None, scratch: Path, adva
         first_puzzle += len(one.puzzle_identifiers)
         first_group += len(one.group_indices) - 1
     return Rows(inputs, labels, *np.concatenate(columns, axis=1))
+
+
+def _without_duplicates(rows: dict[str, Rows], identifiers: PuzzleIdentifiers, *, kept: bool) -> dict[str, Any]:
+    """Take the training rows that are test pairs of another puzzle out, and give what dataset.json says of them."""
+    duplicates = find_duplicates(rows["train"], rows["test"], identifiers, _cornered)
+    duplicates.tell(kept=kept)
+    if kept or not duplicates.tested:
+        return {}
+    rows["train"] = _compacted(rows["train"], np.flatnonzero(~duplicates.leaking))
+    return {"duplicates_left_out": duplicates.tested}
+
+
+def _compacted(rows: Rows, stay: np.ndarray) -> Rows:
+    """Move the rows that stay to the front, in their file, since they need not fit into memory."""
+    for begin in range(0, len(stay), _BLOCK):
+        part = stay[begin : begin + _BLOCK]
+        for tokens in (rows.inputs, rows.labels):
+            tokens[begin : begin + len(part)] = tokens[part]
+    numbers = (rows.puzzle_identifiers[stay], rows.puzzles[stay], rows.groups[stay])
+    return Rows(rows.inputs[: len(stay)], rows.labels[: len(stay)], *numbers)
 
 
 def _all_puzzles(one: _Set) -> np.ndarray:

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import math
 import re
 import shutil
@@ -31,6 +32,8 @@ import numpy as np
 
 from trm_ray.config.errors import printable
 from trm_ray.config.keys import NAME
+from trm_ray.config.text import NotTextError, read_text
+from trm_ray.data.counters import counter_draws, mixed
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
 from trm_ray.ownership import Ownership
@@ -50,6 +53,7 @@ from trm_ray.storage import as_path, check_is_folder, drop_copy, is_remote, loca
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_LOG = logging.getLogger("trm_ray")
 FORMAT_VERSION = 2
 PAD_ID = 0
 IGNORED_LABEL = -100
@@ -101,6 +105,60 @@ class Rows:
 
     def __getitem__(self, chosen: slice | np.ndarray) -> Rows:
         return Rows(*(np.ascontiguousarray(getattr(self, f.name)[chosen]) for f in fields(self)))
+
+
+class RowHashes:
+    """Collect the hashes of rows, 8 bytes each, to find test rows that are training rows too.
+
+    What makes two rows one: the inputs, whatever the answers, for a puzzle is asked by its inputs; of puzzles that have
+    identifiers the labels too, for there the examples say what is asked (ARC asks different things of one grid).
+
+    Args:
+        splits: which are collected.
+    """
+
+    def __init__(self, splits: Sequence[str] = ("train", "test")) -> None:
+        self._splits = splits
+        self._parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+
+    def add(self, split: str, rows: Rows) -> None:
+        """Take rows of a split, those of other splits than the asked ones not."""
+        if split in self._splits:
+            self._parts[split].append(_row_hashes(rows))
+
+    def join(self, other: RowHashes) -> RowHashes:
+        """Take those that another one has collected."""
+        for split, parts in other._parts.items():
+            self._parts[split] += parts
+        return self
+
+    def tell_shared(self, where: str) -> None:
+        """Warn of test rows that are training rows, once for the same data."""
+        train, test = (np.concatenate([np.zeros(0, np.uint64), *self._parts[split]]) for split in ("train", "test"))
+        train.sort()  # `np.isin` takes thirty times as long
+        places = np.searchsorted(train, test)
+        shared = places < len(train)
+        shared[shared] = train[places[shared]] == test[shared]
+        if shared.any():
+            told = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
+            first = f"the first is test row {int(shared.argmax())}"
+            _warn_once(f"{where}: {told} ({first}): accuracy counts what was learnt by heart; take them out of a split")
+
+
+@functools.cache
+def _warn_once(told: str) -> None:
+    _LOG.warning("%s", printable(told))
+
+
+def _row_hashes(rows: Rows) -> np.ndarray:
+    """Name each row by what makes it one with another, see `RowHashes`: (N,) uint64."""
+    weights = counter_draws(0, 0, np.arange(2 * rows.inputs.shape[1]), 1)[:, 0]
+    asked, answered = np.split(weights, 2)
+    hashes = mixed(rows.inputs.astype(np.uint64) @ asked)
+    named = rows.puzzle_identifiers > 0
+    if named.any():
+        hashes[named] += mixed(rows.labels[named].astype(np.uint64) @ answered)
+    return hashes
 
 
 @dataclass(frozen=True)
@@ -161,7 +219,7 @@ class DatasetInfo:
             DatasetError: it is missing, unreadable, of another version, or a key is missing or wrong.
         """
         path = as_path(folder) / INFO_NAME
-        raw = _read_json(path)
+        raw = read_json(path)
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise DatasetError(
@@ -200,7 +258,8 @@ def write_dataset(
 ) -> DatasetInfo:
     """Write a dataset folder, whole or not at all: it appears under its name when it is finished.
 
-    The same rows and arguments give the same bytes (with the same pyarrow).
+    The same rows and arguments give the same bytes (with the same pyarrow). Test rows that are training rows too are
+    told of in a warning.
 
     Args:
         arguments: what the generator was called with, as JSON.
@@ -228,13 +287,15 @@ def write_dataset(
             symmetry=dict(symmetry) if symmetry is not None else None,
             files={},
         )
+        hashes = RowHashes()
         for name, rows in splits.items():
-            info.splits[name] = _write_split(partial, name, rows, info)
+            info.splits[name] = _write_split(partial, name, rows, info, hashes)
         for name, content in {**side_files, IDENTIFIERS_NAME: identifiers.to_bytes()}.items():
             (partial / name).write_bytes(content)
             info.files[name] = sha256(partial / name)
         (partial / INFO_NAME).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
         _put_in_place(partial, folder)
+    hashes.tell_shared(str(folder))
     return info
 
 
@@ -393,12 +454,19 @@ def read_identifiers(*folders: str | Path) -> PuzzleIdentifiers:
     return _load_identifiers(as_path(named) / IDENTIFIERS_NAME)
 
 
-def open_dataset(folder: str | Path, *, command_hint: str | None = None, require: Sequence[str] = ()) -> DatasetInfo:
+def open_dataset(
+    folder: str | Path,
+    *,
+    command_hint: str | None = None,
+    require: Sequence[str] = (),
+    hashes: RowHashes | None = None,
+) -> DatasetInfo:
     """Validate a dataset folder, every file and every token of it, before it is trained on.
 
     Args:
         command_hint: the command that makes this dataset, for the error when it is missing.
         require: splits that must be there.
+        hashes: is given all rows.
 
     Raises:
         DatasetError: one line that names the file, the row, the value, the rule and the way out.
@@ -417,7 +485,7 @@ def open_dataset(folder: str | Path, *, command_hint: str | None = None, require
         _check_symmetry(info.symmetry, info.seq_len, info.vocab_size)
         _check_side_files(folder, info)
         for name, split in info.splits.items():
-            _check_split(folder, name, split, info)
+            _check_split(folder, name, split, info, hashes)
     except DatasetError as error:
         made = f", made with `{command_hint}`" if command_hint else ""
         raise DatasetError(f"{error} (dataset {folder}{made})") from error
@@ -425,7 +493,11 @@ def open_dataset(folder: str | Path, *, command_hint: str | None = None, require
 
 
 def open_datasets(
-    folders: Sequence[str | Path], *, command_hint: str | None = None, require: Sequence[str] = ()
+    folders: Sequence[str | Path],
+    *,
+    command_hint: str | None = None,
+    require: Sequence[str] = (),
+    hashes: RowHashes | None = None,
 ) -> DatasetInfo:
     """Validate several datasets and describe them as one.
 
@@ -437,7 +509,7 @@ def open_datasets(
     """
     if not folders:
         raise DatasetError("data_paths is empty; name at least one dataset folder")
-    infos = [open_dataset(folder, command_hint=command_hint, require=require) for folder in folders]
+    infos = [open_dataset(folder, command_hint=command_hint, require=require, hashes=hashes) for folder in folders]
     for key in ("seq_len", "vocab_size", "symmetry"):
         for folder, info in zip(folders, infos, strict=True):
             _check_agreement(key, folders[0], infos[0], folder, info)
@@ -461,15 +533,26 @@ def check_same_identifiers(infos: Mapping[str, DatasetInfo]) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kind: type = dict, hint: str = "") -> Any:
+    """Read a JSON file that holds a `kind`, whatever editor has saved it.
+
+    Args:
+        hint: what to add where it is not there.
+
+    Raises:
+        DatasetError: it cannot be read, is no text or no JSON, or holds something else.
+    """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+        raise DatasetError(f"{path} cannot be read: {error.strerror}{hint}") from error
+    except NotTextError as error:
+        raise DatasetError(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise DatasetError(f"{path} must hold a JSON object, not {type(raw).__name__}")
+    if not isinstance(raw, kind):
+        name = "object" if kind is dict else "list"
+        raise DatasetError(f"{path} must hold a JSON {name}, not {type(raw).__name__}")
     return raw
 
 
@@ -546,10 +629,11 @@ def _common_length(splits: Mapping[str, Rows]) -> int:
     return next(iter(lengths.values()))
 
 
-def _write_split(partial: Path, name: str, rows: Rows, info: DatasetInfo) -> SplitInfo:
+def _write_split(partial: Path, name: str, rows: Rows, info: DatasetInfo, hashes: RowHashes) -> SplitInfo:
     _check_filled(name, len(rows))
     for first in range(0, len(rows), ROWS_PER_ROW_GROUP):
         _check_tokens(name, first, rows[first : first + ROWS_PER_ROW_GROUP], info)
+        hashes.add(name, rows[first : first + ROWS_PER_ROW_GROUP])
     _check_puzzles(name, rows.puzzles, rows.groups)
     (partial / name).mkdir(parents=True)
     num_parts = min(MAX_PARTS, max(1, len(rows) // MIN_ROWS_PER_PART))
@@ -701,12 +785,14 @@ def _check_side_files(folder: Path, info: DatasetInfo) -> None:
         )
 
 
-def _check_split(folder: Path, name: str, split: SplitInfo, info: DatasetInfo) -> None:
+def _check_split(folder: Path, name: str, split: SplitInfo, info: DatasetInfo, hashes: RowHashes | None) -> None:
     seen, keys = 0, []
     with progress(f"{name} rows checked", split.rows) as advance:
         for file, table in _tables(folder, split, checked=True):
             rows = _rows(folder, file, table, info.seq_len)
             _check_tokens(name, seen, rows, info)
+            if hashes is not None:
+                hashes.add(name, rows)
             seen += len(rows)
             keys.append((rows.puzzles, rows.groups))
             advance(len(rows))

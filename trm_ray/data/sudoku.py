@@ -416,9 +416,10 @@ def prepare_sudoku_from_csv(
     subsample: int | None = None,
     min_difficulty: float | None = None,
     seed: int = 0,
+    keep_ambiguous: bool = False,
     overwrite: bool = False,
 ) -> DatasetInfo:
-    """Read 9×9 puzzles from CSV files with the columns source, question, answer and rating.
+    """Read 9×9 puzzles from CSV files with the columns question and answer, and perhaps rating.
 
     Training puzzles that are symmetric to a test puzzle are left out. The chosen lines are recorded in
     chosen_rows.json, so that others can take the same puzzles.
@@ -429,11 +430,14 @@ def prepare_sudoku_from_csv(
         test: how many test puzzles to draw: from the test file, or held out of the training file without one.
         subsample: how many training puzzles to draw; None keeps all in the order of the file.
         min_difficulty: the least `rating` to keep, in both files.
+        keep_ambiguous: take puzzles with more than one solution too; otherwise they are left out, and counted.
 
     Raises:
         DatasetError: a file is missing or malformed (line and value are named), or holds too few puzzles.
     """
-    choice = Choice(test=test, subsample=subsample, min_difficulty=min_difficulty, seed=seed)
+    choice = Choice(
+        test=test, subsample=subsample, min_difficulty=min_difficulty, seed=seed, keep_ambiguous=keep_ambiguous
+    )
     read = read_csv_splits(_CSV, as_path(csv_path), as_path(test_csv) if test_csv is not None else None, choice)
     splits = {name: rows_of_boards(t.questions, t.answers) for name, t in (("train", read.train), ("test", read.test))}
     more = {"side_files": read.side_files, "overwrite": overwrite}
@@ -460,10 +464,20 @@ def _csv_forms(questions: np.ndarray) -> list[bytes]:
     return canonical_forms(questions, BOXES[9])
 
 
+def _has_several_solutions(questions: np.ndarray) -> np.ndarray:
+    return solve(questions).counts > 1
+
+
 def _digits_of(texts: Sequence[str]) -> np.ndarray:
     """Turn texts of 81 characters into (P, 81) digits; what is none becomes a number above 9."""
     codes = codes_of(texts)
     return np.where(codes == ord("."), 0, codes - np.uint8(ord("0"))).astype(np.uint8)
 
 
-_CSV = CsvKind(num_cells=lambda question: 81, boards=_csv_boards, forms=_csv_forms)
+_CSV = CsvKind(
+    num_cells=lambda question: 81,
+    boards=_csv_boards,
+    forms=_csv_forms,
+    is_ambiguous=_has_several_solutions,
+    told_ambiguous="more than one solution",
+)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs
 import ray.data
 
-from trm_ray.data.schema import COLUMNS, Rows, number_shifts, shifted
+from trm_ray.data.schema import COLUMNS, DatasetInfo, Rows, number_shifts, shifted
 from trm_ray.data.stream import SHUFFLE_ROWS
 from trm_ray.storage import arrow_filesystem, storage_key
 
@@ -34,7 +34,8 @@ def load_split(folders: Sequence[Path], split: str, num_workers: int = 1) -> Any
 
 
 def _load_folder(folder: Path, split: str, shift: tuple[int, int]) -> Any:
-    files = sorted((folder / split).glob("*.parquet"))
+    # Those of dataset.json, which were checked: the folder may hold others, such as a Mac's `._part-00000.parquet`.
+    files = sorted(folder / file for file in DatasetInfo.load(folder).split(split).files)
     dataset = ray.data.read_parquet([storage_key(file) for file in files], filesystem=arrow_filesystem(folder))
     return dataset.map_batches(_to_tensors, batch_format="pyarrow", fn_args=shift)
 

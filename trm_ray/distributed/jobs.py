@@ -24,7 +24,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import trm_ray
-from trm_ray.config.files import OWN_CONFIGS, shipped_configs
+from trm_ray.config.files import OWN_CONFIGS, find_configs, shipped_configs
 from trm_ray.config.keys import NAME
 from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import environment
@@ -173,7 +173,7 @@ def _requirements(words: list[str]) -> list[str]:
 def _working_copy(files: tuple[str, ...], target: Path) -> None:
     """Lay out what a job finds in its working directory: all configs, one's own over the shipped ones, and files."""
     for configs in (shipped_configs(), OWN_CONFIGS):
-        for path in configs.rglob("*.yaml"):
+        for path in find_configs(configs):
             _copy(path, target / "configs" / path.relative_to(configs))
     for name in files:
         _copy(Path(name), target / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -19,6 +20,7 @@ import yaml
 from trm_ray.storage import as_path, is_whole
 
 METRICS_FILE = "metrics.jsonl"
+_LOG = logging.getLogger("trm_ray")
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 FINAL_FOLDER, FINAL_MARK = "final_model", "manifest.json"
@@ -322,14 +324,21 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     return [read_run(folder) for folder in folders.values()]
 
 
-def _run_folders(path: Path) -> Iterator[Path]:
-    """Walk to the runs at or below `path`; nothing inside a run is another run."""
+def _run_folders(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Walk to the runs at or below `path`; nothing inside a run is another run, and a link back up leads nowhere."""
     if is_run(path):
         yield path
-    elif path.is_dir() and not path.name.startswith("."):
-        for child in sorted(path.iterdir()):
-            if child.is_dir():
-                yield from _run_folders(child)
+    elif path.is_dir() and not path.name.startswith(".") and (here := path.resolve()) not in above:
+        for child in _children(path):
+            yield from _run_folders(child, above | {here})
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir())
+    except PermissionError:
+        _LOG.warning("%s cannot be read and is passed over", folder)
+        return []
 
 
 def _check_is_run(folder: Path) -> None:

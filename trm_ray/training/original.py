@@ -6,7 +6,6 @@ Source: github.com/SamsungSAILMontreal/TinyRecursiveModels, `pretrain.py` and `m
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from trm_ray.config import ArchConfig, Config
 from trm_ray.model.layers import swiglu_inner_size
 from trm_ray.storage import local_file
+from trm_ray.training.foreign import Shut, load_shut
 from trm_ray.training.state import TokenShape, build_model
 
 PREFIX = "_orig_mod.model.inner."
@@ -90,10 +90,11 @@ def read_original(path: Path) -> Weights:
 def _weights(path: Path, held: Any) -> Weights:
     state = _state_dict(held)
     if state is None:
-        told = f"the keys {', '.join(map(str, list(held)[:5]))}" if isinstance(held, Mapping) else type(held).__name__
-        raise ValueError(f"{path} holds {told or 'nothing'}, and no state dict of TRM; name a step_N file")
+        raise ValueError(f"{path} holds {_described(held)}, and no state dict of TRM; name a step_N file")
     weights = translate(state, str(path))
     average, step = held.get("ema_helper"), held.get("step")
+    if average and not isinstance(average, Mapping):
+        raise ValueError(f"{path} holds ema_helper, the averaged weights, as {_described(average)}")
     return replace(
         weights,
         average=translate(average, f"ema_helper of {path}").model if average else None,
@@ -101,15 +102,24 @@ def _weights(path: Path, held: Any) -> Weights:
     )
 
 
+def _described(held: Any) -> str:
+    """Say what a file holds instead of weights."""
+    if isinstance(held, Shut):
+        return f"a whole object of the class {held.path}, which is not made alive here (save its state_dict())"
+    if not isinstance(held, Mapping):
+        return type(held).__name__
+    inner = [value for part in held.values() if isinstance(part, Mapping) for value in part.values()]
+    shut = sorted({value.path for value in [*held.values(), *inner] if isinstance(value, Shut)})
+    keys = f"the keys {', '.join(map(str, list(held)[:5]))}" if held else "nothing"
+    return keys + (f", in them objects of {', '.join(shut[:3])}" if shut else "")
+
+
 def _load(path: Path) -> Any:
-    readable = local_file(path)
     try:
-        # The format before PyTorch 1.6 cannot be mapped.
-        return torch.load(readable, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(readable))
-    except Exception as error:  # damaged and hostile files raise all sorts
+        return load_shut(local_file(path))
+    except ValueError as error:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint of weights alone ({type(error).__name__}): it is damaged, cut "
-            "short, or holds more than weights; name a step_N file"
+            f"{path} cannot be read as a checkpoint of weights alone: {error}; name a step_N file"
         ) from None
 
 
@@ -137,7 +147,7 @@ def translate(state: Mapping[str, Any], source: str) -> Weights:
         if name is not None:
             keys[name] = key
     known = set(keys.values())
-    surplus = tuple(key for key in state if key not in known)
+    surplus = tuple(key for key, value in state.items() if key not in known and isinstance(value, Tensor))
     return Weights({name: state[key] for name, key in keys.items()}, None, keys, surplus, None)
 
 
