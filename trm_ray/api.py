@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trm_ray.training.stopping import stops_at_once
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -54,6 +56,7 @@ def load_config(
     return config.load_config(config_name, overrides, config_dir=config_dir)
 
 
+@stops_at_once()
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
     """Train one run: in this process with `ray.num_workers=0`, else on Ray.
 
@@ -64,7 +67,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     Raises:
         ValueError: the data is missing or bad, or the folder holds a run and neither option is given.
         NonFiniteError: the loss or a gradient is not finite; the last checkpoint stands.
-        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or SIGTERM came; the step that was under way is saved.
+        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or another stop signal that the program has no handler for came;
+            the step that was under way is saved.
     """
     from trm_ray.run import claim_folder, is_finished, plan_run, train_in_process
 
@@ -88,6 +92,7 @@ def _last_evaluation(folder: Path) -> dict[str, float]:
     return {tag: value for tag, value in evaluated[-1].items() if tag.startswith("eval/")} if evaluated else {}
 
 
+@stops_at_once()
 def sweep(
     sweep: str | SweepConfig,
     overrides: Sequence[str] = (),
@@ -104,7 +109,8 @@ def sweep(
 
     Raises:
         ValueError: a config or its data is bad, or the folder holds a sweep and neither option is given.
-        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or SIGTERM came; the running trials have saved where they stood.
+        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or another stop signal that the program has no handler for came;
+            the running trials have saved where they stood.
     """
     from rich.console import Console
 
