@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from trm_ray.config import Config, SweepConfig
     from trm_ray.model.trm import TinyRecursiveModel
-    from trm_ray.reporting.comparison import ScenarioSummary
+    from trm_ray.reporting.summary import ScenarioSummary
     from trm_ray.training.inference import LoadedModel, Solution
 
 
@@ -115,8 +115,8 @@ def sweep(
     from rich.console import Console
 
     from trm_ray.config import load_sweep
-    from trm_ray.reporting.comparison import summarise
     from trm_ray.reporting.run_log import find_runs
+    from trm_ray.reporting.summary import summarise
     from trm_ray.sweeps import compare_trials, plan_sweep, start_sweep
 
     resolved = load_sweep(sweep, overrides, config_dir=config_dir) if isinstance(sweep, str) else sweep

@@ -32,6 +32,7 @@ from trm_ray.data.schema import (
 )
 from trm_ray.data.symmetries import symmetry_from
 from trm_ray.model.trm import Batch
+from trm_ray.reporting.aside import aside
 from trm_ray.reporting.evaluation import (
     Evaluation,
     RowResults,
@@ -423,8 +424,12 @@ def _written(report: EvaluationReport, folder: Path, submission: Any) -> Evaluat
     files[0].write_text(words, encoding="utf-8")
     title = f"{as_path(told['run']).resolve().name} · {told['split']} split · {report.evaluation.num_rows:,} rows"
     subtitle = f"step {told['step']:,}, {told['weights']} weights"
-    files.append(save_evaluation(report.evaluation, folder / f"{name}.png", title, subtitle))
     if submission is not None:
         files.append(folder / "submission.json")
         files[-1].write_text(json.dumps(submission) + "\n", encoding="utf-8")
+    picture = aside(
+        f"no picture of the evaluation was drawn; the numbers are in {files[0]}",
+        lambda: save_evaluation(report.evaluation, folder / f"{name}.png", title, subtitle),
+    )
+    files += [] if picture is None else [picture]
     return replace(report, files=tuple(files))

@@ -128,9 +128,9 @@ class _Ender:
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Answer a signal; not its echo, which would break off the way out."""
         looking, self._looking = self._looking, False
-        if self.raised is not None:
-            if _is_on_its_way_out() if looking else time.monotonic() - self._at < _SAME_S:
-                return
+        is_heard = _is_on_its_way_out() if looking else time.monotonic() - self._at < _SAME_S
+        if self.raised is not None and is_heard:
+            return
         self.raised, self._at = Interrupted("stopped at once; nothing was left to save"), time.monotonic()
         self.raised.exit_code = 128 + number
         self._received.put(number)
