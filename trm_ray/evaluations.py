@@ -48,6 +48,7 @@ from trm_ray.storage import as_path
 from trm_ray.training.evaluation import MeasuredRows, measure_rows
 from trm_ray.training.inference import LoadedModel, load_model
 from trm_ray.training.losses import LOSSES
+from trm_ray.training.threads import num_threads_kept
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,8 @@ def evaluate_run(
         loaded,
     )
     folder = _made_folder(as_path(run), output)
-    rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
+    with num_threads_kept():
+        rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
     evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.model.halt_max_steps)
     voted = votes.result(evaluator.test_puzzles) if evaluator.test_puzzles else None
     provenance = _provenance(as_path(run), evaluator)
