@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trm_ray.training.stopping import stops_at_once
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from trm_ray.config import Config, SweepConfig
     from trm_ray.model.trm import TinyRecursiveModel
-    from trm_ray.reporting.comparison import ScenarioSummary
+    from trm_ray.reporting.summary import ScenarioSummary
     from trm_ray.training.inference import LoadedModel, Solution
 
 
@@ -54,6 +56,7 @@ def load_config(
     return config.load_config(config_name, overrides, config_dir=config_dir)
 
 
+@stops_at_once()
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
     """Train one run: in this process with `ray.num_workers=0`, else on Ray.
 
@@ -65,7 +68,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
         ValueError: the data is missing or bad, the folder holds a run and neither option is given, or another process
             writes it.
         NonFiniteError: the loss or a gradient is not finite; the last checkpoint stands.
-        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or SIGTERM came; the step that was under way is saved.
+        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or another stop signal that the program has no handler for came;
+            the step that was under way is saved.
     """
     from trm_ray.run import is_finished, owned_run, plan_run, train_in_process
 
@@ -90,6 +94,7 @@ def _last_evaluation(folder: Path) -> dict[str, float]:
     return {tag: value for tag, value in evaluated[-1].items() if tag.startswith("eval/")} if evaluated else {}
 
 
+@stops_at_once()
 def sweep(
     sweep: str | SweepConfig,
     overrides: Sequence[str] = (),
@@ -107,13 +112,14 @@ def sweep(
     Raises:
         ValueError: a config or its data is bad, the folder holds a sweep and neither option is given, or another
             process writes it.
-        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or SIGTERM came; the running trials have saved where they stood.
+        Interrupted: Ctrl-C (a `KeyboardInterrupt`) or another stop signal that the program has no handler for came;
+            the running trials have saved where they stood.
     """
     from rich.console import Console
 
     from trm_ray.config import load_sweep
-    from trm_ray.reporting.comparison import summarise
     from trm_ray.reporting.run_log import find_runs
+    from trm_ray.reporting.summary import summarise
     from trm_ray.sweeps import plan_sweep, start_sweep
 
     resolved = load_sweep(sweep, overrides, config_dir=config_dir) if isinstance(sweep, str) else sweep

@@ -33,6 +33,7 @@ from trm_ray.data.schema import (
 )
 from trm_ray.data.symmetries import symmetry_from
 from trm_ray.model.trm import Batch
+from trm_ray.reporting.aside import aside
 from trm_ray.reporting.evaluation import (
     Evaluation,
     RowResults,
@@ -48,6 +49,7 @@ from trm_ray.storage import as_path
 from trm_ray.training.evaluation import MeasuredRows, measure_rows
 from trm_ray.training.inference import LoadedModel, load_model
 from trm_ray.training.losses import LOSSES
+from trm_ray.training.threads import num_threads_kept
 
 
 @dataclass(frozen=True)
@@ -326,7 +328,8 @@ def evaluate_run(
         loaded,
     )
     folder = _made_folder(as_path(run), output)
-    rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
+    with num_threads_kept():
+        rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
     evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.model.halt_max_steps)
     voted = votes.result(evaluator.test_puzzles) if evaluator.test_puzzles else None
     provenance = _provenance(as_path(run), evaluator)
@@ -424,8 +427,12 @@ def _written(report: EvaluationReport, folder: Path, submission: Any) -> Evaluat
     files[0].write_text(words, encoding="utf-8")
     title = f"{as_path(told['run']).resolve().name} · {told['split']} split · {report.evaluation.num_rows:,} rows"
     subtitle = f"step {told['step']:,}, {told['weights']} weights"
-    files.append(save_evaluation(report.evaluation, folder / f"{name}.png", title, subtitle))
     if submission is not None:
         files.append(folder / "submission.json")
         files[-1].write_text(json.dumps(submission) + "\n", encoding="utf-8")
+    picture = aside(
+        f"no picture of the evaluation was drawn; the numbers are in {files[0]}",
+        lambda: save_evaluation(report.evaluation, folder / f"{name}.png", title, subtitle),
+    )
+    files += [] if picture is None else [picture]
     return replace(report, files=tuple(files))

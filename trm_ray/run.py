@@ -437,12 +437,13 @@ def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None 
     """Train without Ray.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM came, and a checkpoint of the step under way is there.
+        Interrupted: Ctrl-C or another stop signal came, and a checkpoint of the step under way is there, if one was.
     """
     from trm_ray.training.session import Session
     from trm_ray.training.stopping import StopSignals
+    from trm_ray.training.threads import num_threads_kept
 
-    with StopSignals() as signals:
+    with num_threads_kept(), StopSignals() as signals:
         return execute(
             plan,
             train=lambda: read_splits(plan.train_paths, "train"),

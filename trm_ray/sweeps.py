@@ -145,8 +145,9 @@ def _has_trained(folder: Path) -> bool:
 
 def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:
     """Print the ranking, the best trial as a command, and where the report is."""
-    from trm_ray.reporting.comparison import summarise, summary_table, write_report
+    from trm_ray.reporting.report import write_report
     from trm_ray.reporting.run_log import find_runs, is_run
+    from trm_ray.reporting.summary import summarise, summary_table
 
     for name, error in outcome.failed.items():
         console.print(f"[red]failed[/] {name}: ", end="", highlight=False)

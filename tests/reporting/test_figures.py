@@ -9,8 +9,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from trm_ray.reporting.comparison import draw_comparison, save_comparison, write_report
+from trm_ray.reporting.comparison import draw_comparison, save_comparison
 from trm_ray.reporting.dashboard import draw_dashboard, save_dashboard
+from trm_ray.reporting.report import write_report
 from trm_ray.reporting.run_log import Run
 from trm_ray.reporting.style import SCENARIO_COLOURS, group_looks
 
@@ -251,7 +252,7 @@ def test_variants_of_several_scenarios_share_its_colour_and_differ_in_dashes() -
 
 def test_a_report_holds_picture_json_and_markdown(five: list[Run], tmp_path: Path) -> None:
     paths = write_report(five, tmp_path / "report")
-    assert [path.name for path in paths] == ["comparison.png", "summary.json", "summary.md"]
+    assert [path.name for path in paths] == ["comparison.png", "summary.md", "summary.json"]
     assert all(path.stat().st_size > 0 for path in paths)
 
 

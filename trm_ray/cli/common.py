@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from trm_ray.storage import as_path, is_remote
+from trm_ray.training.stopping import stops_at_once
 
 # Typer reads the annotations at run time, so what they name must be there.
 _ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict", "submit", "jobs")
@@ -62,7 +63,8 @@ def reported(command: _Command) -> _Command:
     def wrapped(*args: Any, verbose: bool, **kwargs: Any) -> None:
         quiet_unless(verbose)
         try:
-            command(*args, **kwargs)
+            with stops_at_once():
+                command(*args, **kwargs)
         except KeyboardInterrupt as error:
             told = str(error) or "ended at once; the last checkpoint stands"
             way_on = f": {told}; the same command with --resume goes on" if "resume" in kwargs else ""

@@ -102,10 +102,11 @@ def _follow(client: Client, name: str) -> None:
     log = jobs.JobLog(client, name, _show)
     try:
         job = log.follow()
-    except KeyboardInterrupt:
-        if not _stop_too():
+    except KeyboardInterrupt as interrupt:
+        code = getattr(interrupt, "exit_code", INTERRUPTED)
+        if code != INTERRUPTED or not _stop_too():  # nobody answers to another signal
             _say(f"{name} goes on; `trm-ray jobs logs {name} --follow` shows it, `trm-ray jobs stop {name}` stops it")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(code) from None
         jobs.stop(client, name)
         _say(f"{name} {log.follow().state}; the same command with --resume goes on")
         raise typer.Exit(INTERRUPTED) from None

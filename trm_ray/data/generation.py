@@ -7,31 +7,19 @@ puzzles on every machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
 
+from trm_ray.data.chunk_workers import ChunkWorkers, MakeChunk, Puzzles
 from trm_ray.data.progress import progress
 
 # New puzzles are given up on after so many chunks with hardly any (a small board has few).
 BARREN_CHUNKS = 12
 _HARDLY_ANY = 10
-
-
-@dataclass(frozen=True)
-class Puzzles:
-    """Hold puzzles (P, cells), their answers (P, cells), and the form of each that its symmetric ones share."""
-
-    questions: np.ndarray
-    answers: np.ndarray
-    forms: list[bytes]
-
-
-MakeChunk = Callable[[int], Puzzles]
 
 
 def generate(make: MakeChunk, *, train: int, test: int, processes: int, unit: str, way_out: str) -> dict[str, Puzzles]:
@@ -70,22 +58,8 @@ def _chunks(make: MakeChunk, processes: int) -> Iterator[Iterable[Puzzles]]:
     if processes <= 1:
         yield map(make, count())
         return
-    import multiprocessing
-
-    # Not "fork": the caller may hold threads (Ray, torch) whose locks a forked child would inherit.
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield _ahead(pool, make, processes + 1)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ahead(pool: ProcessPoolExecutor, make: MakeChunk, ahead: int) -> Iterator[Puzzles]:
-    waiting: list[Future[Puzzles]] = []
-    for number in count():
-        waiting.append(pool.submit(make, number))
-        if len(waiting) > ahead:
-            yield waiting.pop(0).result()
+    with ChunkWorkers(make, processes) as workers:
+        yield workers.chunks()
 
 
 @dataclass

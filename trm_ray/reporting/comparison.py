@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trm_ray.reporting.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
+
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +45,6 @@ __all__ = [
     "summary_json",
     "summary_markdown",
     "summary_table",
-    "write_report",
 ]
 
 MAX_COLOURED_GROUPS = 10  # more lines than this nobody tells apart: the best ones are drawn, the others left grey
@@ -83,20 +84,6 @@ def draw_comparison(runs: Sequence[Run], threshold: float = DEFAULT_THRESHOLD) -
 def save_comparison(runs: Sequence[Run], path: Path, threshold: float = DEFAULT_THRESHOLD) -> Path:
     """Draw the comparison into a file; its ending (`.png`, `.svg`, `.pdf`) chooses the format."""
     return style.save(draw_comparison(runs, threshold), path)
-
-
-def write_report(runs: Sequence[Run], folder: Path, threshold: float = DEFAULT_THRESHOLD) -> list[Path]:
-    """Write picture and ranking of some runs: comparison.png, summary.json and summary.md.
-
-    Returns:
-        The files written.
-    """
-    summaries = summarise(runs, threshold=threshold)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(summary_json(summaries), encoding="utf-8")
-    (folder / "summary.md").write_text(summary_markdown(summaries), encoding="utf-8")
-    picture = save_comparison(runs, folder / "comparison.png", threshold)
-    return [picture, folder / "summary.json", folder / "summary.md"]
 
 
 # ---- which group looks how -------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trm_ray.reporting.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
+
 import json
 import math
 import sys

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trm_ray.reporting.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

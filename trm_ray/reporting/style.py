@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import trm_ray.reporting.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
+
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +65,10 @@ RC = {
 }
 
 
+# All but what only matters to windows, which matplotlib may not look up without opening one.
+_DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
+
+
 class LineLook(NamedTuple):
     """How a group's line is drawn."""
 
@@ -101,9 +108,12 @@ def group_looks(scenarios: Sequence[str]) -> list[LineLook]:
     return looks
 
 
-def styled() -> Any:
-    """Use the project's look inside a `with`."""
-    return matplotlib.rc_context(RC)
+@contextmanager
+def styled() -> Iterator[None]:
+    """Use the project's look inside a `with`, and nothing of what a user has set for his own pictures."""
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update({**_DEFAULTS, **RC})
+        yield
 
 
 def room_for_notes() -> Any:
