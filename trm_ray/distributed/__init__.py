@@ -17,6 +17,8 @@ _ALWAYS = {
     # Runs write their own logs, in their own folders.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # SIGTERM while Ray starts ends it at once, instead of waiting for what has not begun.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # Ctrl-C asks the trials to save first.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }

@@ -25,9 +25,10 @@ from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
-from trm_ray.distributed.cluster import RoomWatch, check_resources, environment, ray_cluster, worker_resources
+from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.elastic import SavesBeforeResize
+from trm_ray.distributed.surroundings import environment
 from trm_ray.distributed.worker import TrainSession, TrialTrainSession, train_worker
 from trm_ray.run import RunPlan, is_finished, start_step
 from trm_ray.storage import StorageError, remove_tree
@@ -88,7 +89,7 @@ def outcome_of(trainer: TorchTrainer) -> dict[str, float]:
     # where there are several it takes the latest: it would give back what a living run holds, or nothing at all.
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     try:
-        with environment("RAY_ADDRESS", ray.get_runtime_context().gcs_address):
+        with environment({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}):
             outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
     except WorkerGroupError as error:
         raise _told_cause(error) from error
