@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 
 from trm_ray.config.errors import ConfigError, show
 from trm_ray.config.keys import check_address
@@ -88,4 +89,8 @@ def serves_ray(folder: str) -> bool:
 
 
 def _can_write(folder: str) -> bool:
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

@@ -26,13 +26,13 @@ from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.elastic import SavesBeforeResize
-from trm_ray.distributed.surroundings import environment
+from trm_ray.distributed.surroundings import StartError, environment
 from trm_ray.distributed.waiting import TellsOfWorkers, WorkerWatch, await_worker, wait_beside
 from trm_ray.distributed.worker import TrainSession, TrialTrainSession, train_worker
 from trm_ray.run import RunPlan, is_finished, start_step
 from trm_ray.storage import StorageError, remove_tree
 from trm_ray.training.optim import NonFiniteError
-from trm_ray.training.stopping import STOP_FILE, StopFile, StopSignals, stopped_after
+from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals, stopped_after
 
 # Ray Train keeps its own notes here. The run's folder is the truth, so they are thrown away before every start: a torn
 # one would stop a resume.
@@ -96,6 +96,9 @@ def outcome_of(trainer: TorchTrainer, plan: RunPlan, stop_file: Path) -> dict[st
     watch = WorkerWatch(told, plan.config.ray.start_timeout_s, stop_check(plan, stop_file))
     try:
         return wait_beside(lambda: _fit(trainer), watch.look)
+    except (StartError, Interrupted):
+        watch.give_up()
+        raise
     finally:
         told.forget()
 

@@ -139,8 +139,7 @@ class WorkerWatch:
 
     def look(self) -> None:
         """Raise what ends the wait for workers, if something does."""
-        note = internal_kv._internal_kv_get(self._key)
-        state, controller = (_WITHOUT_WORKERS[0], None) if note is None else json.loads(note)
+        state, controller = self._noted()
         if state not in _WITHOUT_WORKERS:
             self._clock.reset()
             return
@@ -148,6 +147,16 @@ class WorkerWatch:
         if controller is not None and not has_room(controller):
             self._clock.reset()
         self._clock.check()
+
+    def give_up(self) -> None:
+        """End Ray Train's controller, which would go on in a session that outlives this wait."""
+        _, controller = self._noted()
+        if controller is not None:
+            ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(controller), True)
+
+    def _noted(self) -> tuple[str, str | None]:
+        note = internal_kv._internal_kv_get(self._key)
+        return (_WITHOUT_WORKERS[0], None) if note is None else json.loads(note)
 
 
 def has_room(creator: str | None) -> bool:
