@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from helpers import metric_rows
 from run_helpers import ROOT, some_puzzles, tiny_overrides
 
 from trm_ray.distributed.surroundings import (
+    StartError,
     _Places,
     _token,
     environment,
@@ -26,7 +28,7 @@ def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRM_A", "before")
     monkeypatch.delenv("TRM_B", raising=False)
     before = dict(os.environ)
-    with pytest.raises(ZeroDivisionError), environment({"TRM_A": "now", "TRM_B": "new"}):
+    with suppress(ZeroDivisionError), environment({"TRM_A": "now", "TRM_B": "new"}):
         assert (os.environ["TRM_A"], os.environ["TRM_B"]) == ("now", "new")
         raise ZeroDivisionError
     assert dict(os.environ) == before
@@ -98,14 +100,21 @@ def test_a_long_temporary_folder_is_replaced_while_ray_runs(monkeypatch: pytest.
         assert (len(str(place)) <= 37, place.stat().st_mode & 0o777) == (True, 0o700)
         (place / "ray" / "session_1").mkdir(parents=True)
     assert not place.exists()
-    with pytest.raises(KeyboardInterrupt), temporary_folder():
-        place = Path(os.environ["RAY_TMPDIR"])
-        (place / "ray").mkdir()
-        (place / "trm-ray-copy").mkdir()  # of a checkpoint that could not be stored
-        raise KeyboardInterrupt
-    assert [path.name for path in place.iterdir()] == ["trm-ray-copy"]
-    shutil.rmtree(place)
+    for error, left in ((KeyboardInterrupt, {"copy"}), (ValueError, {"copy"}), (StartError, {"copy", "ray"})):
+        place = Path(interrupted_by(error))
+        assert {path.name for path in place.iterdir()} == left
+        shutil.rmtree(place)
     assert "RAY_TMPDIR" not in os.environ
+
+
+def interrupted_by(error: type[BaseException]) -> str:
+    """Ray's temporary folder of a run that ended so, which has kept a copy of a checkpoint that could not be stored."""
+    with suppress(error), temporary_folder():
+        place = os.environ["RAY_TMPDIR"]
+        for name in ("ray", "copy"):
+            Path(place, name).mkdir()
+        raise error
+    return place
 
 
 # ---- whole runs ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -61,7 +62,10 @@ class RunLog:
         try:
             work()
         except Exception as error:
-            self._board = None
+            failed, self._board = self._board, None
+            if failed is not None:
+                with suppress(Exception):  # what is wrong is told below
+                    failed.close()
             told = f"{type(error).__name__}: {error}"
             logging.getLogger(__name__).warning("TensorBoard will not show what comes from here on (%s)", told)
 
