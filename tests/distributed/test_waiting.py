@@ -38,30 +38,28 @@ def test_what_the_work_raises_ends_the_wait():
 
 @pytest.mark.usefixtures("cluster")
 def test_the_clock_runs_while_there_is_room_and_no_worker():
-    told, stops = TellsOfWorkers(), []
-    watch = WorkerWatch(told, 0.2, lambda: stops.append(1))
+    told, stops, nobody = TellsOfWorkers(), [], "ff" * 16
 
-    def note(state: str, controller: str | None) -> None:
-        internal_kv._internal_kv_put(told.key, json.dumps([state, controller]), overwrite=True)
-
-    def looks_for(seconds: float) -> None:
-        end = time.monotonic() + seconds
+    def look_for(seconds: float) -> None:
+        watch, end = WorkerWatch(told, 0.2, lambda: stops.append(1)), time.monotonic() + seconds
         while time.monotonic() < end:
             watch.look()
             time.sleep(0.05)
 
-    nobody = "ff" * 16
-    for state, controller in (("RUNNING", nobody), ("RESIZING", nobody)):
-        note(state, controller)
-        looks_for(0.4)
+    def note(state: str) -> None:
+        internal_kv._internal_kv_put(told.key, json.dumps([state, nobody]), overwrite=True)
+
+    for state in ("RUNNING", "RESIZING"):
+        note(state)
+        look_for(0.4)
     assert stops == []  # workers answer themselves
-    note("SCHEDULING", nobody)  # and no room is held for it
-    looks_for(0.4)
+    note("SCHEDULING")  # and no room is held for it
+    look_for(0.4)
     assert stops
     assert not has_room(nobody)
     told.forget()  # not even the controller is there
     with pytest.raises(StartError, match=r"no worker of Ray came up within ray\.start_timeout_s=0\.2 seconds; .*/logs"):
-        looks_for(0.5)
+        look_for(0.5)
 
 
 @pytest.mark.usefixtures("cluster")

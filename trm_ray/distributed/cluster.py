@@ -72,6 +72,10 @@ def _init(address: str) -> None:
 
     The dashboard stays on: without it Ray Train cannot give back the resources of a trial that is stopped early.
     """
+    if address == LOCAL and threading.current_thread() is not threading.main_thread():
+        raise StartError(
+            "Ray can be started by the main thread alone; call ray.init() there before, or use ray.num_workers=0"
+        )
     quiet = {} if VERBOSE else {"logging_level": "ERROR", "log_to_driver": False}
     if not VERBOSE:
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
 from ray.core.generated import gcs_pb2
+from ray.exceptions import RpcError
 from ray.experimental import internal_kv
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
@@ -119,11 +121,13 @@ class TellsOfWorkers(ControllerCallback):
 
     def forget(self) -> None:
         """Leave nothing in the cluster."""
-        internal_kv._internal_kv_del(self.key)
+        with suppress(RpcError):
+            internal_kv._internal_kv_del(self.key)
 
     def _note(self, state: str) -> None:
         actor = ray.get_runtime_context().get_actor_id()
-        internal_kv._internal_kv_put(self.key, json.dumps([state, actor]), overwrite=True)
+        with suppress(RpcError):  # the cluster's memory is gone for a while; the next state is noted again
+            internal_kv._internal_kv_put(self.key, json.dumps([state, actor]), overwrite=True)
 
 
 class WorkerWatch:
@@ -136,6 +140,7 @@ class WorkerWatch:
 
     def __init__(self, told: TellsOfWorkers, limit_s: float, check_stop: Callable[[], None]):
         self._key, self._clock, self._check_stop = told.key, Clock(limit_s), check_stop
+        self._last: tuple[str, str | None] = (_WITHOUT_WORKERS[0], None)
 
     def look(self) -> None:
         """Raise what ends the wait for workers, if something does."""
@@ -155,8 +160,10 @@ class WorkerWatch:
             ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(controller), True)
 
     def _noted(self) -> tuple[str, str | None]:
-        note = internal_kv._internal_kv_get(self._key)
-        return (_WITHOUT_WORKERS[0], None) if note is None else json.loads(note)
+        with suppress(RpcError):  # then what was noted last holds
+            note = internal_kv._internal_kv_get(self._key)
+            self._last = self._last if note is None else json.loads(note)
+        return self._last
 
 
 def has_room(creator: str | None) -> bool:
