@@ -100,7 +100,11 @@ def test_a_long_temporary_folder_is_replaced_while_ray_runs(monkeypatch: pytest.
         assert (len(str(place)) <= 37, place.stat().st_mode & 0o777) == (True, 0o700)
         (place / "ray" / "session_1").mkdir(parents=True)
     assert not place.exists()
-    for error, left in ((KeyboardInterrupt, {"copy"}), (ValueError, {"copy"}), (StartError, {"copy", "ray"})):
+    for error, left in (
+        (KeyboardInterrupt, {"trm-ray-copy"}),
+        (ValueError, {"trm-ray-copy"}),
+        (StartError, {"trm-ray-copy", "ray", "pymp"}),
+    ):
         place = Path(interrupted_by(error))
         assert {path.name for path in place.iterdir()} == left
         shutil.rmtree(place)
@@ -111,7 +115,7 @@ def interrupted_by(error: type[BaseException]) -> str:
     """Ray's temporary folder of a run that ended so, which has kept a copy of a checkpoint that could not be stored."""
     with suppress(error), temporary_folder():
         place = os.environ["RAY_TMPDIR"]
-        for name in ("ray", "copy"):
+        for name in ("ray", "trm-ray-copy", "pymp"):
             Path(place, name).mkdir()
         raise error
     return place

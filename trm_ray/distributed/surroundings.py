@@ -140,9 +140,9 @@ def _private_file(path: Path) -> None:
 def temporary_folder() -> Iterator[None]:
     """Give Ray a short folder for its temporary files while this lasts, where its own will not do.
 
-    Names of sockets are limited, and the folder of a batch job is often a long one. What Ray has put there is removed
-    in the end, unless its logs are to tell why it did not start. What somebody else has, such as the copy of a
-    checkpoint that could not be stored, stays.
+    Names of sockets are limited, and the folder of a batch job is often a long one. It is removed in the end, unless
+    Ray's logs are to tell why it did not start. What we have put there, such as the copy of a checkpoint that could not
+    be stored, stays.
     """
     usual, short = usual_folder(), short_folder()
     if serves_ray(usual) or short is None:
@@ -164,9 +164,9 @@ def temporary_folder() -> Iterator[None]:
 
 
 def _remove(place: Path) -> None:
-    shutil.rmtree(place / "ray", ignore_errors=True)
-    if not any(place.iterdir()):
-        place.rmdir()
+    left = [path for path in place.iterdir() if path.name.startswith("trm-ray")]
+    for path in [path for path in place.iterdir() if path not in left] if left else [place]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 # ---- modules ---------------------------------------------------------------------------------------------------------
