@@ -124,26 +124,42 @@ def interrupted_by(error: type[BaseException]) -> str:
 # ---- whole runs ----------------------------------------------------------------------------------------------
 
 
-def hostile(folder: Path) -> dict[str, str]:
+# What a container with `--user 12345` is like, which may read here what its own user could not.
+NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
+NOBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+
+
+def nobody() -> list[str]:
+    """The words that let a command run as a user whom the system does not know; none where that cannot be done."""
+    try:
+        return NOBODY if subprocess.run([*NOBODY, "true"], capture_output=True).returncode == 0 else []
+    except FileNotFoundError:
+        return []
+
+
+def hostile(tmpdir: Path) -> dict[str, str]:
     """An environment that somebody has: a batch job's, behind a proxy, in a container without a home."""
-    long = folder / "scratch/cluster_shared/people/somebody/slurm_jobdir/1355700/tmp.t0016"
-    long.mkdir(parents=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST"))}
-    kept |= {"HOME": "/dev/null", "TMPDIR": str(long), "PYTHONPATH": str(ROOT)}
+    kept |= {"TMPDIR": str(tmpdir), "PYTHONPATH": str(ROOT), "HOME": "/dev/null"}
+    if nobody():
+        del kept["HOME"]
     return {**kept, **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "ALL_PROXY", "grpc_proxy"), NOWHERE)}
 
 
 @pytest.mark.ray
-def test_a_run_on_ray_minds_neither_where_it_is_nor_what_lies_there(tmp_path: Path):
+def test_a_run_on_ray_minds_neither_who_runs_it_where_nor_what_lies_there(tmp_path: Path):
     data = some_puzzles(tmp_path / "data", train=32, test=5)
     here, run = tmp_path / "größe 实验", tmp_path / "läufe" / 'a "b" \\ c 🎉'
-    (here / "torch").mkdir(parents=True)
+    long = tmp_path / "scratch/cluster_shared/people/somebody/slurm_jobdir/1355700/tmp.t0016"
+    for folder in (here / "torch", run.parent, long):
+        folder.mkdir(parents=True)
+        os.chown(folder, *((12345, 12345) if nobody() else (-1, -1)))
     for module in ("random", "types", "logging", "numpy", "ray", "yaml", "torch/__init__"):
         (here / f"{module}.py").write_text("raise SystemExit('a module of the user')\n")
     words = [*tiny_overrides(max_steps=4), f"data_paths=[{data}]", f"log_dir={run}", "ray.num_workers=1"]
-    command = [str(Path(sys.executable).with_name("trm-ray")), "train", *words]
+    command = [*nobody(), str(Path(sys.executable).with_name("trm-ray")), "train", *words]
     before = set(Path("/tmp").glob("ray-*"))
-    ended = subprocess.run(command, env=hostile(tmp_path), cwd=here, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, env=hostile(long), cwd=here, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert sorted(metric_rows(run)) == [1, 2, 3, 4]
     (told,) = ended.stderr.splitlines()
