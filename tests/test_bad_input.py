@@ -644,6 +644,45 @@ def test_verbose_keeps_the_exit_code_of_the_user_s_mistake(monkeypatch: pytest.M
 # ---- clusters --------------------------------------------------------------------------------------------
 
 
+ON_RAY = [
+    train("ray.num_workers=1"),
+    ("evaluate", "run", "--workers", "2"),
+    ("sweep", *tiny_overrides(), "data_paths=[data]", "log_dir=new"),
+]
+
+
+@pytest.mark.parametrize("words", ON_RAY, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("RAY_ADDRESS", "http://127.0.0.1:8265", r"must be local, auto or HOST:PORT; this is a job server's"),
+        ("RAY_ADDRESS", "ray://127.0.0.1:10001", r"must be local, auto or HOST:PORT; Ray Client is not supported"),
+        ("RAY_ADDRESS", "127.0.0.1:1", r"does not answer: .*; start a cluster there, or unset RAY_ADDRESS to"),
+        ("TMPDIR", "missing", r"must be a folder that can be written to"),
+    ],
+)
+def test_what_the_environment_says_to_ray_is_checked_before_anything_is_touched(
+    words: tuple[str, ...],
+    name: str,
+    value: str,
+    told: str,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    here = tmp_path / "here"
+    shutil.copytree(world, here, copy_function=shutil.copy)
+    monkeypatch.chdir(here)
+    for other in ("RAY_ADDRESS", "TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    before = tree(here)
+    result = run(*words)
+    assert result.exit_code == (1 if "answer" in told else 2), result.output
+    assert re.search(rf"^error: {name}={value} {told}", one_line(result))
+    assert tree(here) == before
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379"])
 def test_a_cluster_that_does_not_answer_is_a_failure_within_seconds(address: str, world: Path, tmp_path: Path):

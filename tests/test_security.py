@@ -116,7 +116,7 @@ def test_a_token_that_others_can_read_is_closed_to_them(tmp_path: Path):
     token = tmp_path / "token"
     token.write_text("x" * 64)
     token.chmod(0o644)
-    program = "from trm_ray.distributed.cluster import _make_private_token; _make_private_token()"
+    program = "from trm_ray.distributed.surroundings import own_cluster\nwith own_cluster(): pass"
     env = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
     env.pop("RAY_AUTH_TOKEN", None)
     subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True)

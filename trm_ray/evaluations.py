@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from trm_ray import __version__
+from trm_ray.config.surroundings import check_surroundings
 from trm_ray.data.arc import TEST_PUZZLES_NAME
 from trm_ray.data.arc_voting import ArcResult, Counts, Votes
 from trm_ray.data.identifiers import PuzzleIdentifiers
@@ -311,6 +312,8 @@ def evaluate_run(
     if segments is not None and min(segments, default=0) < 1:
         raise ValueError(f"segments={list(segments)} must be at least one number of at least 1, such as [16, 32]")
     loaded = load_model(run, averaged=averaged)
+    if num_workers:
+        check_surroundings(loaded.config.ray.address)
     folders = _open(loaded, tuple(as_path(path).resolve() for path in data), split)
     asked = sorted({*(segments or [loaded.model.halt_max_steps])})
     evaluator = Evaluator(

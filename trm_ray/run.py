@@ -25,6 +25,7 @@ from trm_ray.config import (
     to_yaml,
     with_overrides,
 )
+from trm_ray.config.surroundings import check_surroundings
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import (
     DatasetInfo,
@@ -104,10 +105,13 @@ def plan_run(config: Config) -> RunPlan:
     """Check a run's data, making a missing dataset of a generated task; nothing is written to the run's folder.
 
     Raises:
-        ValueError: the data is missing or bad, or the config leaves nothing to train.
+        ValueError: the data is missing or bad, the config leaves nothing to train, or Ray could not start here.
+        ConnectionError: the cluster to join does not answer.
     """
     folder = resolved(run_dir(config))
     check_device(config)
+    if config.ray.most_workers:
+        check_surroundings(config.ray.address)
     info, config = open_data(config), _with_absolute_paths(config)
     train = tuple(as_path(path).resolve() for path in config.data_paths)
     test = tuple(as_path(path).resolve() for path in config.data_paths_test) or train

@@ -116,7 +116,7 @@ def _configs(config: Config, case: Case, num_turns: int, steps: int) -> tuple[Co
     windows: dict[str, Any] = {
         **{"max_steps": num_turns * steps, "log_interval": steps, "eval_interval": steps},
         **{"eval_max_puzzles": case.workers, "checkpoint_every_eval": False, "compute_gradient_stats": False},
-        **{"ray.storage_path": None, "ray.max_failures": 0},
+        **{"ray.storage_path": None, "ray.max_failures": 0, "ray.address": "local"},
     }
     shared = {"global_batch_size": batch, "ray.num_workers": case.workers}
     return with_overrides(config, {**windows, **shared}), with_overrides(config, {**windows, "ray.num_workers": 0})

@@ -36,8 +36,8 @@ from rich.console import Console  # noqa: E402
 from run_helpers import TINY_RUN, run_config  # noqa: E402
 
 from trm_ray.config import SweepConfig  # noqa: E402
-from trm_ray.distributed.cluster import stay_private  # noqa: E402
 from trm_ray.distributed.faults import LocalNodes, free_port  # noqa: E402
+from trm_ray.distributed.surroundings import own_cluster  # noqa: E402
 from trm_ray.distributed.trainer import train_on_ray  # noqa: E402
 from trm_ray.run import RunPlan, claim_folder, plan_run, start_step  # noqa: E402
 from trm_ray.sweeps import plan_sweep, start_sweep  # noqa: E402
@@ -251,7 +251,12 @@ _HEAD_TYPE = "ray.head.default"  # as the fake provider calls it
 @contextmanager
 def autoscaling_head() -> Iterator[str]:
     """Start a head without CPUs whose autoscaler runs Ray's fake nodes; yield its address."""
-    stay_private()
+    with own_cluster(), _autoscaling_head() as address:
+        yield address
+
+
+@contextmanager
+def _autoscaling_head() -> Iterator[str]:
     place, port = Path(tempfile.mkdtemp(prefix="scale-")), free_port()
     (place / "cluster.json").write_text(json.dumps(_cluster_of_fake_nodes(port)))
     made_for_tests = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}

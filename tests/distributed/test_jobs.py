@@ -19,7 +19,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobDetails
 from run_helpers import ROOT, some_puzzles, tiny_overrides
 
-from trm_ray.distributed.jobs import Job, JobLog, _requirements, fetch, last_error
+from trm_ray.distributed.jobs import Job, JobLog, _is_near, _requirements, fetch, last_error
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 
 pytestmark = pytest.mark.ray
@@ -334,10 +334,19 @@ def test_a_server_that_wants_a_token_is_told_from_one_that_is_not_there(head: He
         assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_job_that_is_not_there_is_refused(head: Head, tmp_path: Path):
-    ended = head.run("jobs", "stop", "train-of-nobody", cwd=tmp_path)
+def test_a_job_that_is_not_there_is_refused_also_behind_a_proxy_for_the_rest_of_the_world(head: Head, tmp_path: Path):
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+    proxied = {name: value for name, value in head.env.items() if name.lower() != "no_proxy"} | proxies
+    ended = replace(head, env=proxied).run("jobs", "stop", "train-of-nobody", cwd=tmp_path)
     assert ended.returncode == 2
     assert "train-of-nobody is no job of this cluster; `trm-ray jobs list` shows those there are" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "near"), [("127.0.0.1", True), ("localhost", True), ("10.1.2.3", True), ("8.8.8.8", False), ("", False)]
+)
+def test_a_proxy_is_passed_by_on_the_way_to_near_hosts_alone(host: str, near: bool):
+    assert _is_near(host) == near
 
 
 # ---- without a cluster -------------------------------------------------------------------------------------

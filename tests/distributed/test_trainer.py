@@ -14,9 +14,11 @@ from run_helpers import final_weights, run_config
 from trm_ray.config import ConfigError
 from trm_ray.data import stream
 from trm_ray.distributed.cluster import check_resources
-from trm_ray.distributed.gauges import GAUGES
+from trm_ray.distributed.gauges import GAUGES, RunGauges
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.run import RunPlan, claim_folder, plan_run, train_in_process
+
+TOGETHER = "zusammen größer, 实验 🎉"
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -41,7 +43,7 @@ def alone_and_together(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The same run in this process and by two workers, who each take half of every batch of augmented puzzles."""
     folder, words = tmp_path_factory.mktemp("runs"), ["arch.halt_exploration_prob=0.5", "ema=true"]
     alone = claimed(puzzles, folder / "alone", *words)
-    together = claimed(puzzles, folder / "together", *words, "ray.num_workers=2", "ray.cpus_per_worker=0.5")
+    together = claimed(puzzles, folder / TOGETHER, *words, "ray.num_workers=2", "ray.cpus_per_worker=0.5")
     train_in_process(alone)
     train_on_ray(together)
     return alone.folder, together.folder
@@ -87,12 +89,24 @@ def test_the_nodes_prometheus_endpoint_shows_a_runs_last_numbers(alone_and_toget
     expected = {f"ray_{name}": last[tag] for tag, (name, _) in GAUGES.items() if tag in last}
     labels = {
         "experiment": together.parent.name,
-        "run": "together",
+        "run": TOGETHER,
         "scenario": "deep_supervision_linear",
         "seed": "0",
     }
     assert {"ray_trm_step", "ray_trm_eval_loss", "ray_trm_exchange_fraction"} < expected.keys()
     assert scraped(labels, expected.keys()) == pytest.approx(expected)
+
+
+def test_gauges_that_fail_are_told_once_and_end_nothing(
+    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A name that Ray warns of, and warnings are errors here."""
+    gauges = RunGauges(plan_run(run_config(puzzles, tmp_path / "run")))
+    monkeypatch.setitem(GAUGES, "step", ("no name", "what it tells"))
+    for step in (1, 2):
+        gauges.show(step, {"eval/loss": 0.5})
+    (told,) = caplog.messages
+    assert re.match(r"Prometheus will not show this run's numbers \(UserWarning: Invalid metric name", told)
 
 
 def test_the_grafana_dashboard_asks_for_numbers_that_there_are(alone_and_together: tuple[Path, Path]):

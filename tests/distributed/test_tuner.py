@@ -106,7 +106,7 @@ def _group_states() -> set[str]:
 
 @pytest.fixture(scope="module")
 def done(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    return swept(sweep_config(puzzles, tmp_path_factory.mktemp("sweeps") / "plain", [GOOD, IDLE, KEPT, WILD]))
+    return swept(sweep_config(puzzles, tmp_path_factory.mktemp("sweeps") / "größe 实验 🎉", [GOOD, IDLE, KEPT, WILD]))
 
 
 def test_rays_dashboard_calls_the_process_of_a_trial_by_the_trials_name(done: Swept):

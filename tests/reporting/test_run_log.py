@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,29 @@ def test_a_row_is_one_json_line_with_step_seconds_and_tags(tmp_path: Path) -> No
         text = (tmp_path / "metrics.jsonl").read_text()  # before close: others can follow the run
     assert json.loads(text) == {"step": 100, "wall_s": 12.346, "train/total_loss": 0.5, "eval/loss": 1.0}
     assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer"])
+def test_a_broken_tensorboard_costs_a_warning_and_no_row(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    write_steps(tmp_path, [1, 2, 3])
+    assert steps_on_disk(tmp_path) == [1, 2, 3]
+    (told,) = caplog.messages
+    assert told.startswith("TensorBoard will not show what comes from here on (ModuleNotFoundError: ")
+
+
+def test_numbers_that_tensorboard_does_not_take_are_logged_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RunLog(tmp_path) as log:
+        log.write(1, 0.5, {"train/total_loss": 3.0})
+        log.write(2, 1.0, {"half a letter \ud83c": 2.0})
+        log.write(3, 1.5, {"train/total_loss": 1.0})
+    assert steps_on_disk(tmp_path) == [1, 2, 3]
+    assert board_points(tmp_path, "train/total_loss") == [(1, 3.0)]
+    assert len(caplog.messages) == 1
 
 
 def test_tensorboard_holds_the_same_numbers_under_the_same_tags(tmp_path: Path) -> None:

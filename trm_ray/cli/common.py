@@ -62,6 +62,8 @@ def reported(command: _Command) -> _Command:
     @functools.wraps(command)
     def wrapped(*args: Any, verbose: bool, **kwargs: Any) -> None:
         quiet_unless(verbose)
+        # Processes that are started here look for no modules in the working directory (Python 3.11 and newer).
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
         try:
             with stops_at_once():
                 command(*args, **kwargs)

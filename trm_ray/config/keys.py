@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
@@ -19,6 +20,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from trm_ray.config.errors import ConfigError, show
 from trm_ray.storage import check_url
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -26,7 +28,9 @@ SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # 
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 NAME_RULE = "a name of letters, digits, `_`, `-` and `.`"
-_ADDRESS = r"^(auto|local|([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})$"
+_HOST = r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])"
+_ADDRESS = rf"auto|local|{_HOST}:[0-9]{{1,5}}"
+_ADDRESS_RULE = "local, auto or HOST:PORT"
 _FOLDER_RULE = "text that names a folder, or a URL such as s3://BUCKET/FOLDER"
 
 
@@ -88,10 +92,7 @@ Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), 
 Decay = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1"), _Number]
 TextOrNull = Annotated[str | None, Field(description="text or null")]
 Address = Annotated[
-    str | None,
-    Field(
-        pattern=_ADDRESS, description="null, local, auto or HOST:PORT; from outside the cluster use `trm-ray submit`"
-    ),
+    str | None, Field(description=f"null, {_ADDRESS_RULE}; from outside the cluster use `trm-ray submit`")
 ]
 Folder = Annotated[str, Field(min_length=1, description=_FOLDER_RULE), _Home, _Reachable]
 FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RULE}")]
@@ -108,6 +109,31 @@ Workers = Annotated[
 ]
 Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
 Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]
+
+
+def check_address(named: str, address: str) -> None:
+    """Refuse what is no address of a cluster, whoever has said it: the key or the variable that Ray's own tools read.
+
+    Args:
+        named: the key or the variable.
+
+    Raises:
+        ConfigError: the address is a job server's, a Ray Client server's, or has no port.
+    """
+    if re.fullmatch(_ADDRESS, address):
+        return
+    told = f"{named}={show(address)} must be {'null, ' if '.' in named else ''}{_ADDRESS_RULE}"
+    here = "ray.address=local starts a cluster on this machine"
+    scheme, _, _ = address.partition("://")
+    if scheme in ("http", "https"):
+        way_out = f"this is a job server's, to which `trm-ray submit --address {show(address)}` sends a command; {here}"
+    elif scheme == "ray":
+        way_out = f"Ray Client is not supported: `trm-ray submit --address http://HOST:8265` sends a command; {here}"
+    elif re.fullmatch(_HOST, address):
+        way_out = f"use {named}={address}:6379"
+    else:
+        way_out = "from outside the cluster use `trm-ray submit`"
+    raise ConfigError(f"{told}; {way_out}")
 
 
 def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

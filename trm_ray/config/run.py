@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from trm_ray.config.errors import show
 from trm_ray.config.keys import (
@@ -30,6 +30,7 @@ from trm_ray.config.keys import (
     Share,
     TextOrNull,
     Workers,
+    check_address,
     flatten,
     section_of,
 )
@@ -96,7 +97,15 @@ class RayConfig(Settings):
     resize_check_s: PositiveNumber = 60.0  # how often a run of [FEWEST, MOST] workers looks for room for more
     storage_path: FolderOrNull = None  # null = a relative log_dir lies below the working directory
     max_failures: CountOrNull = None  # times that lost workers or nodes are replaced; null = 0, with a range 10
+    start_timeout_s: PositiveNumber = 600.0  # how long workers may take to start once there is room for them
     address: Address = None  # null = RAY_ADDRESS, else a cluster started for this run
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str | None) -> str | None:
+        if address is not None:
+            check_address("ray.address", address)
+        return address
 
     @model_validator(mode="after")
     def _check(self) -> RayConfig:

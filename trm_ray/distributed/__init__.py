@@ -17,6 +17,8 @@ _ALWAYS = {
     # Runs write their own logs, in their own folders.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # SIGTERM while Ray starts ends it at once, instead of waiting for what has not begun.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # Ctrl-C asks the trials to save first.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
@@ -26,7 +28,11 @@ _QUIET = {
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("quiet_data.yaml")),
     "RAY_DEDUP_LOGS": "0",
 }
+# Ray cannot be imported by a user without a home, as in a container; this is what systems give to those who need none.
+_NO_HOME = "/nonexistent"
 VERBOSE = os.environ.get("TRM_RAY_VERBOSE") == "1"
 
 for _name, _value in {**_ALWAYS, **({} if VERBOSE else _QUIET)}.items():
     os.environ.setdefault(_name, _value)
+if os.path.expanduser("~") == "~":
+    os.environ["HOME"] = _NO_HOME

@@ -4,64 +4,142 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-import socket
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 
 import ray
 
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
+from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address, usual_folder
 from trm_ray.distributed import VERBOSE
+from trm_ray.distributed.surroundings import (
+    LOOPBACK,
+    StartError,
+    environment,
+    job_config,
+    own_cluster,
+    past_proxies,
+    temporary_folder,
+)
+from trm_ray.training.stopping import Interrupted
 
-# One machine needs no other network interface than its own, and Ray's ports are not to be reached from outside.
-_LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # A training run on one machine has no node that could be preempted.
-_NO_PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-_AUTH_MODE = "RAY_AUTH_MODE"
-_PATIENCE_S = 5.0
+_PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+_MOST_WORDS = 300  # characters of Ray's own words that an error repeats
 _LOOK_EVERY_S = 1.0
 _ROUNDING = 1e-3  # of fractions of a GPU that add up to whole ones
+
+_LOG = logging.getLogger("trm_ray")
 
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[None]:
     """Join the cluster at `address` or RAY_ADDRESS, else start one on this machine; leave it in the end.
 
-    The dashboard stays on: without it Ray Train cannot give back the resources of a trial that is stopped early.
+    Raises:
+        ConfigError: no cluster could be started or joined in this environment.
+        StartError: Ray failed to.
     """
     if ray.is_initialized():  # a caller's session, such as the tests', which it will end itself
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        _stay_on_loopback()
-        os.environ.setdefault(_NO_PREEMPTION, "0")
-        _make_private_token()
-    _check_answers(address)
+    check_surroundings(address)
+    address = cluster_address(address)
+    with _own_warnings_heard(), _same_handler_afterwards(), _surroundings(address):
+        _init(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _surroundings(address: str) -> Iterator[None]:
+    if address == LOCAL:
+        with temporary_folder(), own_cluster(), environment({_PREEMPTION: os.environ.get(_PREEMPTION, "0")}):
+            yield
+        return
+    with environment(past_proxies([*LOOPBACK, address.rpartition(":")[0].strip("[]")])):
+        yield
+
+
+def _init(address: str) -> None:
+    """Start Ray or join it.
+
+    The dashboard stays on: without it Ray Train cannot give back the resources of a trial that is stopped early.
+    """
+    if address == LOCAL and threading.current_thread() is not threading.main_thread():
+        raise StartError(
+            "Ray can be started by the main thread alone; call ray.init() there before, or use ray.num_workers=0"
+        )
     quiet = {} if VERBOSE else {"logging_level": "ERROR", "log_to_driver": False}
     if not VERBOSE:
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
-    local = {"dashboard_host": "127.0.0.1"} if address == "local" else {}
-    ray.init(address=address, **local, **quiet)
+    local = {"dashboard_host": "127.0.0.1"} if address == LOCAL else {}
+    try:
+        ray.init(address=address, job_config=job_config(), **local, **quiet)
+    except SystemExit as error:  # Ray's answer to SIGTERM
+        raise _ended_in_start() from error
+    except Exception as error:
+        raise StartError(_told_failure(address, error)) from error
+    if address == LOCAL and not _dashboard():
+        _LOG.warning("Ray's dashboard did not start; %s/dashboard.log says why", logs_folder())
     if not VERBOSE:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the sweep tells failed trials, in a line each
     ray.data.DataContext.get_current().enable_progress_bars = VERBOSE
+
+
+def _ended_in_start() -> Interrupted:
+    told = Interrupted("ended while Ray was starting; the last checkpoint stands")
+    told.exit_code = 128 + signal.SIGTERM
+    return told
+
+
+def _told_failure(address: str, error: Exception) -> str:
+    """Say in a line what Ray says in several, and where it says more."""
+    what = "Ray did not start on this machine" if address == LOCAL else f"the Ray cluster at {address} was not joined"
+    words = " ".join(str(error).split()) or type(error).__name__
+    told = words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} …"
+    where = (
+        f"its logs are in {_latest_logs()}" if address == LOCAL else "trm_ray, Ray and Python must be of one version"
+    )
+    return f"{what}: {told.rstrip('. ')}; {where}, and --verbose shows more; ray.num_workers=0 does without Ray"
+
+
+def _dashboard() -> str:
+    return str(ray._private.worker._global_node.address_info["webui_url"] or "")
+
+
+def logs_folder() -> str:
+    """Name the folder of this machine in which Ray's processes write their logs. Ray must have been started."""
+    return str(ray._private.worker._global_node.get_logs_dir_path())
+
+
+def _latest_logs() -> str:
+    return f"{usual_folder()}/ray/session_latest/logs"
+
+
+@contextmanager
+def _same_handler_afterwards() -> Iterator[None]:
+    """Take back what is done at SIGTERM, for which Ray has an answer of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        with _own_warnings_heard():
-            yield
+        yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def _own_warnings_heard() -> Iterator[None]:
     """Print our own warnings: Ray gives the root logger its own level, and a handler for nothing below that."""
-    logger, handler = logging.getLogger("trm_ray"), logging.StreamHandler()
+    logger, handler = _LOG, logging.StreamHandler()
     logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     logger.propagate = False
@@ -72,69 +150,6 @@ def _own_warnings_heard() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-@contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for as long as this lasts."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
-
-
-def stay_private() -> None:
-    """Have Ray's processes that start here listen on 127.0.0.1 and ask for the user's token, as `ray.init` does."""
-    _stay_on_loopback()
-    _make_private_token()
-    os.environ.setdefault(_AUTH_MODE, "token")
-    ray._raylet.Config.initialize("")  # Ray has read the environment when it was imported
-
-
-def _stay_on_loopback() -> None:
-    """Keep all doors of a cluster that is started here on 127.0.0.1; Ray read that setting when it was imported."""
-    from ray._private import ray_constants
-
-    if os.environ.setdefault(_LOOPBACK_ONLY, "0") == "0":
-        ray_constants.ENABLE_RAY_CLUSTER = False
-
-
-def _make_private_token() -> None:
-    """Keep the token that Ray asks for at every door of a cluster that it starts in a file for its owner alone.
-
-    Ray would write a missing file so that all users of the machine can read it. Older releases know no tokens and do
-    not look at the file.
-    """
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if os.environ.get(_AUTH_MODE, "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
-        return
-    if path.is_file():
-        try:
-            path.chmod(0o600)
-        except OSError as error:  # somebody else's, or mounted to be read only
-            logging.getLogger("trm_ray").warning("%s could not be closed to others (%s)", path, error)
-        return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
-
-
-def _check_answers(address: str) -> None:
-    """Knock at a cluster's door first: Ray would knock for a minute and end the process if nobody opens.
-
-    Raises:
-        ConnectionError: nobody does.
-    """
-    host, _, port = address.rpartition(":")
-    if not host:  # local or auto, which Ray knows to find or not
-        return
-    way_out = "start a cluster there, or leave the address out to start one on this machine"
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
-    except (OSError, OverflowError, ValueError) as error:
-        raise ConnectionError(f"ray.address={address} does not answer: {error}; {way_out}") from error
-
-
 def worker_resources(config: Config) -> dict[str, float]:
     """Give what one worker asks for."""
     gpus = {"GPU": config.ray.gpus_of_worker} if config.ray.use_gpu else {}
@@ -143,8 +158,7 @@ def worker_resources(config: Config) -> dict[str, float]:
 
 def may_grow(config: Config) -> bool:
     """Tell whether nodes may still join: Ray runs on more than this machine, or was found at an address."""
-    address = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    return len(ray.nodes()) > 1 or address != "local"
+    return len(ray.nodes()) > 1 or cluster_address(config.ray.address) != LOCAL
 
 
 def check_resources(config: Config, option: str = "ray.num_workers") -> None:

@@ -10,6 +10,7 @@ from ray.util import ActorPool
 
 from trm_ray.config import Config
 from trm_ray.distributed.cluster import check_resources, ray_cluster, worker_resources
+from trm_ray.distributed.waiting import await_worker
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,7 @@ def map_on_ray(
     workers = config.ray.model_copy(update={"num_workers": num_workers})
     with ray_cluster(config.ray.address):
         check_resources(config.model_copy(update={"ray": workers}), "--workers")
+        await_worker(config.ray.start_timeout_s, lambda: None)
         asked = worker_resources(config)
         actor = ray.remote(num_cpus=asked["CPU"], num_gpus=asked.get("GPU", 0))(_Worker)
         actors = [actor.remote(opened) for _ in range(num_workers)]

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from ray.core.generated import autoscaler_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_placement_groups, list_workers
 
-from trm_ray.distributed.cluster import stay_private
+from trm_ray.distributed.surroundings import own_cluster
 
 # Ray takes half a minute to believe that a node is lost.
 _LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 4000}
@@ -35,7 +35,8 @@ class LocalNodes:
     """
 
     def __init__(self, num_nodes: int):
-        stay_private()
+        self._own = ExitStack()
+        self._own.enter_context(own_cluster())
         self._place = tempfile.mkdtemp(prefix="nodes-")  # short, for sockets; where nobody looks for a cluster to join
         # Without a dashboard Ray Train does not give back what lost workers held.
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "temp_dir": self._place}
@@ -52,6 +53,7 @@ class LocalNodes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cluster.shutdown()
+        self._own.close()
         shutil.rmtree(self._place, ignore_errors=True)
 
     def add(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
+from trm_ray.config.errors import printable
 from trm_ray.run import RunPlan
 
 # What each tag of a row of metrics is called on the endpoint, where Ray puts `ray_` before it, and what it tells.
@@ -25,27 +27,47 @@ GAUGES = {
     "gpu/memory_gib": ("trm_gpu_memory_gib", "most GPU memory that the worker's tensors and cache have held"),
     "gpu/utilization": ("trm_gpu_utilization", "share of the last moments in which the GPU was busy"),
 }
+_LOG = logging.getLogger(__name__)
+_LONGEST = 255  # characters of a label; a folder's name has no more
 LABELS = ("experiment", "run", "scenario", "seed")
+
+
+class _Label(str):
+    """A label of any script: Ray asks a label for its ASCII, and shows whatever UTF-8 it is given."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "replace") -> bytes:
+        return super().encode("utf-8", errors="replace")
 
 
 class RunGauges:
     """Show the latest row of a run.
 
-    `experiment` is the folder that the run's folder lies in: the sweep, for a trial.
+    `experiment` is the folder that the run's folder lies in: the sweep, for a trial. Whatever fails here is told once
+    and keeps no run from going on.
     """
 
     def __init__(self, plan: RunPlan):
         places = (plan.folder.parent.name, plan.folder.name, plan.config.config_name, str(plan.config.seed))
-        self._labels = dict(zip(LABELS, places, strict=True))
-        self._gauges: dict[str, Gauge] = {}
+        self._labels = dict(zip(LABELS, map(_label, places), strict=True))
+        self._gauges: dict[str, Gauge] | None = {}
 
     def show(self, step: int, row: Mapping[str, float]) -> None:
         """Set what the row tells; what it leaves out stays as it was."""
-        for tag, value in {"step": step, **row}.items():
-            if tag in GAUGES:
-                self._gauge(tag).set(value, self._labels)
+        if self._gauges is None:
+            return
+        try:
+            for tag, value in {"step": step, **row}.items():
+                if tag in GAUGES:
+                    self._gauge(self._gauges, tag).set(value, self._labels)
+        except Exception as error:
+            self._gauges = None
+            _LOG.warning("Prometheus will not show this run's numbers (%s: %s)", type(error).__name__, error)
 
-    def _gauge(self, tag: str) -> Gauge:
-        if tag not in self._gauges:
-            self._gauges[tag] = Gauge(*GAUGES[tag], tag_keys=LABELS)
-        return self._gauges[tag]
+    def _gauge(self, gauges: dict[str, Gauge], tag: str) -> Gauge:
+        if tag not in gauges:
+            gauges[tag] = Gauge(*GAUGES[tag], tag_keys=LABELS)
+        return gauges[tag]
+
+
+def _label(name: str) -> str:
+    return _Label(printable(name)[:_LONGEST])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import ipaddress
 import json
 import logging
 import os
@@ -10,13 +12,15 @@ import re
 import secrets
 import shlex
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import requests
@@ -27,12 +31,10 @@ import trm_ray
 from trm_ray.config.files import OWN_CONFIGS, find_configs, shipped_configs
 from trm_ray.config.keys import NAME
 from trm_ray.distributed import VERBOSE
-from trm_ray.distributed.cluster import environment
+from trm_ray.distributed.surroundings import LOOPBACK, environment, past_proxies, token_path
 from trm_ray.results import copy_results, unpack
 from trm_ray.storage import EXTRAS, as_path, is_remote
 from trm_ray.submission import Submission
-
-Client: TypeAlias = JobSubmissionClient
 
 # Ray stops a job with SIGTERM and kills it this many seconds later; its default of 3 is too short to save a step. It is
 # read in the job's own environment, so that no cluster has to be prepared.
@@ -60,6 +62,25 @@ class JobError(RuntimeError):
     """The job server refused something, or a job that is needed here failed."""
 
 
+class Client(JobSubmissionClient):
+    """Ray's client, which asks a server of this machine or of its network without the proxy meant for the others."""
+
+    def _do_request(self, *words: Any, **options: Any) -> Any:
+        host = urlsplit(self._address).hostname or ""
+        with environment(past_proxies([*LOOPBACK, *([host] if _is_near(host) else [])])):
+            return super()._do_request(*words, **options)
+
+
+@functools.cache
+def _is_near(host: str) -> bool:
+    """Tell whether a host is this machine or in a private network."""
+    try:
+        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(address).is_private for address in found)
+
+
 # ---- the server --------------------------------------------------------------------------------------------
 
 
@@ -75,7 +96,7 @@ def connect(address: str | None) -> Client:
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with environment("RAY_API_SERVER_ADDRESS", url):  # which Ray lets win over what it is given
+        with environment({"RAY_API_SERVER_ADDRESS": url}):  # which Ray lets win over what it is given
             return Client(url, headers=_token())
     except AuthenticationError as error:
         refused = "refuses this machine's token" if "failed" in str(error) else "asks for a token"
@@ -106,8 +127,10 @@ def _server(address: str | None) -> str:
 
 def _token() -> dict[str, str]:
     """Send the token of this machine, if it has one: unlike `ray.init`, Ray's job client does so only when told."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="utf-8").strip() if path.is_file() else "")
+    try:
+        token = os.environ.get("RAY_AUTH_TOKEN") or token_path().read_text(encoding="utf-8").strip()
+    except (OSError, RuntimeError):  # a machine without one, or a user without a home
+        return {}
     if not token or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return {}
     return {"Authorization": f"Bearer {token}"}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.data
@@ -25,21 +23,22 @@ from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE
-from trm_ray.distributed.cluster import RoomWatch, check_resources, environment, ray_cluster, worker_resources
+from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.elastic import SavesBeforeResize
+from trm_ray.distributed.surroundings import StartError, environment
+from trm_ray.distributed.waiting import TellsOfWorkers, WorkerWatch, await_worker, wait_beside
 from trm_ray.distributed.worker import TrainSession, TrialTrainSession, train_worker
 from trm_ray.run import RunPlan, is_finished, start_step
 from trm_ray.storage import StorageError, remove_tree
 from trm_ray.training.optim import NonFiniteError
-from trm_ray.training.stopping import STOP_FILE, StopSignals, stopped_after
+from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals, stopped_after
 
 # Ray Train keeps its own notes here. The run's folder is the truth, so they are thrown away before every start: a torn
 # one would stop a resume.
 NOTES = ".ray"
 
 _LOG = logging.getLogger("trm_ray")
-_Result = TypeVar("_Result")
 
 
 def train_on_ray(
@@ -63,37 +62,58 @@ def train_on_ray(
     with ray_cluster(plan.config.ray.address), StopSignals(stop_file):
         check_resources(plan.config)
         with RoomWatch(plan.config, lambda: 1, tell):
+            look = stop_check(plan, stop_file)
+            await_worker(plan.config.ray.start_timeout_s, look)
+            train, test = wait_beside(lambda: load_splits(plan), look)
             begin()
-            train = load_split(plan.train_paths, "train", plan.config.ray.most_workers)
-            test = load_split(plan.test_paths, "test")
             trainer = build_trainer(plan, train, test, stop_file, session_type=session_type)
-            evaluation = _beside_main_thread(lambda: outcome_of(trainer))
+            evaluation = outcome_of(trainer, plan, stop_file)
         if not is_finished(plan):
             raise stopped_after(start_step(plan))
         return evaluation
 
 
-def _beside_main_thread(work: Callable[[], _Result]) -> _Result:
-    """Do something in another thread, where Ray leaves signals alone: its answer to Ctrl-C is to abort the workers."""
-    outcome: Future[_Result] = Future()
+def stop_check(plan: RunPlan, stop_file: Path) -> Callable[[], None]:
+    """Build what raises `Interrupted` once a run is asked to stop while no worker could answer to that."""
+    requested = StopFile(stop_file).requested
 
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # whatever it is, the main thread raises it
-            outcome.set_exception(error)
+    def look() -> None:
+        if requested():
+            raise stopped_after(start_step(plan))
 
-    threading.Thread(target=run, daemon=True).start()  # a second Ctrl-C does not wait for it
-    return outcome.result()
+    return look
 
 
-def outcome_of(trainer: TorchTrainer) -> dict[str, float]:
-    """Train, and return the last evaluation or raise what keeps the run from going on."""
+def load_splits(plan: RunPlan) -> tuple[Any, Any]:
+    """Hold a run's data in the object store: both splits."""
+    workers = plan.config.ray.most_workers
+    return load_split(plan.train_paths, "train", workers), load_split(plan.test_paths, "test")
+
+
+def outcome_of(trainer: TorchTrainer, plan: RunPlan, stop_file: Path) -> dict[str, float]:
+    """Train, and return the last evaluation or raise what keeps the run from going on.
+
+    Raises:
+        StartError: there was room for workers, and none came up.
+        Interrupted: the run was asked to stop while there was none that could answer.
+    """
+    (told,) = (callback for callback in trainer.run_config.callbacks if isinstance(callback, TellsOfWorkers))
+    watch = WorkerWatch(told, plan.config.ray.start_timeout_s, stop_check(plan, stop_file))
+    try:
+        return wait_beside(lambda: _fit(trainer), watch.look)
+    except (StartError, Interrupted):
+        watch.give_up()
+        raise
+    finally:
+        told.forget()
+
+
+def _fit(trainer: TorchTrainer) -> dict[str, float]:
     # One of Ray Train's processes, which gives back what an ended run held, looks its cluster up on the machine, and
     # where there are several it takes the latest: it would give back what a living run holds, or nothing at all.
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     try:
-        with environment("RAY_ADDRESS", ray.get_runtime_context().gcs_address):
+        with environment({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}):
             outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
     except WorkerGroupError as error:
         raise _told_cause(error) from error
@@ -143,7 +163,11 @@ def build_trainer(
             name=NOTES,
             **ray_storage(plan.folder),
             failure_config=FailureConfig(max_failures=plan.config.ray.failures_allowed),
-            callbacks=[*callbacks, *([SavesBeforeResize(plan.folder)] if plan.config.ray.is_elastic else [])],
+            callbacks=[
+                TellsOfWorkers(),
+                *callbacks,
+                *([SavesBeforeResize(plan.folder)] if plan.config.ray.is_elastic else []),
+            ],
             logging_config=LoggingConfig(log_level="INFO" if VERBOSE else "CRITICAL"),
         ),
     )

@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from ray.tune.trainable import wrap_function
 from trm_ray.config import SweepConfig, flat, with_overrides
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
-from trm_ray.distributed.dataset import load_split, ray_storage
-from trm_ray.distributed.trainer import build_trainer, outcome_of
+from trm_ray.distributed.dataset import ray_storage
+from trm_ray.distributed.trainer import build_trainer, load_splits, outcome_of
+from trm_ray.distributed.waiting import Clock, await_worker, has_room, wait_beside
 from trm_ray.distributed.worker import train_trial
 from trm_ray.replacement import RUN, is_ours
 from trm_ray.reporting.console import SweepDisplay
@@ -74,24 +76,39 @@ def run_sweep(
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
         check_resources(plans[0].config)
-        begin()
-        for notes in folder.glob(f"{NOTES}*"):
-            remove_tree(notes, ignore_errors=True)
+        limit_s, stop_file = plans[0].config.ray.start_timeout_s, StopFile(folder / STOP_FILE)
+
+        def look() -> None:
+            if stop_file.requested():
+                raise Interrupted(f"{watch.num_left} trials did not finish")
+
         try:
             with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
-                _tuner(sweep, plans, folder, watch).fit()
+                await_worker(limit_s, look)
+                different = {(plan.train_paths, plan.test_paths): plan for plan in plans}
+                data = wait_beside(lambda: {paths: load_splits(plan) for paths, plan in different.items()}, look)
+                begin()
+                for notes in folder.glob(f"{NOTES}*"):
+                    remove_tree(notes, ignore_errors=True)
+                clock = Clock(limit_s)
+                _tuner(sweep, plans, folder, watch, data, clock).fit()
         finally:
             watch.remove_staging()
+        if watch.num_left and clock.is_over:
+            raise clock.error()
         if watch.num_left:
             raise Interrupted(f"{watch.num_left} trials did not finish")
     return Outcome(watch.failed)
 
 
 class _Stopper(tune.Stopper):
-    """End the sweep once it was asked to stop and the trials that ran then are done with saving."""
+    """End the sweep once it was asked to stop and the trials that ran then are done with saving.
 
-    def __init__(self, stop_file: Path, watch: _Watch):
-        self._stop_file, self._watch = StopFile(stop_file), watch
+    Also where there is room for a trial and no worker comes up, which the clock tells.
+    """
+
+    def __init__(self, stop_file: Path, watch: _Watch, clock: Clock):
+        self._stop_file, self._watch, self._clock = StopFile(stop_file), watch, clock
         self._to_wait_for: set[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,9 +122,14 @@ class _Stopper(tune.Stopper):
         """Tell whether all is saved. A trial that Tune starts in the meantime has nothing to save."""
         if self._to_wait_for is None:
             if not self._stop_file.requested():
-                return False
+                return self._waits_in_vain()
             self._to_wait_for = set(self._watch.running)
         return not self._to_wait_for & self._watch.running
+
+    def _waits_in_vain(self) -> bool:
+        if self._watch.running or not has_room(None):
+            self._clock.reset()
+        return self._clock.is_over
 
 
 class _Watch(tune.Callback):
@@ -184,12 +206,14 @@ class _Watch(tune.Callback):
         self._display.ended(str(trial), "failed")
 
 
-def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch) -> tune.Tuner:
+def _tuner(
+    sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch, data: dict[Any, Any], clock: Clock
+) -> tune.Tuner:
     def name(trial: Trial) -> str:
         return trial_name(sweep, plans, trial.config)
 
     return tune.Tuner(
-        _trainable(sweep, plans, folder),
+        _trainable(sweep, plans, folder, data),
         param_space={PLAN: tune.grid_search(list(range(len(plans)))), **_distributions(sweep)},
         tune_config=tune.TuneConfig(
             metric=sweep.asha.metric,
@@ -210,7 +234,7 @@ def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch
             name=f"{NOTES}-{secrets.token_hex(4)}",
             **ray_storage(folder),
             callbacks=[watch],
-            stop=_Stopper(folder / STOP_FILE, watch),
+            stop=_Stopper(folder / STOP_FILE, watch, clock),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures or 0),
         ),
@@ -245,12 +269,9 @@ def trial_name(sweep: SweepConfig, plans: list[RunPlan], parameters: Mapping[str
     return re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([f"{config.config_name}-seed{config.seed}", *told]))
 
 
-def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callable[..., Any]:
+def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path, data: dict[Any, Any]) -> Callable[..., Any]:
     """Build the function that a trial runs: one worker in the trial's own process, several as an inner TorchTrainer."""
-    workers = plans[0].config.ray.most_workers
-    several = workers > 1
-    paths = {(plan.train_paths, plan.test_paths) for plan in plans}
-    data = {p: (load_split(p[0], "train", workers), load_split(p[1], "test")) for p in paths}
+    several = plans[0].config.ray.most_workers > 1
 
     def trial(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
         plan = plans[parameters[PLAN]]
@@ -263,7 +284,9 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
             return
         train, test = data[plan.train_paths, plan.test_paths]
         if several:
-            outcome_of(build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()]))
+            trainer = build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()])
+            with suppress(Interrupted):  # before there were workers
+                outcome_of(trainer, plan, folder / STOP_FILE)
         else:
             train_trial(plan, train, test, folder / STOP_FILE)
 

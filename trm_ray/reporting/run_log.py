@@ -8,7 +8,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +52,23 @@ class RunLog:
         else:
             _drop_rows_after(folder / METRICS_FILE, resume_step)
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
-        self._board = _Board(folder, purge_step=None if resume_step is None else resume_step + 1)
+        self._board: _Board | None = None
+        self._on_board(lambda: self._open_board(folder, None if resume_step is None else resume_step + 1))
+
+    def _open_board(self, folder: Path, purge_step: int | None) -> None:
+        self._board = _Board(folder, purge_step)
+
+    def _on_board(self, work: Callable[[], None]) -> None:
+        """Do something for TensorBoard. It is no reason to end a run: what fails is told, and not tried again."""
+        try:
+            work()
+        except Exception as error:
+            failed, self._board = self._board, None
+            if failed is not None:
+                with suppress(Exception):  # what is wrong is told below
+                    failed.close()
+            told = f"{type(error).__name__}: {error}"
+            logging.getLogger(__name__).warning("TensorBoard will not show what comes from here on (%s)", told)
 
     def write(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
         """Append the row of `step`; it is on disk, readable by others, when this returns.
@@ -66,7 +83,8 @@ class RunLog:
         row.update({tag: value if math.isfinite(value) else None for tag, value in numbers.items()})
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        self._board.write(int(step), numbers)
+        if (board := self._board) is not None:
+            self._on_board(lambda: board.write(int(step), numbers))
 
     def sync(self) -> None:
         """Make sure that what was written is where the run's folder lies; here it always is."""
@@ -74,7 +92,8 @@ class RunLog:
     def close(self) -> None:
         """Flush and close both files; a second call does nothing."""
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._on_board(self._board.close)
 
     def __enter__(self) -> RunLog:
         return self
