@@ -18,6 +18,7 @@ from trm_ray.distributed.tuner import Outcome
 from trm_ray.run import claim_folder, train_in_process
 from trm_ray.sweeps import SweepPlan
 from trm_ray.training.inference import Solution
+from trm_ray.training.state import build_model
 
 README = ROOT / "README.md"
 
@@ -72,13 +73,15 @@ def test_a_sweep_gives_its_folder_and_ranking(data: Path, tmp_path: Path, monkey
     assert (result.folder / "report" / "comparison.png").is_file()
 
 
-def test_solve_takes_a_loaded_model_or_its_network_and_arrays_or_tensors(tmp_path: Path):
+def test_solve_takes_a_loaded_model_or_any_network_and_arrays_or_tensors(tmp_path: Path):
     model = trm_ray.load_model(checkpoint(tmp_path / "model"))
     inputs = np.full((2, 16), 1)
     solution = trm_ray.solve(model, inputs, segments=4)
     assert solution.logits.shape == (4, 2, 16, 6)
     assert solution.halt_logits.shape == (4, 2)
-    again: Solution = trm_ray.solve(model.model, torch.from_numpy(inputs), torch.zeros(2), segments=4)
+    bare = build_model(model.config, model.shape)
+    bare.load_state_dict(model.state_dict())
+    again: Solution = trm_ray.solve(bare, torch.from_numpy(inputs), torch.zeros(2), segments=4)
     assert torch.equal(solution.logits, again.logits)
 
 

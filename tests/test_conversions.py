@@ -97,7 +97,7 @@ def golden_run(name, folder):
 @needs_golden
 @pytest.mark.parametrize(("name", "segments", "atol"), [("att_sudoku", 6, 1e-4), ("mlp_sudoku", 1, 2e-4)])
 def test_an_imported_model_answers_as_the_original(tmp_path, name, segments, atol):
-    model, golden = load_model(golden_run(name, tmp_path)).model, np.load(GOLDEN / f"{name}.npz")
+    model, golden = load_model(golden_run(name, tmp_path)), np.load(GOLDEN / f"{name}.npz")
     told = solve(model, *(torch.from_numpy(golden[key]) for key in ("inputs", "puzzle_identifiers")), segments)
     assert torch.allclose(told.logits, torch.from_numpy(golden["logits"][:segments]), atol=atol, rtol=0)
     assert torch.allclose(told.halt_logits, torch.from_numpy(golden["q"][:segments]), atol=atol, rtol=0)
@@ -250,7 +250,7 @@ def test_a_wrapped_file_brings_its_average_along(case):
     torch.save({"model": state, "step": 5, "ema_helper": average, "optimizers": []}, case / "step_77")
     write_config(case / "all_config.yaml", ema=False)
     done = imported(case)
-    raw, averaged = (load_model(case / "run", averaged=choice).model.lm_head.weight for choice in (False, True))
+    raw, averaged = (load_model(case / "run", averaged=choice).lm_head.weight for choice in (False, True))
     assert torch.equal(averaged, raw + 1)
     assert (done.step, done.config.ema) == (5, True)
     export_checkpoint(case / "run", case / "average", file_format="original")
@@ -318,7 +318,7 @@ def test_safetensors_of_the_originals_names_are_read_with_its_config(case):
     save_file(torch.load(case / "step_77", weights_only=True), case / "theirs.safetensors")
     options = {"config_file": case / "all_config.yaml", "arch": {"seq_len": 16}}
     import_checkpoint(case / "theirs.safetensors", case / "run", **options)
-    assert torch.equal(load_model(case / "run").model.lm_head.weight, our_model().lm_head.weight)
+    assert torch.equal(load_model(case / "run").lm_head.weight, our_model().lm_head.weight)
     with pytest.raises(ValueError, match="says nothing of its architecture; make a run of it"):
         load_model(case / "theirs.safetensors")
 
@@ -503,11 +503,11 @@ USED = f"""{PEAK}
 import torch
 from trm_ray.conversions import initial_weights
 from trm_ray.training.inference import load_model, solve
-solve(load_model("small").model, torch.ones(1, 16), torch.tensor([0]))
+solve(load_model("small"), torch.ones(1, 16), torch.tensor([0]))
 before = peak()
 for file in ("large", "m.safetensors"):
     loaded = load_model(file)
-    solve(loaded.model, torch.ones(1, 16), torch.tensor([599_999]))
+    solve(loaded, torch.ones(1, 16), torch.tensor([599_999]))
     initial_weights(file, loaded.config, loaded.shape, None)
 print(peak() - before)
 """
@@ -534,8 +534,8 @@ def test_a_mapped_file_is_not_changed_through_what_was_read_of_it(tmp_path, sour
     config = tiny_config(arch=ARCH)
     state = TrainState(config, SHAPE, torch.device("cpu"))
     state.begin_with(initial_weights(opened, config, SHAPE, PuzzleIdentifiers.from_names(NAMES).to_bytes()).model)
-    for model in (state.model, load_model(opened).model):
+    for model in (state.model, load_model(opened)):
         for weight in model.state_dict().values():
             weight.zero_()
     assert (tmp_path / source).read_bytes() == before
-    assert load_model(opened).model.lm_head.weight.any()
+    assert load_model(opened).lm_head.weight.any()

@@ -54,7 +54,7 @@ def evaluated(run: Path, **options: Any) -> EvaluationReport:
 
 def one_by_one(run: Path, rows: Rows, num_segments: int) -> list[list[tuple[list[bool], list[float], float]]]:
     """For each row with labels and each segment: solved and share of right cells by cycle, halt logit."""
-    model, told = load_model(run).model, []
+    model, told = load_model(run), []
     for row in range(len(rows)):
         batch = Batch(
             *(torch.from_numpy(a[row : row + 1]) for a in (rows.inputs, rows.labels, rows.puzzle_identifiers))
@@ -271,7 +271,7 @@ def arc(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def voted_one_by_one(run: Path, data: Path, variants: int, *, halt: bool = False) -> Votes:
     """Predict every variant of every test input by itself and count the votes."""
-    model, identifiers, rows = load_model(run).model, read_identifiers(data), read_split(data, "test")
+    model, identifiers, rows = load_model(run), read_identifiers(data), read_split(data, "test")
     votes, symmetry = Votes(identifiers), ArcSymmetry(identifiers)
     for row in range(len(rows)):
         for number in range(variants):

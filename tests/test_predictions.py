@@ -39,7 +39,7 @@ def call(*words: str | Path, stdin: str = "") -> Result:
 def test_each_segment_holds_the_likeliest_tokens_and_the_halt_probability(run: Path):
     loaded, kind = load_model(run), Sudoku(4)
     questions = kind.read(f"{PUZZLE}\n{SOLVED}", "", "")
-    expected = solve(loaded.model, torch.from_numpy(np.stack([q.inputs for q in questions])), segments=5)
+    expected = solve(loaded, torch.from_numpy(np.stack([q.inputs for q in questions])), segments=5)
     predictions = list(predict(loaded, kind, questions, num_segments=5))
     for row, prediction in enumerate(predictions):
         assert [segment.number for segment in prediction.segments] == [1, 2, 3, 4, 5]
@@ -60,7 +60,7 @@ def test_changes_are_counted_from_the_segment_before_and_at_first_from_the_puzzl
 def test_as_many_segments_as_in_training_are_run_unless_others_are_asked_for(run: Path):
     loaded, kind = load_model(run), Sudoku(4)
     [prediction] = predict(loaded, kind, kind.read(PUZZLE, "", ""))
-    assert len(prediction.segments) == loaded.model.halt_max_steps == 3
+    assert len(prediction.segments) == loaded.halt_max_steps == 3
 
 
 @pytest.mark.parametrize(("bias", "halting"), [(-5.0, None), (0.5, 1)])

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import Puzzles, assert_same, metric_rows, sudoku
-from run_helpers import IDENTIFIERS, final_weights, run_config, some_puzzles, write_puzzles
+from run_helpers import IDENTIFIERS, ROOT, final_weights, run_config, some_puzzles, tiny_overrides, write_puzzles
 
-from trm_ray.config import ConfigError, config_from_run
+from trm_ray.config import Config, ConfigError, config_from_run, load_config
 from trm_ray.data import stream
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, read_split, read_splits, write_dataset
+from trm_ray.data.sudoku import prepare_sudoku
 from trm_ray.reporting.run_log import read_run
-from trm_ray.run import RunPlan, claim_folder, owned_run, plan_run, start_step, train_in_process
+from trm_ray.run import RunPlan, claim_folder, is_finished, owned_run, plan_run, start_step, train_in_process
 
 GENERATED = ["generator.size=4", "generator.train=40", "generator.test=8", "generator.seed=3"]
 
@@ -276,6 +277,53 @@ def test_a_dataset_that_was_made_with_other_arguments_is_refused(tmp_path: Path,
     plan_run(run_config(tmp_path / "made", tmp_path / "run", *GENERATED))
     with pytest.raises(ConfigError, match=told):
         plan_run(run_config(tmp_path / "made", tmp_path / "run", *GENERATED, *words))
+
+
+def four(folder: Path, log_dir: Path, *words: str) -> Config:
+    """The task sudoku4 on a folder of one's own."""
+    tiny = tiny_overrides(task="sudoku4", max_steps=2, eval_interval=2, ray__num_workers=0)
+    words = (*tiny, f"data_paths=[{folder}]", f"log_dir={log_dir}", *words)
+    return load_config("deep_supervision_linear", words, config_dir=ROOT / "configs")
+
+
+def test_one_s_own_dataset_is_used_as_it_is_and_told_in_a_line(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    plan = plan_run(four(data, tmp_path / "run"))
+    assert plan.info.split("train").rows == 64
+    [line] = caplog.messages
+    assert line == f"using data_paths={data} as it is (made by test)"
+    claim_folder(plan)
+    assert train_in_process(plan)
+    again = plan_run(four(data, tmp_path / "run"))
+    claim_folder(again, resume=True)
+    assert is_finished(again)
+    claim_folder(plan_run(load_config(str(tmp_path / "run" / "config.yaml"))), resume=True)
+
+
+def test_one_s_own_puzzles_of_another_size_and_number_are_used_beside_a_folder_that_is_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    mine, missing = tmp_path / "mine", tmp_path / "missing"
+    prepare_sudoku(mine, size=4, train=50, test=8, seed=7)
+    plan = plan_run(four(mine, tmp_path / "run", f"data_paths=[{mine},{missing}]"))
+    assert (plan.info.split("train").rows, plan.info.split("test").rows) == (2050, 264)
+    assert caplog.messages == [
+        f"using data_paths={mine} as it is (made by sudoku; train=50, not 2000; test=8, not 256; seed=7, not 0)"
+    ]
+    prepare_sudoku(tmp_path / "six", size=6, train=5, test=2)
+    with pytest.raises(DatasetError, match="seq_len"):
+        plan_run(four(mine, tmp_path / "run", f"data_paths=[{mine},{tmp_path / 'six'}]"))
+
+
+def test_a_run_from_before_folders_were_taken_as_they_are_goes_on(data: Path, tmp_path: Path):
+    claim_folder(plan_run(four(data, tmp_path / "run")))
+    assert train_in_process(plan_run(four(data, tmp_path / "run")))
+    config = tmp_path / "run" / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("  check_existing: false\n", ""))
+    assert config.read_text() != text
+    claim_folder(plan_run(four(data, tmp_path / "run")), resume=True)
 
 
 def test_a_missing_dataset_that_nobody_can_make_is_told_with_the_command(tmp_path: Path):

@@ -152,7 +152,10 @@ def evaluate(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
 def load_model(
     path: str | os.PathLike[str], *, averaged: bool = True, device: torch.device | str = "cpu"
 ) -> LoadedModel:
-    """Load the model of a run, a checkpoint or an imported checkpoint, ready for `solve`.
+    """Load the model of a run, a checkpoint or an imported checkpoint: a `torch.nn.Module`, ready for `solve`.
+
+    It knows where it comes from: `config`, `step`, `path`, `averaged`, `identifiers`. Calling it takes one segment
+    (`TinyRecursiveModel.forward`).
 
     Args:
         path: a run's folder (its final model, else its latest checkpoint) or a checkpoint's.
@@ -168,7 +171,7 @@ def load_model(
 
 
 def solve(
-    model: LoadedModel | TinyRecursiveModel,
+    model: TinyRecursiveModel,
     inputs: Tensor | Any,
     puzzle_identifiers: Tensor | Any | None = None,
     segments: int | None = None,
@@ -190,6 +193,5 @@ def solve(
 
     from trm_ray.training import inference
 
-    network = model.model if isinstance(model, inference.LoadedModel) else model
     identifiers = None if puzzle_identifiers is None else torch.as_tensor(puzzle_identifiers)
-    return inference.solve(network, torch.as_tensor(inputs), identifiers, segments)
+    return inference.solve(model, torch.as_tensor(inputs), identifiers, segments)

@@ -177,7 +177,7 @@ class Evaluator:
     def _device(self) -> torch.device:
         """Move the model to where it measures, on the first batch: a process that measures nothing takes no GPU."""
         device = choose_device(self.loaded.config)
-        self.loaded.model.to(device)
+        self.loaded.to(device)
         return device
 
     def __call__(self, number: int) -> MeasuredBatch:
@@ -189,7 +189,7 @@ class Evaluator:
         tokens = self._tokens(rows, variants)
         arrays = (tokens.inputs, tokens.labels, self._embedded_as[tokens.puzzle_identifiers])
         batch = Batch(*map(torch.from_numpy, arrays)).to(self._device)
-        cell_loss, model = LOSSES[config.loss_type], self.loaded.model
+        cell_loss, model = LOSSES[config.loss_type], self.loaded
         measured = measure_rows(model, batch, self.job.num_segments, cell_loss, halt=self.job.halt)
         num_cells = (tokens.labels != IGNORED_LABEL).sum(1)
         kept = _counted(measured, self._as_it_is[boards], units=self.rows.groups[rows], num_cells=num_cells)
@@ -315,7 +315,7 @@ def evaluate_run(
     if num_workers:
         check_surroundings(loaded.config.ray.address)
     folders = _open(loaded, tuple(as_path(path).resolve() for path in data), split)
-    asked = sorted({*(segments or [loaded.model.halt_max_steps])})
+    asked = sorted({*(segments or [loaded.halt_max_steps])})
     evaluator = Evaluator(
         Job(
             checkpoint=loaded.path.resolve(),
@@ -333,7 +333,7 @@ def evaluate_run(
     folder = _made_folder(as_path(run), output)
     with num_threads_kept():
         rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
-    evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.model.halt_max_steps)
+    evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.halt_max_steps)
     voted = votes.result(evaluator.test_puzzles) if evaluator.test_puzzles else None
     provenance = _provenance(as_path(run), evaluator)
     report = EvaluationReport(evaluation, provenance, compute, _voting(voted) if voted else None)
@@ -373,7 +373,7 @@ def _measured(evaluator: Evaluator, num_workers: int) -> Iterator[MeasuredBatch]
         return map(evaluator, range(evaluator.num_batches))
     from trm_ray.distributed.evaluator import map_on_ray
 
-    evaluator.loaded.model.to("meta")  # whose weights take no memory: the workers load their own
+    evaluator.loaded.to("meta")  # whose weights take no memory: the workers load their own
     opened = functools.partial(Evaluator, evaluator.job)
     return map_on_ray(opened, evaluator.num_batches, evaluator.loaded.config, num_workers)
 

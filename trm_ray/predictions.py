@@ -149,7 +149,7 @@ def read_questions(source: str, kind: Kind) -> list[Question]:
 def identify(loaded: LoadedModel, questions: Sequence[Question]) -> np.ndarray:
     """Find the identifiers (B,) that a model knows the questions' tasks by; 0, the blank one, where there is none."""
     known: dict[str | None, int] = {}
-    if loaded.identifiers is not None and loaded.model.puzzle_embedding is not None:
+    if loaded.identifiers is not None and loaded.puzzle_embedding is not None:
         identifiers, asked = PuzzleIdentifiers.from_bytes(loaded.identifiers), {question.task for question in questions}
         for name, first in zip(identifiers.names, identifiers.first.tolist(), strict=True):
             # A run of identifiers may hold augmentations alone, where the original's list names a puzzle twice.
@@ -160,7 +160,7 @@ def identify(loaded: LoadedModel, questions: Sequence[Question]) -> np.ndarray:
 
 def remark(loaded: LoadedModel, questions: Sequence[Question]) -> str | None:
     """Tell which tasks a model with puzzle embeddings has never seen, None if there are none."""
-    if loaded.model.puzzle_embedding is None:
+    if loaded.puzzle_embedding is None:
         return None
     unknown = {q.task for q, known in zip(questions, identify(loaded, questions), strict=True) if q.task and not known}
     if not unknown:
@@ -204,9 +204,9 @@ def _predict_batch(
 
     inputs = np.stack([question.inputs for question in questions])
     arrays = (inputs, np.full_like(inputs, IGNORED_LABEL), identify(loaded, questions))
-    batch = Batch(*map(torch.from_numpy, arrays)).to(loaded.model.embed_tokens.device)
+    batch = Batch(*map(torch.from_numpy, arrays)).to(loaded.device)
     boards, halts = [inputs], []
-    for output in run_segments(loaded.model, batch, num_segments):
+    for output in run_segments(loaded, batch, num_segments):
         boards.append(output.cycle_logits[-1].argmax(-1).cpu().numpy())
         halts.append(output.halt_logits.sigmoid().cpu().numpy())
         advance(len(questions))

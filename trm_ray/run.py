@@ -67,6 +67,7 @@ RESUMABLE_KEYS = (
     "eval_batch_size",
     "eval_max_puzzles",
     "prepare_command",
+    "generator.check_existing",
     "init_from",
     "log_dir",
     "device",
@@ -113,6 +114,7 @@ def plan_run(config: Config) -> RunPlan:
     if config.ray.most_workers:
         check_surroundings(config.ray.address)
     info, config = open_data(config), _with_absolute_paths(config)
+    _tell_own_data(config)
     train = tuple(as_path(path).resolve() for path in config.data_paths)
     test = tuple(as_path(path).resolve() for path in config.data_paths_test) or train
     return RunPlan(config, folder, train, test, info, _count_steps(config, info))
@@ -247,21 +249,16 @@ def open_data(config: Config) -> DatasetInfo:
 
 
 def _generate(generator: SudokuGenerator, data_paths: list[str]) -> None:
-    """Make each missing dataset of a generated task, and refuse one that was made with other arguments."""
+    """Make each missing dataset of a generated task; check those that are there, where that is asked for."""
     from trm_ray.data.sudoku import prepare_sudoku
 
-    wanted = generator.model_dump(exclude={"name"}, exclude_none=True)
     for path in map(as_path, data_paths):
         if not is_dataset(path):
-            _made_once(path, functools.partial(prepare_sudoku, path, **{**wanted, "clues": generator.clues}))
-            continue
-        info = DatasetInfo.load(path)
-        have = {**info.arguments, "seed": info.seed}
-        differing = [key for key, value in wanted.items() if key in have and _plain(have[key]) != _plain(value)]
-        if differing:
-            key = differing[0]
+            _made_once(path, functools.partial(prepare_sudoku, path, **_arguments(generator)))
+        elif generator.check_existing and (differing := _differing(generator, path)):
+            key, wanted, have = differing[0]
             raise ConfigError(
-                f"generator.{key}={wanted[key]} but {path} was made with {key}={have[key]}; set data_paths to a new "
+                f"generator.{key}={wanted} but {path} was made with {key}={have}; set data_paths to a new "
                 "folder and it is made, or remove the old one"
             )
 
@@ -277,6 +274,30 @@ def _made_once(path: Path, make: Callable[[], object]) -> None:
                 logging.getLogger("trm_ray").warning("waiting for the data: %s", error)
             told = True
             time.sleep(_LOOK_EVERY_S)
+
+
+def _arguments(generator: SudokuGenerator) -> dict[str, Any]:
+    return generator.model_dump(exclude={"name", "check_existing"})
+
+
+def _differing(generator: SudokuGenerator, path: Path) -> list[tuple[str, Any, Any]]:
+    """List what the generator wants to be other than it was when a dataset was made: key, wanted, had."""
+    info = DatasetInfo.load(path)
+    have, wanted = {**info.arguments, "seed": info.seed}, _arguments(generator)
+    given = [(key, value, have[key]) for key, value in wanted.items() if value is not None and key in have]
+    return [(key, value, had) for key, value, had in given if _plain(value) != _plain(had)]
+
+
+def _tell_own_data(config: Config) -> None:
+    """Say that a dataset is the user's own, where the task's generator would have made another one."""
+    if config.generator is None or config.generator.check_existing:
+        return
+    for path in config.data_paths:
+        made_by = DatasetInfo.load(as_path(path)).generator
+        differing = [f"{key}={had}, not {wanted}" for key, wanted, had in _differing(config.generator, as_path(path))]
+        if made_by != config.generator.name or differing:
+            told = f"made by {made_by}" + "".join(f"; {text}" for text in differing)
+            logging.getLogger("trm_ray").warning("using data_paths=%s as it is (%s)", path, told)
 
 
 def _plain(value: Any) -> Any:

@@ -52,6 +52,56 @@ def test_a_section_is_merged_key_by_key_and_null_takes_the_generator_away():
     assert (fresh.size, fresh.clues) == (9, None)
 
 
+def checks_existing(config):
+    return config.generator.check_existing
+
+
+@pytest.mark.parametrize(
+    ("words", "checks"),
+    [
+        ([], True),
+        (["data_paths=[data/sudoku6]"], True),
+        (["data_paths=data/sudoku6"], True),
+        (["data_paths=[data/mine]"], False),
+        (["data_paths=[data/sudoku6,data/mine]"], False),
+        (["data_paths=[data/mine]", "generator.size=6"], True),
+        (["generator={train: 30}", "data_paths=[data/mine]"], True),
+        (["data_paths=[data/mine]", "generator.check_existing=true"], True),
+        (["data_paths_test=[data/mine]"], True),
+    ],
+)
+def test_a_generator_is_checked_only_where_it_was_asked_for(words, checks):
+    assert checks_existing(load(*words)) is checks
+
+
+def test_no_generator_comes_of_a_folder_that_is_named():
+    assert load("generator=null", "data_paths=[data/mine]").generator is None
+    assert load("data_paths=[data/mine]", "task=sudoku_extreme").generator is None
+    assert with_overrides(load("generator=null"), {"data_paths": ["data/mine"]}).generator is None
+
+
+def test_a_generator_of_the_user_s_own_file_is_asked_for(tmp_path):
+    own = write(
+        tmp_path, mine="task: sudoku6\nlr: 1e-3\n", other="generator: {size: 4}\ndata_paths: [a]\nmax_steps: 1\n"
+    )
+    assert checks_existing(load_config("mine", config_dir=own))
+    assert checks_existing(load_config("other", config_dir=own))
+    assert checks_existing(load_config("other", ["data_paths=[b]"], config_dir=own))
+    assert not checks_existing(load_config("mine", ["data_paths=[b]"], config_dir=own))
+
+
+def test_a_run_s_config_keeps_what_it_said_and_another_folder_is_the_user_s(tmp_path):
+    config = load("data_paths=[data/mine]")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    file = str(tmp_path / "config.yaml")
+    assert load_config(file) == config_from_run(tmp_path) == config
+    (tmp_path / "config.yaml").write_text(to_yaml(load()).replace("  check_existing: true\n", ""))  # an older release's
+    assert checks_existing(load_config(file))
+    assert not checks_existing(load_config(file, ["data_paths=[data/mine]"]))
+    assert not checks_existing(with_overrides(load(), {"data_paths": ["data/mine"]}))
+    assert checks_existing(with_overrides(load(), {"lr": 1e-3}))
+
+
 def test_files_of_the_given_folder_come_before_configs_here_before_the_shipped_ones(tmp_path, monkeypatch):
     given = write(tmp_path / "given", **{LINEAR: "task: sudoku6\nseed: 1\n"})
     write(tmp_path / "configs", **{LINEAR: "task: sudoku6\nseed: 2\n", "task__sudoku4": "max_steps: 5\n"})

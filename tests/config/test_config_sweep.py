@@ -123,6 +123,12 @@ def test_a_mistake_in_a_sweep_s_file_is_named_with_file_and_line(tmp_path):
     assert message.startswith(f"{tmp_path / 'sweep' / 'mine.yaml'}:3: search_space.lr=abc must be a number")
 
 
+def test_a_sweep_takes_a_folder_that_it_names_as_it_is():
+    configs = trial_configs(sweep("data_paths=[data/mine]"))
+    assert {config.generator.check_existing for config in configs if config.generator} == {False}
+    assert {config.generator.check_existing for config in trial_configs(sweep()) if config.generator} == {True}
+
+
 def test_a_sweep_on_one_s_own_data_leaves_the_generator_out():
     loaded = sweep("generator=null", "data_paths=[data/mine]")
     assert loaded.overrides == SHIPPED | {"generator": None, "data_paths": ["data/mine"]}

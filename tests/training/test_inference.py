@@ -1,5 +1,8 @@
 """A trained model in use: loaded with the checkpoint's own architecture, refining its answer for as long as asked."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from helpers import SHAPE, local_session, sudoku, tiny_config
@@ -26,11 +29,53 @@ def test_a_model_is_loaded_with_its_architecture_weights_and_average(run):
     assert (averaged.step, averaged.averaged, raw.averaged) == (4, True, False)
     assert averaged.config.arch.puzzle_emb_ndim == 16
     for name, value in state["model"].items():
-        assert torch.equal(raw.model.state_dict()[name], value)
-        assert torch.equal(averaged.model.state_dict()[name], state["ema"].get(name, value))
-    assert not torch.equal(averaged.model.lm_head.weight, raw.model.lm_head.weight)
-    assert raw.model.puzzle_embedding is not None
-    assert raw.model.puzzle_embedding.table.any()
+        assert torch.equal(raw.state_dict()[name], value)
+        assert torch.equal(averaged.state_dict()[name], state["ema"].get(name, value))
+    assert not torch.equal(averaged.lm_head.weight, raw.lm_head.weight)
+    assert raw.puzzle_embedding is not None
+    assert raw.puzzle_embedding.table.any()
+
+
+def test_a_loaded_model_is_a_module_that_says_where_it_comes_from(run):
+    model = load_model(run)
+    assert isinstance(model, torch.nn.Module)
+    assert not model.training
+    assert not model.train().eval().training
+    assert model.model is model
+    assert model.device.type == "cpu"
+    assert copy.deepcopy(model).to("meta").device.type == "meta"
+    assert {name.partition(".")[0] for name in model.state_dict()} == {
+        name.partition(".")[0] for name in torch.load(run / "final_model" / "state.pt", weights_only=True)["model"]
+    }
+    [first, second, *_] = repr(model).splitlines()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert (first, second.strip()) == (
+        "LoadedModel(",
+        f"path={str(run / 'final_model')!r}, step=4, weights='averaged', parameters={parameters:,}",
+    )
+
+
+def test_a_copied_saved_or_replaced_model_solves_as_it_did(run, tmp_path):
+    model, inputs = load_model(run), torch.from_numpy(sudoku(2).inputs)
+    expected = solve(model, inputs).logits
+    torch.save(model, tmp_path / "whole.pt")
+    again = build_model(model.config, model.shape)
+    again.load_state_dict(model.state_dict())
+    saved = torch.load(tmp_path / "whole.pt", weights_only=False)
+    assert (saved.path, saved.step, saved.averaged) == (model.path, 4, True)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), saved, again):
+        assert torch.equal(solve(other, inputs).logits, expected)
+
+
+@pytest.mark.parametrize("arch", [{}, {"mixer": "attention", "pos_encodings": "rope"}, {"forward_dtype": "bfloat16"}])
+def test_a_model_of_rounded_weights_still_solves(arch):
+    config = tiny_config(**{**PUZZLES, "arch": {**PUZZLES["arch"], **arch}})
+    model, inputs = build_model(config, SHAPE), torch.from_numpy(sudoku(2).inputs)
+    expected = solve(model, inputs).logits
+    for rounded in (copy.deepcopy(model).bfloat16(), copy.deepcopy(model).half(), copy.deepcopy(model).double()):
+        logits = solve(rounded, inputs).logits
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, expected, rtol=0.1, atol=0.1)
 
 
 def test_segments_equal_the_models_own_and_go_on_beyond_those_it_was_trained_with():
@@ -50,7 +95,7 @@ def test_segments_equal_the_models_own_and_go_on_beyond_those_it_was_trained_wit
 
 
 def test_solve_returns_logits_and_halt_logits_of_every_segment(run):
-    model, puzzles = load_model(run).model, sudoku(5)
+    model, puzzles = load_model(run), sudoku(5)
     solution = solve(model, torch.from_numpy(puzzles.inputs), torch.arange(5), segments=4)
     assert solution.logits.shape == (4, 5, 16, 6)
     assert solution.halt_logits.shape == (4, 5)
@@ -61,7 +106,7 @@ def test_solve_returns_logits_and_halt_logits_of_every_segment(run):
 
 
 def test_a_puzzle_without_an_identifier_gets_the_blank_one(run):
-    model, inputs = load_model(run).model, torch.from_numpy(sudoku(2).inputs)
+    model, inputs = load_model(run), torch.from_numpy(sudoku(2).inputs)
     assert torch.equal(solve(model, inputs).logits, solve(model, inputs, torch.tensor([0, 0])).logits)
     assert not torch.equal(solve(model, inputs).logits, solve(model, inputs, torch.tensor([1, 2])).logits)
 
@@ -78,4 +123,4 @@ def test_a_puzzle_without_an_identifier_gets_the_blank_one(run):
 )
 def test_what_a_model_cannot_solve_is_refused(run, arguments, told):
     with pytest.raises(ValueError, match=told):
-        solve(load_model(run).model, *arguments)
+        solve(load_model(run), *arguments)

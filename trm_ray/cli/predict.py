@@ -48,7 +48,7 @@ def predict(
     loaded = load(run, averaged=not raw_weights)
     kind, console = kind_for(loaded), Console(quiet=as_json)
     questions = read_questions(puzzle, kind)
-    with progress("segments", len(questions) * (segments or loaded.model.halt_max_steps)) as advance:
+    with progress("segments", len(questions) * (segments or loaded.halt_max_steps)) as advance:
         predictions = list(predict(loaded, kind, questions, num_segments=segments, advance=advance))
     if as_json:
         for prediction in predictions:

@@ -49,7 +49,9 @@ def load_config(
         raise ConfigError(f"config_name={name} must not be overridden; use --config-name {name}")
     complete = "config_name" in scenario and "task" not in chosen
     task = {} if complete else _read_task({**scenario, **chosen}.get("task"), config_dir)
-    return _build(Config, _named("config_name", path, [scenario, task, *given]))
+    own = {} if complete else {key: entry for key, entry in scenario.items() if key not in task}
+    shipped, asked = scenario if complete else task, _merge([own, *given])
+    return _build(Config, _named("config_name", path, [scenario, task, *given, _own_data(shipped, asked)]))
 
 
 def load_sweep(
@@ -124,7 +126,22 @@ def with_overrides(config: Config, values: Mapping[str, Any]) -> Config:
     if "task" in given and given["task"].value != config.task:
         task = show(given["task"].value)
         raise ConfigError(f"task={task} must be chosen when the config is loaded; in a sweep, use a grid")
-    return _build(Config, [_layer(flat(config)), given])
+    before = _layer(flat(config))
+    return _build(Config, [before, given, _own_data(before, given)])
+
+
+def _own_data(shipped: _Layer, asked: _Layer) -> _Layer:
+    """Take a dataset that the user names as it is where the generator is not his: he has not asked for its check."""
+    is_generated = any(key.startswith("generator.") for key in shipped)
+    asks = any(key.partition(".")[0] == "generator" for key in asked)
+    named, usual = (_listed(layer.get("data_paths")) for layer in (asked, shipped))
+    is_own = is_generated and not asks and named not in ([], usual)
+    return {"generator.check_existing": Entry(False)} if is_own else {}
+
+
+def _listed(entry: Entry | None) -> list[Any]:
+    value = [] if entry is None else entry.value
+    return value if isinstance(value, list) else [value]
 
 
 def _layer(values: Mapping[str, Any]) -> _Layer:

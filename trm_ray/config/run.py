@@ -179,6 +179,9 @@ class SudokuGenerator(Settings):
     test: Positive = 512
     clues: PairOrNull = None  # [fewest, most]; null = the size's own
     seed: Seed = 0
+    # Refuse a dataset that was made with other arguments. When loading, false for a folder that is named without any
+    # other generator.*: it is the user's own, and the generator is there in case it is missing.
+    check_existing: bool = True
 
 
 class Config(Settings):

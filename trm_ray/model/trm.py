@@ -87,7 +87,7 @@ class TinyRecursiveModel(nn.Module):
         puzzle_embedding: what lies before the board; the mixers must know its positions.
         learned_positions: add a learned vector a position to the question.
         residual_init_scale: scales the initial weights of the output projections; 1 is the original.
-        forward_dtype: dtype of the recursion; weights stay in float32 and are cast once a segment.
+        forward_dtype: dtype of the recursion; weights of another are cast once a segment, also after `half()`.
 
     Source: the original's `TinyRecursiveReasoningModel_ACTV1`, whose state it can hold.
     """
@@ -195,7 +195,7 @@ class TinyRecursiveModel(nn.Module):
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
         recursion = _Recursion(self)
         arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, supervise_all_cycles)
-        if self.forward_dtype == torch.float32:
+        if self.embed_tokens.dtype == self.forward_dtype:
             return recursion(*arguments)
         # One cast a weight and segment; the recursion uses each weight H_cycles·(L_cycles + 1) times.
         weights = {name: weight.to(self.forward_dtype) for name, weight in recursion.named_parameters()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trm_ray.config import Config
 from trm_ray.model.trm import Batch, SegmentOutput, TinyRecursiveModel
@@ -18,21 +18,48 @@ from trm_ray.training.portable import described, read_model
 from trm_ray.training.state import TokenShape, build_model
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in evaluation mode, and where it comes from.
+class LoadedModel(TinyRecursiveModel):
+    """A trained network as any other module, in evaluation mode, that knows where it comes from.
 
-    config: that of its run; the architecture is always the checkpoint's own. identifiers: the identifiers.json of the
-    puzzles that it was trained on. averaged: whether these are the averaged weights.
+    Args:
+        model: whose weights and parts it takes over.
+        config: that of its run; the architecture is always the checkpoint's own.
+        identifiers: the identifiers.json of the puzzles that it was trained on.
+        averaged: whether these are the averaged weights.
     """
 
-    model: TinyRecursiveModel
-    config: Config
-    shape: TokenShape
-    identifiers: bytes | None
-    step: int
-    path: Path
-    averaged: bool
+    def __init__(
+        self,
+        model: TinyRecursiveModel,
+        *,
+        config: Config,
+        shape: TokenShape,
+        identifiers: bytes | None,
+        step: int,
+        path: Path,
+        averaged: bool,
+    ):
+        nn.Module.__init__(self)  # not the network's own, which would draw weights
+        self.__dict__.update(model.__dict__)
+        self.config, self.shape, self.identifiers = config, shape, identifiers
+        self.step, self.path, self.averaged = step, path, averaged
+        self.eval()
+
+    @property
+    def model(self) -> TinyRecursiveModel:
+        """The network itself, for callers from when it was only a part of what is loaded."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.embed_tokens.device
+
+    def extra_repr(self) -> str:
+        """Say where it comes from above its layers."""
+        weights = sum(parameter.numel() for parameter in self.parameters())
+        kind = "averaged" if self.averaged else "raw"
+        return f"path={str(self.path)!r}, step={self.step}, weights={kind!r}, parameters={weights:,}"
 
 
 def load_model(path: str | Path, *, averaged: bool = True, device: torch.device | str = "cpu") -> LoadedModel:
@@ -56,8 +83,15 @@ def load_model(path: str | Path, *, averaged: bool = True, device: torch.device 
     except (RuntimeError, TypeError, AttributeError) as error:  # also where memory is too small for what it asks
         told = " ".join(str(error).split())[:160]
         raise ValueError(f"{folder} does not fit its own config ({told}); name an intact checkpoint") from error
-    model.to(device).eval()
-    return LoadedModel(model, config, shape, identifiers, int(state.get("step") or 0), folder, averaged)
+    return LoadedModel(
+        model.to(device),
+        config=config,
+        shape=shape,
+        identifiers=identifiers,
+        step=int(state.get("step") or 0),
+        path=folder,
+        averaged=averaged,
+    )
 
 
 def _filled(config: Config, shape: TokenShape, weights: dict[str, Tensor]) -> TinyRecursiveModel:
