@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, trial_configs
+from trm_ray.config import (
+    Config,
+    ConfigError,
+    SweepConfig,
+    flat,
+    load_config,
+    run_dir,
+    to_yaml,
+    trial_configs,
+    typed,
+)
 from trm_ray.run import RunPlan, plan_run
 from trm_ray.storage import join, remove_tree
 
@@ -111,10 +120,10 @@ def best_command(values: dict[str, object]) -> str:
     """Write the command that trains a run's config, from its scenario and whatever differs from that."""
     given = {key: value for key, value in values.items() if key != "format_version"}
     config = Config(**given)
-    task = ["task=null" if config.task is None else f"task={config.task}"]
+    task = [f"task={typed(config.task)}"]
     # Whoever has no task names data and length himself; they must be there for the scenario to load.
     needed = (
-        [f"{key}={_word(flat(config)[key])}" for key in ("data_paths", "max_steps", "epochs")]
+        [f"{key}={typed(flat(config)[key])}" for key in ("data_paths", "max_steps", "epochs")]
         if config.task is None
         else []
     )
@@ -123,12 +132,7 @@ def best_command(values: dict[str, object]) -> str:
     values_now = {key: value for key, value in flat(config).items() if key not in skipped}
     different = [
         *needed,
-        *(f"{key}={_word(value)}" for key, value in values_now.items() if plain.get(key, ...) != value),
+        *(f"{key}={typed(value)}" for key, value in values_now.items() if plain.get(key, ...) != value),
     ]
     words = ["trm-ray", "train", "--config-name", config.config_name, *task, *different]
     return " ".join(map(shlex.quote, words))
-
-
-def _word(value: object) -> str:
-    """Write a value as the command line reads it: text as it is, the rest as JSON, which is YAML."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

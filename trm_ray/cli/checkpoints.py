@@ -77,20 +77,16 @@ def import_command(
 
 
 def _pairs(given: list[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` words, several in one text too, with values as in YAML."""
-    import yaml
-
-    from trm_ray.config.files import UNREADABLE
+    """Read `KEY=VALUE` words, several in one text too, as the words of `train` are read."""
+    from trm_ray.config import read_value
 
     values = {}
     for word in " ".join(given).split():
         key, equals, text = word.partition("=")
         if not equals or not key or not text:
             raise ValueError(f"--arch {word} must be KEY=VALUE, such as --arch L_cycles=6")
-        try:
-            values[key.removeprefix("arch.")] = yaml.safe_load(text)
-        except (yaml.YAMLError, *UNREADABLE):
-            raise ValueError(f"--arch {word[:80]} must have a YAML value, such as --arch L_cycles=6") from None
+        name = key.removeprefix("arch.")
+        values[name] = read_value(f"arch.{name}", text, label=f"--arch {key}")
     return values
 
 

@@ -43,8 +43,8 @@ def train(
     from trm_ray.run import beginning, claim_folder, is_finished, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
 
-    begin = [] if init_from is None else [f"init_from={init_from}"]
-    config = load_config(config_name, [*(overrides or []), *begin])
+    begin = {} if init_from is None else {"init_from": init_from}
+    config = load_config(config_name, overrides or [], options=begin)
     console = Console()
     plan = plan_run(config)
     if config.init_from is not None and (overwrite or start_step(plan) == 0):
