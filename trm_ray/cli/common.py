@@ -96,7 +96,8 @@ def _path(text: str) -> Path:
     try:
         return as_path(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        complain(str(error))
+        raise typer.Exit(USAGE_ERROR) from None
 
 
 def check_place(path: Path | None, option: str) -> None:

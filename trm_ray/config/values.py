@@ -187,8 +187,8 @@ def read_value(key: str, text: str, label: str | None = None) -> Any:
         return None if text == "null" else text
     told = f"{label}={show(text)}"
     try:
-        tokens = list(yaml.scan(text))
         value, node = _load(text, key)
+        tokens = list(yaml.scan(text))  # after it: of brackets in brackets the scanner alone makes seconds
     except (yaml.YAMLError, *UNREADABLE):
         rule = "begins like quoted text or a list and does not go on like it" if is_text else "must be a YAML value"
         raise ConfigError(f"{told} {rule}; put it in quotes") from None
