@@ -59,6 +59,7 @@ def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: b
     """Run the trials of a sweep on Ray, showing them while they run."""
     from trm_ray.distributed.tuner import PLAN, run_sweep, trial_name
     from trm_ray.reporting.console import SweepDisplay
+    from trm_ray.reporting.terminal import say
 
     _claim(plan, resume=resume, overwrite=overwrite)
     sampled = bool(plan.sweep.random_space())
@@ -66,8 +67,8 @@ def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: b
     known = {name: (plan.folder / name, run.num_steps) for name, run in zip(names, plan.runs, strict=False)}
     number = len(plan.runs) * plan.sweep.num_samples
     where = plan.sweep.log_dir if plan.runs[0].config.ray.storage_path is None else plan.folder
-    console.print(f"Sweep {plan.sweep.name}: {number} trials in {where}", highlight=False)
-    console.print("Starting Ray and reading the data; trials begin in half a minute …", highlight=False)
+    say(console, f"Sweep {plan.sweep.name}: {number} trials in {where}")
+    say(console, "Starting Ray and reading the data; trials begin in half a minute …")
     with SweepDisplay(console, known) as display:
         return run_sweep(plan.sweep, plan.runs, plan.folder, display)
 
@@ -100,20 +101,20 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:
     """Print the ranking, the best trial as a command, and where the report is."""
     from trm_ray.reporting.comparison import summarise, summary_table, write_report
     from trm_ray.reporting.run_log import find_runs, is_run
+    from trm_ray.reporting.terminal import say, show
 
     for name, error in outcome.failed.items():
-        console.print(f"[red]failed[/] {name}: ", end="", highlight=False)
-        console.print(error, markup=False, highlight=False, soft_wrap=True)
+        say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return
     runs = find_runs([plan.folder])
     summaries = summarise(runs, threshold=plan.sweep.threshold)
-    console.print(summary_table(summaries))
+    show(console, summary_table(summaries), names=2)
     best = next(run for run in runs if str(run.folder) == summaries[0].best_run)
-    console.print("Best trial, to be trained again or longer:", highlight=False)
-    console.print(f"  {best_command(best.config)}", highlight=False, markup=False, soft_wrap=True)
+    say(console, "Best trial, to be trained again or longer:")
+    say(console, f"  {best_command(best.config)}")
     picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold)
-    console.print(f"Comparison: {picture}", highlight=False, soft_wrap=True)
+    say(console, f"Comparison: {picture}")
 
 
 def best_command(values: dict[str, object]) -> str:

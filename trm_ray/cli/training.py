@@ -40,6 +40,7 @@ def train(
 
     from trm_ray.config import banner, load_config
     from trm_ray.reporting.console import RunDisplay
+    from trm_ray.reporting.terminal import say
     from trm_ray.run import beginning, claim_folder, is_finished, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
 
@@ -48,16 +49,16 @@ def train(
     console = Console()
     plan = plan_run(config)
     if config.init_from is not None and (overwrite or start_step(plan) == 0):
-        console.print(beginning(plan).told, highlight=False, markup=False, soft_wrap=True)
+        say(console, beginning(plan).told)
     claim_folder(plan, resume=resume, overwrite=overwrite)
-    console.print(banner(config), highlight=False, markup=False)
+    say(console, banner(config))
     first_step = start_step(plan)
     if resume and first_step == 0:
-        console.print(f"No checkpoint in {config.log_dir}: starting anew", highlight=False, markup=False)
+        say(console, f"No checkpoint in {config.log_dir}: starting anew")
     elif resume:
-        console.print(f"Going on after step {first_step} of {plan.num_steps}", highlight=False, markup=False)
+        say(console, f"Going on after step {first_step} of {plan.num_steps}")
     if is_finished(plan):
-        console.print(f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
+        say(console, f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
         return
     display = RunDisplay(
         plan.folder,
@@ -75,7 +76,7 @@ def train(
                 from trm_ray.distributed.trainer import train_on_ray
 
                 def tell(text: str) -> None:
-                    console.print(text, highlight=False, markup=False, soft_wrap=True)
+                    say(console, text)
 
                 tell(f"Starting Ray with {_told_workers(config)} …")
                 train_on_ray(plan, tell)
@@ -84,7 +85,7 @@ def train(
         raise typer.Exit(FAILED) from error
     where = config.log_dir if config.ray.storage_path is None else plan.folder
     told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {where} --save dashboard.png"
-    console.print(told, highlight=False, markup=False, soft_wrap=True)
+    say(console, told)
 
 
 def _told_workers(config: Config) -> str:
