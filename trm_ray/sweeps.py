@@ -20,6 +20,7 @@ from trm_ray.config import (
     trial_configs,
     typed,
 )
+from trm_ray.config.trials import TrialNames
 from trm_ray.run import RunPlan, plan_run
 from trm_ray.storage import join, remove_tree
 
@@ -57,14 +58,13 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
 
 def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Outcome:
     """Run the trials of a sweep on Ray, showing them while they run."""
-    from trm_ray.distributed.tuner import PLAN, run_sweep, trial_name
+    from trm_ray.distributed.tuner import run_sweep
     from trm_ray.reporting.console import SweepDisplay
     from trm_ray.reporting.terminal import say
 
     _claim(plan, resume=resume, overwrite=overwrite)
-    sampled = bool(plan.sweep.random_space())
-    names = [] if sampled else [trial_name(plan.sweep, plan.runs, {PLAN: i}) for i in range(len(plan.runs))]
-    known = {name: (plan.folder / name, run.num_steps) for name, run in zip(names, plan.runs, strict=False)}
+    names, planned = TrialNames(plan.sweep), enumerate(plan.runs if not plan.sweep.random_space() else ())
+    known = {(name := names.of(i, run.config, {})): (plan.folder / name, run.num_steps) for i, run in planned}
     number = len(plan.runs) * plan.sweep.num_samples
     where = plan.sweep.log_dir if plan.runs[0].config.ray.storage_path is None else plan.folder
     say(console, f"Sweep {plan.sweep.name}: {number} trials in {where}")

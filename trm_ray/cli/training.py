@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -84,7 +85,7 @@ def train(
         complain(str(error))
         raise typer.Exit(FAILED) from error
     where = config.log_dir if config.ray.storage_path is None else plan.folder
-    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {where} --save dashboard.png"
+    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {quote(str(where))} --save dashboard.png"
     say(console, told)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.trainable import wrap_function
 
 from trm_ray.config import SweepConfig, flat, with_overrides
+from trm_ray.config.trials import TrialNames
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
@@ -174,8 +174,10 @@ class _Watch(tune.Callback):
 
 
 def _tuner(sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch) -> tune.Tuner:
+    names = TrialNames(sweep)
+
     def name(trial: Trial) -> str:
-        return trial_name(sweep, plans, trial.config)
+        return names.of(trial.trial_id, plans[trial.config[PLAN]].config, trial.config)
 
     return tune.Tuner(
         _trainable(sweep, plans, folder),
@@ -226,14 +228,6 @@ def _most_concurrent(plan: RunPlan) -> int:
     )
 
 
-def trial_name(sweep: SweepConfig, plans: list[RunPlan], parameters: Mapping[str, Any]) -> str:
-    """Name a trial, and so its folder, by what sets it apart: scenario, seed and the keys of the search space."""
-    config = plans[parameters[PLAN]].config
-    values = {key: parameters.get(key, flat(config)[key]) for key in sweep.search_space}
-    told = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items())
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([f"{config.config_name}-seed{config.seed}", *told]))
-
-
 def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callable[..., Any]:
     """Build the function that a trial runs: one worker in the trial's own process, several as an inner TorchTrainer."""
     workers = plans[0].config.ray.most_workers
@@ -244,7 +238,8 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
     def trial(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
         plan = plans[parameters[PLAN]]
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
-        config = with_overrides(plan.config, {**sampled, "log_dir": str(folder / trial_name(sweep, plans, parameters))})
+        place = folder / tune.get_context().get_trial_name()
+        config = with_overrides(plan.config, {**sampled, "log_dir": str(place)})
         plan = plan.vary(config, as_path(config.log_dir))
         claim_folder(plan, resume=(plan.folder / "config.yaml").is_file())
         _report_again(plan.folder)
@@ -263,7 +258,7 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path) -> Callab
         else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
     )
     # Ray's dashboard and logs call a trial's process by what it says it is; a function would be `trial` every time.
-    told = {"__repr__": lambda self: trial_name(sweep, plans, self.config)}
+    told = {"__repr__": lambda self: self.trial_name}
     return type("Trial", (wrap_function(tune.with_resources(tune.with_parameters(trial, data=data), resources)),), told)
 
 

@@ -15,7 +15,7 @@ from trm_ray.config.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
 READER_GONE = 141  # the exit code of a program that SIGPIPE has ended: 128 + 13
@@ -68,12 +68,21 @@ def fitted(console: Console, table: Table, names: int = 1) -> RenderableType:
     """Return a table, or lines of its cells where it would be cut: the names of a row, and below them all the rest."""
     from rich.console import Group
 
-    needed = console.measure(table, options=console.options.update_width(10_000)).minimum
-    for column in table.columns:
-        if not column.no_wrap:  # its words can be broken
-            longest = max((len(word) for cell in column.cells for word in str(cell).split()), default=0)
-            needed -= max(0, longest - _LEAST_NAME)
+    widest = console.measure(table, options=console.options.update_width(10_000)).maximum
+    needed = widest - sum(_spare(column) for column in table.columns)
     return table if needed <= console.width else Group(*_lines(table, names, console.width))
+
+
+def _spare(column: Column) -> int:
+    """Say how much narrower a column may be than its longest line; names can be folded, numbers cannot."""
+    from rich.cells import cell_len
+
+    if column.no_wrap:
+        return 0
+    cells = [str(cell) for cell in (column.header, *column.cells)]
+    longest_line = max(cell_len(line) for cell in cells for line in cell.splitlines() or [""])
+    longest_word = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
+    return max(0, longest_line - min(longest_word, _LEAST_NAME))
 
 
 def _lines(table: Table, names: int, width: int) -> Iterator[Text]:
