@@ -8,15 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import yaml
+from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from trm_ray import __version__
-from trm_ray.config import ArchConfig, Config, ConfigError, to_yaml, with_overrides
-from trm_ray.config.files import UNREADABLE
+from trm_ray.config import UNREADABLE, ArchConfig, Config, ConfigError, load_yaml, to_yaml, with_overrides
+from trm_ray.config.keys import Positive
+from trm_ray.config.sweep import check_value
 from trm_ray.config.text import NotTextError, read_text
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
@@ -173,7 +175,7 @@ def _understand(request: _Request) -> _Understood:
 
 def _understand_original(weights: Weights, request: _Request) -> _Understood:
     theirs = _read_config(request.config_file)
-    told = {**theirs.get("arch", {}), **request.arch}
+    told = {key: _number(key, value) for key, value in {**theirs.get("arch", {}), **request.arch}.items()}
     recipe, idle = our_recipe(theirs)
     given, idle_arch = our_arch(told)
     if unknown := sorted(set(idle_arch) & set(request.arch)):
@@ -193,6 +195,15 @@ def _understand_original(weights: Weights, request: _Request) -> _Understood:
     ignored = [*idle, *(f"arch.{key}" for key in idle_arch)]
     notes += [f"ignored {', '.join(ignored)}: nothing here is called so"] if ignored else []
     return _Understood(_with_blank_row(weights, config, request), config, shape, None, tuple(notes))
+
+
+def _number(key: str, value: Any) -> Any:
+    """Return a key's value as its type, before anything is computed with it."""
+    if key in ArchConfig.model_fields:
+        return check_value(f"arch.{key}", value, ArchConfig.model_fields[key])
+    if key in ("seq_len", "vocab_size", "num_puzzle_identifiers") and value is not None:
+        return check_value(f"arch.{key}", value, FieldInfo.from_annotation(cast(Any, Positive)))
+    return value
 
 
 def _complete(
@@ -225,7 +236,7 @@ def _read_config(path: Path | None, option: str = "--config ") -> dict[str, Any]
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(read_text(path))
+        values = load_yaml(read_text(path))
     except NotTextError as error:
         raise ConfigError(f"{option}{error}") from None
     except (OSError, yaml.YAMLError, *UNREADABLE) as error:

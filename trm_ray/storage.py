@@ -56,17 +56,32 @@ def as_path(place: str | os.PathLike[str]) -> Path:
     """Turn text, or a path as it is, into a path: of this machine, or of object storage if it is a URL.
 
     Raises:
-        ValueError: nobody knows the URL's protocol, or its package is missing.
+        ValueError: nobody knows the URL's protocol, or its package is missing; or `~` means no folder here.
     """
     if isinstance(place, RemotePath):
         return cast(Path, place)
     url = _URL.fullmatch(os.fspath(place))
     if url is None:
-        return Path(place).expanduser()
+        return Path(with_home(place)) if isinstance(place, str) else Path(place)
     if url[1] in ("file", "local"):
         return Path(url[2])
     check_url(os.fspath(place))
     return cast(Path, RemotePath(url[1], posixpath.normpath(url[2])))
+
+
+def with_home(text: str) -> str:
+    """Put the home folder for a leading `~`, that of another user for `~NAME`.
+
+    Raises:
+        ValueError: there is no such user, or this one has no home.
+    """
+    told = os.path.expanduser(text)
+    if not told.startswith("~"):
+        return told
+    user = told[1:].partition("/")[0]
+    if user:
+        raise ValueError(f"no user {user} is known here; write the whole path, or ./{text} for a place of that name")
+    raise ValueError(f"{text} names no place, for this user has no home folder; set HOME, or write the whole path")
 
 
 def check_url(text: str) -> str:

@@ -6,13 +6,12 @@ node finds it: by an absolute path on shared storage, or by a URL.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from trm_ray.config import Config, ConfigError, load_config, load_sweep, trial_configs
+from trm_ray.config import Config, ConfigError, load_config, load_sweep, trial_configs, typed
 from trm_ray.storage import join
 
 # Small files that a command may read and that go along from the working directory; the rest belongs on shared storage.
@@ -74,9 +73,8 @@ def _training(name: str, given: Mapping[str, Any]) -> tuple[str | None, str, lis
         sweep = load_sweep(given["--config-name"], words)
         configs = trial_configs(sweep)
         return configs[0].ray.storage_path, sweep.log_dir, configs
-    if given.get("--init-from"):
-        words.append(f"init_from={given['--init-from']}")
-    config = load_config(given["--config-name"], words)
+    begin = given.get("--init-from")
+    config = load_config(given["--config-name"], words, options={} if begin is None else {"init_from": begin})
     return config.ray.storage_path, config.log_dir, [config]
 
 
@@ -97,7 +95,7 @@ def _data(storage: str | None, configs: list[Config]) -> Iterator[str]:
             raise ConfigError(
                 f"{key}: the trials use several datasets, of which {lost[0]} {_LOST}; name absolute paths in the tasks"
             )
-        yield f"{key}={json.dumps([str(join(storage, path)) for path in named.pop()])}"
+        yield f"{key}={typed([str(join(storage, path)) for path in named.pop()])}"
 
 
 def _report(names: Sequence[str], given: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, trial_configs
+from trm_ray.config import (
+    Config,
+    ConfigError,
+    SweepConfig,
+    flat,
+    load_config,
+    run_dir,
+    to_yaml,
+    trial_configs,
+    typed,
+)
+from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.run import RunPlan, plan_run
@@ -64,16 +74,16 @@ def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> 
     Args:
         begin: is called before anything is written.
     """
-    from trm_ray.distributed.tuner import PLAN, run_sweep, trial_name
+    from trm_ray.distributed.tuner import run_sweep
     from trm_ray.reporting.console import SweepDisplay
+    from trm_ray.reporting.terminal import say
 
-    sampled = bool(plan.sweep.random_space())
-    names = [] if sampled else [trial_name(plan.sweep, plan.runs, {PLAN: i}) for i in range(len(plan.runs))]
-    known = {name: (plan.folder / name, run.num_steps) for name, run in zip(names, plan.runs, strict=False)}
+    names, planned = TrialNames(plan.sweep), enumerate(plan.runs if not plan.sweep.random_space() else ())
+    known = {(name := names.of(i, run.config, {})): (plan.folder / name, run.num_steps) for i, run in planned}
     number = len(plan.runs) * plan.sweep.num_samples
     where = plan.sweep.log_dir if plan.runs[0].config.ray.storage_path is None else plan.folder
-    console.print(f"Sweep {plan.sweep.name}: {number} trials in {where}", highlight=False)
-    console.print("Starting Ray and reading the data; trials begin in half a minute …", highlight=False)
+    say(console, f"Sweep {plan.sweep.name}: {number} trials in {where}")
+    say(console, "Starting Ray and reading the data; trials begin in half a minute …")
     with ExitStack() as shown:
         display = SweepDisplay(console, known)
 
@@ -148,30 +158,30 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:
     from trm_ray.reporting.report import write_report
     from trm_ray.reporting.run_log import find_runs, is_run
     from trm_ray.reporting.summary import summarise, summary_table
+    from trm_ray.reporting.terminal import say, show
 
     for name, error in outcome.failed.items():
-        console.print(f"[red]failed[/] {name}: ", end="", highlight=False)
-        console.print(error, markup=False, highlight=False, soft_wrap=True)
+        say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return
     runs = find_runs([plan.folder])
     summaries = summarise(runs, threshold=plan.sweep.threshold)
-    console.print(summary_table(summaries))
+    show(console, summary_table(summaries), names=2)
     best = next(run for run in runs if str(run.folder) == summaries[0].best_run)
-    console.print("Best trial, to be trained again or longer:", highlight=False)
-    console.print(f"  {best_command(best.config)}", highlight=False, markup=False, soft_wrap=True)
+    say(console, "Best trial, to be trained again or longer:")
+    say(console, f"  {best_command(best.config)}")
     picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold)
-    console.print(f"Comparison: {picture}", highlight=False, soft_wrap=True)
+    say(console, f"Comparison: {picture}")
 
 
 def best_command(values: dict[str, object]) -> str:
     """Write the command that trains a run's config, from its scenario and whatever differs from that."""
     given = {key: value for key, value in values.items() if key != "format_version"}
     config = Config(**given)
-    task = ["task=null" if config.task is None else f"task={config.task}"]
+    task = [f"task={typed(config.task)}"]
     # Whoever has no task names data and length himself; they must be there for the scenario to load.
     needed = (
-        [f"{key}={_word(flat(config)[key])}" for key in ("data_paths", "max_steps", "epochs")]
+        [f"{key}={typed(flat(config)[key])}" for key in ("data_paths", "max_steps", "epochs")]
         if config.task is None
         else []
     )
@@ -180,12 +190,7 @@ def best_command(values: dict[str, object]) -> str:
     values_now = {key: value for key, value in flat(config).items() if key not in skipped}
     different = [
         *needed,
-        *(f"{key}={_word(value)}" for key, value in values_now.items() if plain.get(key, ...) != value),
+        *(f"{key}={typed(value)}" for key, value in values_now.items() if plain.get(key, ...) != value),
     ]
     words = ["trm-ray", "train", "--config-name", config.config_name, *task, *different]
     return " ".join(map(shlex.quote, words))
-
-
-def _word(value: object) -> str:
-    """Write a value as the command line reads it: text as it is, the rest as JSON, which is YAML."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

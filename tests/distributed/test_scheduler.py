@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from run_helpers import TINY_RUN
 
 from trm_ray.config import SweepConfig, trial_configs
 from trm_ray.data.schema import DatasetInfo
-from trm_ray.distributed.tuner import PLAN, GroupedScheduler, build_scheduler, trial_name
+from trm_ray.distributed.tuner import PLAN, GroupedScheduler, build_scheduler
 from trm_ray.run import RunPlan
 
 BASELINE, LINEAR = "deep_supervision_baseline", "deep_supervision_linear"
@@ -117,18 +116,3 @@ def test_the_end_of_a_trial_reaches_its_group():
     scheduler.on_trial_remove(None, late)
     scheduler.on_trial_error(None, late)
     assert "Rung" in scheduler.debug_string() or "Bracket" in scheduler.debug_string()
-
-
-@pytest.mark.parametrize(
-    ("space", "parameters", "told"),
-    [
-        ({}, {}, ""),
-        ({"weight_decay": [0.1, 0.00025]}, {PLAN: 3}, "-weight_decay=0.00025"),
-        ({"weight_decay": {"uniform": [0.0, 1.0]}}, {"weight_decay": 1 / 3}, "-weight_decay=0.3333"),
-        ({"arch.num_heads": {"choice": [1, 2]}}, {"arch.num_heads": 2}, "-arch.num_heads=2"),
-        ({"data_paths_test": {"choice": [["a/b"], ["c d"]]}}, {"data_paths_test": ["c d"]}, "-data_paths_test=_c_d_"),
-    ],
-)
-def test_a_trial_is_named_by_what_sets_it_apart(space: dict[str, Any], parameters: dict[str, Any], told: str):
-    of = sweep(search_space=space)
-    assert trial_name(of, plans(of), {PLAN: 1, **parameters}) == f"deep_supervision_linear-seed0{told}"

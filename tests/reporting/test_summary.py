@@ -10,6 +10,7 @@ from rich.console import Console
 from trm_ray.reporting.comparison import summarise, summary_json, summary_markdown, summary_table
 from trm_ray.reporting.run_log import Run
 from trm_ray.reporting.summary import group_runs, seconds_per_step
+from trm_ray.reporting.terminal import show
 
 MakeRun = Callable[..., Run]
 
@@ -136,6 +137,16 @@ def test_seconds_a_step_are_the_median_of_the_logs_or_else_the_mean_of_the_run(m
     assert seconds_per_step(make_run(rates, "rates")) == 0.5
     assert seconds_per_step(make_run([{"step": 10, "wall_s": 4.0}], "wall")) == 0.4
     assert seconds_per_step(make_run([], "nothing")) is None
+
+
+@pytest.mark.parametrize("width", [40, 50])
+def test_a_narrow_terminal_keeps_rank_and_scenario(two_scenarios: list[Run], width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    show(console, summary_table(summarise(two_scenarios)), names=2)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.strip() for line in lines if line[:1].isdecimal()] == ["1 linear", "2 baseline"]
+    assert max(map(len, lines)) <= width
+    assert "Held-out loss 0.300 ± 0.141" in " ".join(" ".join(lines).split())
 
 
 def printed(runs: list[Run], width: int, **options: Any) -> str:

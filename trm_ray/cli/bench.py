@@ -34,6 +34,7 @@ def bench(
     from rich.console import Console
     from rich.progress import track
 
+    from trm_ray.reporting.terminal import say, show
     from trm_ray.training.benchmark import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
 
     if context.invoked_subcommand is not None:
@@ -42,7 +43,7 @@ def bench(
     names = shapes.split(",") if shapes else list(SHAPES)
     arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)
     console, cases = Console(), planned_cases(*arguments)
-    console.print(f"Measuring {len(cases)} cases, one after the other", highlight=False)
+    say(console, f"Measuring {len(cases)} cases, one after the other")
     results = list(
         track(
             run_benchmark(*arguments),
@@ -53,10 +54,10 @@ def bench(
             disable=not console.is_terminal,
         )
     )
-    Console(width=max(console.width, 116)).print(bench_table(results))
+    show(console, bench_table(results))
     if save is not None:
         save.write_text(bench_json(results), encoding="utf-8")
-        console.print(f"Wrote {save}", highlight=False, soft_wrap=True)
+        say(console, f"Wrote {save}")
 
 
 @bench_app.command()
@@ -82,6 +83,7 @@ def scaling(
     from trm_ray.config import load_config
     from trm_ray.reporting.scaling import draw_scaling
     from trm_ray.reporting.style import save as save_figure
+    from trm_ray.reporting.terminal import say, show
     from trm_ray.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
 
     for place, option in ((save, "--save"), (plot, "--plot")):
@@ -90,16 +92,13 @@ def scaling(
     config, console, results = load_config(config_name, overrides or []), Console(), []
     for result in measure_scaling(config, cases, num_turns=turns, steps=steps):
         results.append(result)
-        told = f"{result.workers} workers, {result.scaling}: {result.speed_up} × the plain loop"
-        console.print(told, highlight=False, soft_wrap=True)
-    Console(width=max(console.width, 116)).print(scaling_table(results))
+        say(console, f"{result.workers} workers, {result.scaling}: {result.speed_up} × the plain loop")
+    show(console, scaling_table(results))
     if save is not None:
         save.write_text(scaling_json(results), encoding="utf-8")
-        console.print(f"Wrote {save}", highlight=False, soft_wrap=True)
+        say(console, f"Wrote {save}")
     if plot is not None:
-        console.print(
-            f"Wrote {save_figure(draw_scaling(scaling_rows(results)), plot)}", highlight=False, soft_wrap=True
-        )
+        say(console, f"Wrote {save_figure(draw_scaling(scaling_rows(results)), plot)}")
 
 
 @bench_app.command()
@@ -122,6 +121,7 @@ def projection(
     from rich.console import Console
 
     from trm_ray.projection import GROWING, RECIPES, SHARED, Cluster, limit_lines, projection_table, source_lines
+    from trm_ray.reporting.terminal import say, show
 
     if recipe not in RECIPES:
         raise ValueError(f"--recipe {recipe} is unknown; use one of {', '.join(RECIPES)}")
@@ -130,12 +130,12 @@ def projection(
         work = replace(work, puzzles_per_s=puzzles_per_s)
     console = Console()
     for mode in (SHARED, GROWING):
-        table = projection_table(work, cluster, mode, _counts(gpus, "--gpus"))
-        Console(width=max(console.width, 124)).print(table, "")
+        show(console, projection_table(work, cluster, mode, _counts(gpus, "--gpus")))
+        say(console, "")
     for heading, lines in (("What gives out:", limit_lines), ("What went in:", source_lines)):
-        console.print(heading)
+        say(console, heading)
         for line in lines(work, cluster):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
 
 
 def _counts(text: str, option: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trm_ray.cli.common import Overwrite, app, escaped, reported
+from trm_ray.cli.common import Overwrite, app, reported
 
 
 class TableChoice(str, Enum):
@@ -56,6 +56,7 @@ def import_command(
     from rich.console import Console
 
     from trm_ray.conversions import import_checkpoint
+    from trm_ray.reporting.terminal import say
 
     done = import_checkpoint(
         file,
@@ -70,27 +71,23 @@ def import_command(
     )
     console = Console()
     for note in done.notes:
-        console.print(f"[yellow]note:[/] {escaped(note)}", highlight=False, soft_wrap=True)
+        say(console, ("note:", "yellow"), f" {note}")
     shape, told = done.shape, f"step {done.step}" if done.step else "step unknown"
     counts = f"{shape.seq_len} cells, {shape.vocab_size} tokens, {shape.num_puzzle_identifiers} puzzle identifiers"
-    console.print(f"Wrote {output} ({told}; {counts})", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"Wrote {output} ({told}; {counts})")
 
 
 def _pairs(given: list[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` words, several in one text too, with values as in YAML."""
-    import yaml
-
-    from trm_ray.config.files import UNREADABLE
+    """Read `KEY=VALUE` words, several in one text too, as the words of `train` are read."""
+    from trm_ray.config import read_value
 
     values = {}
     for word in " ".join(given).split():
         key, equals, text = word.partition("=")
         if not equals or not key or not text:
             raise ValueError(f"--arch {word} must be KEY=VALUE, such as --arch L_cycles=6")
-        try:
-            values[key.removeprefix("arch.")] = yaml.safe_load(text)
-        except (yaml.YAMLError, *UNREADABLE):
-            raise ValueError(f"--arch {word[:80]} must have a YAML value, such as --arch L_cycles=6") from None
+        name = key.removeprefix("arch.")
+        values[name] = read_value(f"arch.{name}", text, label=f"--arch {key}")
     return values
 
 
@@ -108,13 +105,15 @@ def export_command(
     Example: `trm-ray export-checkpoint runs/original --format safetensors --output trm.safetensors`
     """
     from rich.console import Console
+    from rich.text import Text
 
     from trm_ray.conversions import export_checkpoint
+    from trm_ray.reporting.terminal import say
 
     console = Console()
     options: dict[str, Any] = {"averaged_weights": not raw_weights, "overwrite": overwrite}
-    with console.status(f"Writing {output}") if console.is_terminal else nullcontext():
+    with console.status(Text(f"Writing {output}")) if console.is_terminal else nullcontext():
         notes = export_checkpoint(run, output, file_format=file_format.value, **options)
-    console.print(f"Wrote {output}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"Wrote {output}")
     for note in notes:
-        console.print(f"[yellow]note:[/] {escaped(note)}", highlight=False, soft_wrap=True)
+        say(console, ("note:", "yellow"), f" {note}")

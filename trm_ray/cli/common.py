@@ -13,6 +13,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import typer
 from typer.core import TyperGroup
 
+from trm_ray import __version__
+from trm_ray.reporting.terminal import any_terminal, go_on_without_reader
 from trm_ray.storage import as_path, is_remote
 from trm_ray.training.stopping import stops_at_once
 
@@ -23,11 +25,17 @@ _ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate
 class _InOrderOfUse(TyperGroup):
     """List commands in the order in which people come to need them, the others after them."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command on whatever terminal there is."""
+        with any_terminal():
+            return super().main(*args, **kwargs)
+
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
 
+HELP: dict[str, Any] = {"help_option_names": ["--help", "-h"]}
 app = typer.Typer(
     name="trm-ray",
     cls=_InOrderOfUse,
@@ -36,6 +44,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings=HELP,
 )
 prepare_app = typer.Typer(no_args_is_help=True, help="Make or convert a dataset.")
 app.add_typer(prepare_app, name="prepare")
@@ -43,6 +52,7 @@ jobs_app = typer.Typer(no_args_is_help=True, help="See, stop and fetch what runs
 app.add_typer(jobs_app, name="jobs")
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
+_Misuse: type[Exception] = typer.BadParameter.__bases__[0]  # what Typer tells itself: no such option, no such command
 
 
 Overrides = Annotated[
@@ -64,6 +74,8 @@ def reported(command: _Command) -> _Command:
         quiet_unless(verbose)
         # Processes that are started here look for no modules in the working directory (Python 3.11 and newer).
         os.environ.setdefault("PYTHONSAFEPATH", "1")
+        if "resume" in kwargs:  # it writes what lasts
+            go_on_without_reader()
         try:
             with stops_at_once():
                 command(*args, **kwargs)
@@ -72,7 +84,7 @@ def reported(command: _Command) -> _Command:
             way_on = f": {told}; the same command with --resume goes on" if "resume" in kwargs else ""
             complain(f"interrupted{way_on}")
             raise typer.Exit(getattr(error, "exit_code", INTERRUPTED)) from error
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, _Misuse):
             raise
         except Exception as error:
             code, told = told_error(error)
@@ -100,7 +112,8 @@ def _path(text: str) -> Path:
     try:
         return as_path(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        complain(str(error))
+        raise typer.Exit(USAGE_ERROR) from None
 
 
 def check_place(path: Path | None, option: str) -> None:
@@ -134,16 +147,9 @@ def complain(text: str) -> None:
     from rich.console import Console
 
     from trm_ray.config.errors import printable
+    from trm_ray.reporting.terminal import say
 
-    line = escaped(printable(text))
-    Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
-
-
-def escaped(text: str) -> str:
-    """Keep rich from reading markup into a text."""
-    from rich.markup import escape
-
-    return escape(text)
+    say(Console(stderr=True), ("error:", "bold red"), f" {printable(text)}")
 
 
 def quiet_unless(verbose: bool) -> None:
@@ -152,6 +158,16 @@ def quiet_unless(verbose: bool) -> None:
         os.environ["TRM_RAY_VERBOSE"] = "1"
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"trm-ray {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version.")
+    ] = False,
+) -> None:
     """Train Tiny Recursive Models with deep supervision: one run, a sweep on Ray, the comparison."""

@@ -51,6 +51,7 @@ def plan(
         told_measure,
         told_ms,
     )
+    from trm_ray.reporting.terminal import say, show
 
     if step_ms is not None and from_run is not None:
         raise ValueError(f"--step-ms {step_ms:g} and --from-run {from_run} exclude each other; choose one")
@@ -69,8 +70,8 @@ def plan(
     else:
         found = plan_cost(asked, measured_here(measure), told_measure(measure), shown)
     for line in plan_lines(found, price_per_hour):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    Console(width=max(console.width, 140)).print(plan_table(found))
+        say(console, line)
+    show(console, plan_table(found))
     if save is not None:
         save.write_text(plan_json(found, price_per_hour), encoding="utf-8")
-        console.print(f"Wrote {save}", highlight=False, soft_wrap=True)
+        say(console, f"Wrote {save}")

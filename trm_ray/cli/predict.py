@@ -71,33 +71,35 @@ def _show_all(console: Console, loaded: LoadedModel, predictions: Sequence[Predi
     """Name the model, say what the marks on the boards mean, and print every puzzle."""
     from trm_ray.predictions import remark
     from trm_ray.reporting.boards import LEGEND
+    from trm_ray.reporting.terminal import say
 
     weights = "averaged weights" if loaded.averaged else "weights as they are"
-    console.print(f"{loaded.path}, step {loaded.step}, {weights}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{loaded.path}, step {loaded.step}, {weights}")
     if told := remark(loaded, [prediction.question for prediction in predictions]):
-        console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    console.print(LEGEND, style="dim", highlight=False, markup=False)
+        say(console, (told, "yellow"))
+    say(console, (LEGEND, "dim"))
     for prediction in predictions:
         _show(console, prediction, every=every)
     if len(predictions) > 1:
-        console.print(_summary(predictions), highlight=False)
+        say(console, _summary(predictions))
 
 
 def _show(console: Console, prediction: Prediction, *, every: bool) -> None:
     """Print the boards of a puzzle beside each other, as many as fit."""
     from rich.columns import Columns
     from rich.rule import Rule
+    from rich.text import Text
 
     from trm_ray.reporting.boards import frame_text, worth_showing
+    from trm_ray.reporting.terminal import as_it_is, say
 
     frames = prediction.frames()
     shown = frames if every else worth_showing(frames)
-    console.print(Rule(prediction.question.name, align="left", style="dim"))
+    console.print(Rule(Text(as_it_is(prediction.question.name)), align="left", style="dim"))
     console.print(Columns([frame_text(frame) for frame in shown], padding=(1, 4)))
     if len(shown) < len(frames):
-        told = f"Left out, since nothing changed: {len(frames) - len(shown)} (--all shows them)"
-        console.print(told, style="dim", highlight=False)
-    console.print(_conclusion(prediction), highlight=False)
+        say(console, (f"Left out, since nothing changed: {len(frames) - len(shown)} (--all shows them)", "dim"))
+    say(console, _conclusion(prediction))
 
 
 def _conclusion(prediction: Prediction) -> str:
@@ -123,9 +125,10 @@ def _film(console: Console, predictions: Sequence[Prediction], gif: Path, delay:
     """Write the GIF of the first puzzle."""
     from trm_ray.data.progress import progress
     from trm_ray.reporting.film import save_gif
+    from trm_ray.reporting.terminal import say
 
     first = predictions[0]
     with progress("frames", len(first.segments)) as advance:
         save_gif(first.frames(), gif, first.question.name, delay, advance)
     which = f" of the first puzzle, {first.question.name}" if len(predictions) > 1 else ""
-    console.print(f"Wrote {gif}{which}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"Wrote {gif}{which}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trm_ray.cli.common import app, escaped, reported
+from trm_ray.cli.common import app, reported
 
 
 @app.command()
@@ -40,10 +40,11 @@ def evaluate(
 
     from trm_ray.evaluations import evaluate_run
     from trm_ray.reporting.evaluation import evaluation_lines, evaluation_table
+    from trm_ray.reporting.terminal import say, show
 
     console = Console()
     where = f"; starting Ray with {workers} workers …" if workers else ""
-    console.print(f"Evaluating {run} on its {split} split{where}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"Evaluating {run} on its {split} split{where}")
     report = evaluate_run(
         run,
         split=split,
@@ -57,13 +58,13 @@ def evaluate(
         max_puzzles=max_puzzles,
         output=output,
     )
-    console.print(report.headline, highlight=False, markup=False, soft_wrap=True)
-    console.print(evaluation_table(report.evaluation))
+    say(console, report.headline)
+    show(console, evaluation_table(report.evaluation))
     lines = evaluation_lines(report.evaluation, report.compute, report.voting)
     for line in (*report.provenance["notes"], *lines):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     for path in report.files:
-        console.print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"Wrote {path}")
 
 
 def _whole_numbers(option: str, words: str | None) -> list[int] | None:
@@ -99,12 +100,13 @@ def dashboard(
     from trm_ray.reporting.dashboard import save_dashboard
     from trm_ray.reporting.health import health_marks
     from trm_ray.reporting.run_log import read_run
+    from trm_ray.reporting.terminal import say
 
     found, console = read_run(run), Console()
     for mark in health_marks(found):
-        console.print(f"[{_MARK_COLOURS[mark.mark]}]{mark.mark:>4}[/]  {escaped(mark.text)}", highlight=False)
+        say(console, (f"{mark.mark:>4}", _MARK_COLOURS[mark.mark]), f"  {mark.text}")
     picture = save_dashboard(found, save or run / "report" / "dashboard.png")
-    console.print(f"Wrote {picture}", highlight=False, soft_wrap=True)
+    say(console, f"Wrote {picture}")
 
 
 _MARK_COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
@@ -127,7 +129,8 @@ def compare(
 
     from trm_ray.reporting.comparison import save_comparison, summarise, summary_table
     from trm_ray.reporting.run_log import find_runs
+    from trm_ray.reporting.terminal import say, show
 
     found, console = find_runs(runs), Console()
-    console.print(summary_table(summarise(found, threshold=threshold)))
-    console.print(f"Wrote {save_comparison(found, save, threshold)}", highlight=False, soft_wrap=True)
+    show(console, summary_table(summarise(found, threshold=threshold)), names=2)
+    say(console, f"Wrote {save_comparison(found, save, threshold)}")

@@ -31,6 +31,7 @@ def selftest(
 
     from rich.console import Console
 
+    from trm_ray.reporting.terminal import say, show
     from trm_ray.selftest import chosen_faults, fault_table, faults_json, make_faults
     from trm_ray.selftest.ground import Ground
 
@@ -41,11 +42,11 @@ def selftest(
     with tempfile.TemporaryDirectory(prefix="trm-ray-selftest-", dir=folder) as place:
         for outcome in make_faults(names, Ground(Path(place).resolve(), workers)):
             outcomes.append(outcome)
-            console.print(f"{'passed' if outcome.passed else 'FAILED'}  {outcome.fault}", highlight=False, markup=False)
-    Console(width=max(console.width, 120)).print(fault_table(outcomes))
+            say(console, f"{'passed' if outcome.passed else 'FAILED'}  {outcome.fault}")
+    show(console, fault_table(outcomes))
     if save is not None:
         save.write_text(faults_json(outcomes), encoding="utf-8")
-        console.print(f"Wrote {save}", highlight=False, soft_wrap=True)
+        say(console, f"Wrote {save}")
     failed = [outcome for outcome in outcomes if not outcome.passed]
     for outcome in failed:
         complain(f"{outcome.fault}: {outcome.problem or 'the run differs from the undisturbed one'}")

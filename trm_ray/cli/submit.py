@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from trm_ray.cli.common import FAILED, INTERRUPTED, app, complain, jobs_app, reported
+from trm_ray.cli.common import FAILED, HELP, INTERRUPTED, app, complain, jobs_app, reported
 
 if TYPE_CHECKING:
     from trm_ray.distributed.jobs import Client, Job
@@ -66,7 +66,7 @@ def _planned(command: Sequence[str]) -> Submission:
 
     leaf, names = _find(command)
     words = list(command[len(names) :])
-    context = leaf.make_context(" ".join(("trm-ray", *names)), [*words])
+    context = leaf.make_context(" ".join(("trm-ray", *names)), [*words], **HELP)
     labels = {
         param.name: param.opts[0] if param.opts[0].startswith("-") else param.name.upper() for param in leaf.params
     }
@@ -142,7 +142,9 @@ def _show(text: str) -> None:
 def _say(text: str) -> None:
     from rich.console import Console
 
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    from trm_ray.reporting.terminal import say
+
+    say(Console(), text)
 
 
 @jobs_app.command("list")
@@ -156,8 +158,10 @@ def list_jobs(address: Address = None) -> None:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from trm_ray.distributed import jobs
+    from trm_ray.reporting.terminal import as_it_is, show
 
     table = Table(box=None, pad_edge=False)
     for heading in ("job", "state", "started", "took"):
@@ -165,12 +169,12 @@ def list_jobs(address: Address = None) -> None:
     table.add_column("command", overflow="fold")
     for job in jobs.list_jobs(jobs.connect(address)):
         started = time.strftime("%d %b %H:%M", time.localtime(job.started)) if job.started else "–"
-        table.add_row(job.name, job.state, started, _duration(job.seconds), job.command)
+        cells = (job.name, job.state, started, _duration(job.seconds), job.command)
+        table.add_row(*(Text(as_it_is(cell)) for cell in cells))
     if table.row_count == 0:
         _say("This cluster has had no jobs")
         return
-    console = Console()
-    Console(width=max(console.width, 120)).print(table, highlight=False, markup=False)
+    show(Console(), table)
 
 
 def _duration(seconds: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,15 +42,16 @@ def train(
 
     from trm_ray.config import banner, load_config
     from trm_ray.reporting.console import RunDisplay
+    from trm_ray.reporting.terminal import say
     from trm_ray.run import beginning, is_finished, owned_run, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
 
-    begin_from = [] if init_from is None else [f"init_from={init_from}"]
-    config = load_config(config_name, [*(overrides or []), *begin_from])
+    begin_from = {} if init_from is None else {"init_from": init_from}
+    config = load_config(config_name, overrides or [], options=begin_from)
     console = Console()
 
     def tell(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, text)
 
     plan = plan_run(config)
     with owned_run(plan, resume=resume, overwrite=overwrite) as begin, ExitStack() as shown:
@@ -91,8 +93,8 @@ def train(
             complain(str(error))
             raise typer.Exit(FAILED) from error
     where = config.log_dir if config.ray.storage_path is None else plan.folder
-    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {where} --save dashboard.png"
-    console.print(told, highlight=False, markup=False, soft_wrap=True)
+    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {quote(str(where))} --save dashboard.png"
+    tell(told)
 
 
 def _told_workers(config: Config) -> str:

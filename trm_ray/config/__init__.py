@@ -31,9 +31,11 @@ from trm_ray.config.run import (
     run_dir,
 )
 from trm_ray.config.sweep import AshaConfig, Distribution, SweepConfig
+from trm_ray.config.values import UNREADABLE, load_yaml, read_value, typed
 
 __all__ = [
     "FORMAT_VERSION",
+    "UNREADABLE",
     "ArchConfig",
     "AshaConfig",
     "Config",
@@ -51,8 +53,11 @@ __all__ = [
     "known_keys",
     "load_config",
     "load_sweep",
+    "load_yaml",
+    "read_value",
     "run_dir",
     "to_yaml",
     "trial_configs",
+    "typed",
     "with_overrides",
 ]

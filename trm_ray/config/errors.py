@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any, Literal, get_args, get_origin
+from unicodedata import category
 
 from pydantic.fields import FieldInfo
 
@@ -20,7 +21,11 @@ class ConfigError(ValueError):
 
 def printable(text: str) -> str:
     """Put blanks for line ends and for what a terminal would obey: an error may quote somebody else's file."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return "".join(" " if category(character) in _OBEYED or character in _TURNING else character for character in text)
+
+
+_OBEYED = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, ends of lines and paragraphs
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # make later text appear elsewhere
 
 
 _OTHER_NAMES = {  # what other trainers call it, where no likeness would lead to our key

@@ -14,14 +14,13 @@ import yaml
 from trm_ray.config.errors import ConfigError, nearest, show
 from trm_ray.config.keys import NAME, NAME_RULE, Settings, flatten
 from trm_ray.config.text import NotTextError, read_text
+from trm_ray.config.values import UNREADABLE, dump_yaml, key_of, parse_yaml
 from trm_ray.storage import as_path
 
 _LOG = logging.getLogger("trm_ray")
 FORMAT_VERSION = 1  # of the YAML that `to_yaml` writes
 MOST_BYTES = 1 << 20  # of a config that goes along with a job
 OWN_CONFIGS = Path("configs")  # the user's, in the working directory; they go before the shipped ones
-# What PyYAML raises besides its own errors: no UTF-8 or no such date; no such key; brackets in brackets in brackets …
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def read_file(path: Path) -> dict[str, Entry]:
 def _parse_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = read_text(path)
-        values = yaml.safe_load(text)
+        values, node = parse_yaml(text)
     except NotTextError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
@@ -137,14 +136,14 @@ def _parse_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError(f"{where}: must be valid YAML: {problem}") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}:1: must be lines of `key: value`, not {show(values)}")
-    return values or {}, _lines(path, yaml.compose(text))
+    return values or {}, _lines(path, node)
 
 
 def _lines(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
     """Return the line of each key, with dots for those inside others; PyYAML would let a second one win."""
     lines: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        name, line = f"{prefix}{key_of(key)}", key.start_mark.line + 1
         if name in lines:
             raise ConfigError(f"{path}:{line}: `{name}` is given twice; remove one")
         lines |= {name: line} | _lines(path, value, f"{name}.")
@@ -154,4 +153,4 @@ def _lines(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, in
 def to_yaml(config: Settings) -> str:
     """Write all resolved values as YAML that `load_config`, `config_from_run` or `load_sweep` reads back."""
     values = {"format_version": FORMAT_VERSION, **config.model_dump(mode="json")}
-    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return dump_yaml(values)

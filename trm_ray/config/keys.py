@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from trm_ray.config.errors import ConfigError, show
-from trm_ray.storage import check_url
+from trm_ray.storage import check_url, with_home
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # keys that hold keys
@@ -34,7 +34,21 @@ _ADDRESS_RULE = "local, auto or HOST:PORT"
 _FOLDER_RULE = "text that names a folder, or a URL such as s3://BUCKET/FOLDER"
 
 
-UNREACHABLE = "unreachable"  # the type of a mistake: a URL whose storage cannot be used
+# What is a number, and the same number to everybody; `010` and `1_000` are not.
+DECIMAL_INT = r"[-+]?(?:0|[1-9][0-9]*)"
+DECIMAL_FLOAT = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
+_DECIMAL = re.compile(f"{DECIMAL_INT}|{DECIMAL_FLOAT}")
+
+_BASES = {
+    r"[-+]?0[0-7_]+": " (octal)",
+    r".*:.*": " (base 60)",
+    r"[-+]?0x.*": " (hexadecimal)",
+    r"[-+]?0b.*": " (binary)",
+}
+
+# The types of mistakes that bring their own words: a place that cannot be used; a number that some read as another.
+UNREACHABLE, READINGS = "unreachable", "readings"
+TOLD = (UNREACHABLE, READINGS)
 
 
 class Settings(BaseModel):
@@ -44,13 +58,41 @@ class Settings(BaseModel):
 
 
 def _number(value: Any) -> Any:
-    """Read `1e-4`, text to PyYAML (YAML 1.1), as a number, and `1e3` as a whole one; leave what is neither."""
+    """Read quoted numbers, and `1e3` as a whole one; refuse what only some would take for a number."""
     if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
+        if not _DECIMAL.fullmatch(value):
+            _refuse_readings(value)
             return value
+        number = float(value)
+        value = number if abs(number) < float("inf") else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _refuse_readings(text: str) -> None:
+    """Refuse text that somebody takes for a number, with what it is to him and to others."""
+    told = dict(_readings(text))
+    if told:
+        other = (
+            {} if len(told) > 1 else {"in YAML 1.1" if text[-1] in "89" and text.isdecimal() else "in YAML 1.2": "text"}
+        )
+        meant = " and ".join(f"{number} {to}" for to, number in {**told, **other}.items())
+        way_out = " or ".join(dict.fromkeys(map(str, told.values())))
+        raise PydanticCustomError(READINGS, "{rule}", {"rule": f"{show(text)} is {meant}; write {way_out}"})
+
+
+def _readings(text: str) -> Iterator[tuple[str, int | float]]:
+    """Yield what text is that is no plain decimal number: in decimal, and to Python or YAML 1.1."""
+    if re.fullmatch(r"[-+]?[0-9]{1,300}", text):
+        yield "in decimal", int(text)
+    if re.fullmatch(r"[-+]?0[oO][0-7]{1,300}", text):
+        yield "in octal", int(text, 8)
+    try:
+        other = yaml.safe_load(text) if re.fullmatch(r"[-+0-9a-fA-FxX._:]{1,300}", text) else None
+    except (ValueError, yaml.YAMLError):  # no such date; no YAML
+        return
+    if isinstance(other, int | float):
+        base = next((name for pattern, name in _BASES.items() if re.fullmatch(pattern, text)), "")
+        yield f"in YAML 1.1{base}", other
 
 
 def _listed(value: Any) -> Any:
@@ -67,17 +109,16 @@ def _workers(value: Any) -> int | tuple[int, int]:
     return (ends[0], ends[1]) if ends[0] < ends[1] else int(ends[0])
 
 
-def _reachable(text: str) -> str:
+def _place(text: str) -> str:
     try:
-        return check_url(text)
+        return check_url(with_home(text))
     except ValueError as error:
         raise PydanticCustomError(UNREACHABLE, "{rule}", {"rule": str(error)}) from None
 
 
 _Number = BeforeValidator(_number)
 _Listed = BeforeValidator(_listed)
-_Home = AfterValidator(os.path.expanduser)
-_Reachable = AfterValidator(_reachable)
+_Place = AfterValidator(_place)
 
 Positive = Annotated[int, Field(ge=1, description="a whole number of at least 1"), _Number]
 PositiveOrNull = Annotated[int | None, Field(ge=1, description="a whole number of at least 1 or null"), _Number]
@@ -91,10 +132,14 @@ AboveOne = Annotated[float, Field(gt=1, description="a number above 1"), _Number
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), _Number]
 Decay = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1"), _Number]
 TextOrNull = Annotated[str | None, Field(description="text or null")]
+SourceOrNull = Annotated[
+    Annotated[str, Field(min_length=1)] | None,
+    Field(description="text that names a run, a checkpoint or a file, or null"),
+]
 Address = Annotated[
     str | None, Field(description=f"null, {_ADDRESS_RULE}; from outside the cluster use `trm-ray submit`")
 ]
-Folder = Annotated[str, Field(min_length=1, description=_FOLDER_RULE), _Home, _Reachable]
+Folder = Annotated[str, Field(min_length=1, description=_FOLDER_RULE), _Place]
 FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RULE}")]
 Folders = Annotated[list[Folder], Field(description="a list of text such as [a, b]"), _Listed]
 PairOrNull = Annotated[

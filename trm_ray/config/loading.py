@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from trm_ray.config.errors import ConfigError, misfit, show, unknown_key
-from trm_ray.config.files import UNREADABLE, Entry, find_file, read_file
-from trm_ray.config.keys import UNREACHABLE, Settings, find_field, flatten, nest
+from trm_ray.config.files import Entry, find_file, read_file
+from trm_ray.config.keys import TOLD, Settings, find_field, flatten, nest
 from trm_ray.config.run import Config, flat, known_keys
 from trm_ray.config.sweep import SweepConfig
+from trm_ray.config.values import read_value
 from trm_ray.storage import as_path
 
 _Layer = Mapping[str, Entry]  # by dotted key
@@ -27,22 +27,28 @@ def load_config(
     *,
     config_dir: str | os.PathLike[str] | None = None,
     extra: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Resolve a run: defaults < scenario < task < `extra` < `overrides`.
+    """Resolve a run: defaults < scenario < task < `extra` < `overrides` < `options`.
 
     A run's own config.yaml, given by its path, is complete: its task file is read only when `task` is given.
 
     Args:
         config_name: a scenario's name, or the path of a .yaml file.
-        overrides: `key=value` as on the command line; values are YAML.
+        overrides: `key=value` as on the command line: text as it is, other values as YAML.
         extra: values of a sweep's trial by dotted key.
+        options: values of the command's own options by dotted key.
 
     Raises:
         ConfigError: one line that names key, value, rule and way out.
     """
     path = find_file("scenario", config_name, config_dir)
     scenario = read_file(path)
-    given = [_layer(extra or {}), *map(_parse, overrides)]  # their order counts: generator=null generator.size=9
+    given = [
+        _layer(extra or {}),
+        *map(_parse, overrides),
+        _layer(options or {}),
+    ]  # their order counts: generator=null generator.size=9
     chosen = _merge(given)
     if "config_name" in chosen:
         name = show(chosen["config_name"].value)
@@ -150,12 +156,9 @@ def _layer(values: Mapping[str, Any]) -> _Layer:
 
 def _parse(override: str) -> _Layer:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not key or key != key.strip():
         raise ConfigError(f"{show(override)} must be key=value, without spaces around `=`; write e.g. lr=5e-5")
-    try:
-        return _layer({key: yaml.safe_load(text)})
-    except (yaml.YAMLError, *UNREADABLE):
-        raise ConfigError(f"{key}={show(text)} must be a YAML value; put it in quotes") from None
+    return _layer({key: read_value(key, text)})
 
 
 def _sweep_key(key: str) -> str:
@@ -205,7 +208,7 @@ def _first_mistake(error: ValidationError, model: type[Settings], values: Mappin
     key = ".".join(part for part in first["loc"] if isinstance(part, str))
     if first["type"] == "value_error":  # a relation: ours, and a whole sentence
         return str(first["ctx"]["error"]) + more
-    if first["type"] == UNREACHABLE:
+    if first["type"] in TOLD:
         return f"{key}={show(values.get(key))}: {first['msg']}{more}"
     if first["type"] == "extra_forbidden":
         return unknown_key(key, first["input"], known_keys(model)) + more

@@ -28,6 +28,7 @@ from trm_ray.config.keys import (
     Seed,
     Settings,
     Share,
+    SourceOrNull,
     TextOrNull,
     Workers,
     check_address,
@@ -205,7 +206,7 @@ class Config(Settings):
     checkpoint_every_eval: bool = True
     keep_last: PositiveOrNull = None  # checkpoints that stay, the latest; null = all
     keep_best: Count = 0  # more that stay: those with the lowest eval/loss
-    init_from: TextOrNull = None  # a run, checkpoint or file whose weights to begin with
+    init_from: SourceOrNull = None  # a run, checkpoint or file whose weights to begin with
 
     lr: PositiveNumber = 1e-4
     lr_min_ratio: Share = 1.0

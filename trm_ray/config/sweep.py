@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from trm_ray.config.errors import ConfigError, misfit, nearest, show, unknown_key
 from trm_ray.config.keys import (
     STRICT,
+    TOLD,
     AboveOne,
     Folder,
     Name,
@@ -146,17 +148,23 @@ def _run_keys(values: Any, prefix: str, suggested: Sequence[str]) -> dict[str, A
 
 
 def _checked(key: str, value: Any, prefix: str = "") -> Any:
-    """Return a value as its run key's type.
+    """Return a value as its run key's type; errors name `prefix` + key."""
+    return check_value(f"{prefix}{key}", value, find_field(Config, key))
+
+
+def check_value(label: str, value: Any, field: FieldInfo) -> Any:
+    """Return a value as a field's type.
 
     Raises:
-        ConfigError: it does not fit; the message names `prefix` + key.
+        ConfigError: it does not fit; the message calls it `label`.
     """
-    field = find_field(Config, key)
     kind: Any = Annotated[field.annotation, field]
     try:
         return TypeAdapter(kind, config=STRICT).validate_python(value)
-    except ValidationError:
-        raise ConfigError(misfit(f"{prefix}{key}", value, field)) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+    told = f"{label}={show(value)}: {first['msg']}" if first["type"] in TOLD else misfit(label, value, field)
+    raise ConfigError(told)
 
 
 def _axis(key: str, spec: Any) -> list[Any] | dict[str, list[Any]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.trainable import wrap_function
 
 from trm_ray.config import SweepConfig, flat, with_overrides
+from trm_ray.config.trials import TrialNames
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import ray_storage
@@ -209,8 +209,10 @@ class _Watch(tune.Callback):
 def _tuner(
     sweep: SweepConfig, plans: list[RunPlan], folder: Path, watch: _Watch, data: dict[Any, Any], clock: Clock
 ) -> tune.Tuner:
+    names = TrialNames(sweep)
+
     def name(trial: Trial) -> str:
-        return trial_name(sweep, plans, trial.config)
+        return names.of(trial.trial_id, plans[trial.config[PLAN]].config, trial.config)
 
     return tune.Tuner(
         _trainable(sweep, plans, folder, data),
@@ -261,14 +263,6 @@ def _most_concurrent(plan: RunPlan) -> int:
     )
 
 
-def trial_name(sweep: SweepConfig, plans: list[RunPlan], parameters: Mapping[str, Any]) -> str:
-    """Name a trial, and so its folder, by what sets it apart: scenario, seed and the keys of the search space."""
-    config = plans[parameters[PLAN]].config
-    values = {key: parameters.get(key, flat(config)[key]) for key in sweep.search_space}
-    told = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items())
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([f"{config.config_name}-seed{config.seed}", *told]))
-
-
 def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path, data: dict[Any, Any]) -> Callable[..., Any]:
     """Build the function that a trial runs: one worker in the trial's own process, several as an inner TorchTrainer."""
     several = plans[0].config.ray.most_workers > 1
@@ -276,7 +270,8 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path, data: dic
     def trial(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
         plan = plans[parameters[PLAN]]
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
-        config = with_overrides(plan.config, {**sampled, "log_dir": str(folder / trial_name(sweep, plans, parameters))})
+        place = folder / tune.get_context().get_trial_name()
+        config = with_overrides(plan.config, {**sampled, "log_dir": str(place)})
         plan = plan.vary(config, as_path(config.log_dir))
         claim_folder(plan, resume=is_ours(plan.folder, RUN))
         _report_again(plan.folder)
@@ -297,7 +292,7 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path, data: dic
         else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
     )
     # Ray's dashboard and logs call a trial's process by what it says it is; a function would be `trial` every time.
-    told = {"__repr__": lambda self: trial_name(sweep, plans, self.config)}
+    told = {"__repr__": lambda self: self.trial_name}
     return type("Trial", (wrap_function(tune.with_resources(tune.with_parameters(trial, data=data), resources)),), told)
 
 

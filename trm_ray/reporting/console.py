@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +16,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from trm_ray.reporting.run_log import METRICS_FILE, Row, evaluation_line, step_line, supervision_line, with_nan
+from trm_ray.reporting.terminal import as_it_is, fitted, say, show
 from trm_ray.storage import is_remote, read_part
 
+_LOG = logging.getLogger("trm_ray")
 # Between two looks at a run's rows; those on object storage, which come every few seconds, cost more.
 _POLL_S, _POLL_REMOTE_S = 0.3, 2.0
 _REFRESH_REMOTE_S = 5.0  # of a trial in the table
@@ -81,9 +85,14 @@ class RunDisplay:
 
     def _follow(self) -> None:
         pause = _POLL_REMOTE_S if is_remote(self._path) else _POLL_S
-        while not self._stop.wait(pause):
+        try:
+            while not self._stop.wait(pause):
+                self._show()
             self._show()
-        self._show()
+        except Exception as error:  # whatever it is, a run does not end for want of its lines
+            _LOG.warning(
+                "nothing more is shown (%s: %s); the run's numbers are in %s", type(error).__name__, error, self._path
+            )
 
     def _show(self) -> None:
         with suppress(OSError):  # what the storage withholds now is shown later; whoever writes there tells
@@ -94,7 +103,7 @@ class RunDisplay:
         for row in (row for row in rows if row["step"] > self._seen):
             self._seen = int(row["step"])
             for line in self._lines(row):
-                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+                say(self._console, line)
             self._progress.update(self._task, completed=self._seen)
         self._tell_workers(rows)
 
@@ -105,8 +114,7 @@ class RunDisplay:
             return
         step, now = int(counted[-1]["step"]), counted[-1]["throughput/num_workers"]
         if self._num_workers not in (None, now):
-            told = f"Now {now:.0f} instead of {self._num_workers:.0f} workers, as of step {step}"
-            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
+            say(self._console, f"Now {now:.0f} instead of {self._num_workers:.0f} workers, as of step {step}")
         self._num_workers = now
 
     def _lines(self, row: Row) -> Iterator[str]:
@@ -157,7 +165,7 @@ class SweepDisplay:
         self._trials = {name: _Trial("waiting", *place) for name, place in trials.items()}
         self._live = Live(
             console=console,
-            get_renderable=self._table,
+            get_renderable=lambda: fitted(console, self._table()),
             refresh_per_second=1,
             vertical_overflow="visible",
             transient=True,
@@ -173,11 +181,11 @@ class SweepDisplay:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
-            self._console.print(self._table())
+            show(self._console, self._table())
 
     def tell(self, text: str) -> None:
         """Say what concerns no single trial."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def started(self, name: str, folder: Path, num_steps: int) -> None:
         """Note that a trial runs."""
@@ -200,17 +208,18 @@ class SweepDisplay:
     def _say(self, name: str, text: str) -> None:
         if not self._console.is_terminal:
             width = max(map(len, self._trials))
-            self._console.print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+            say(self._console, f"{name:<{width}}  {text}")
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        table.add_column("trial")
-        table.add_column("state")
+        table.add_column("trial", overflow="fold")
+        table.add_column("state", no_wrap=True)
         for heading in ("step", "eval loss", "exact"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for name, trial in self._trials.items():
             trial.refresh()
             loss = "–" if trial.loss is None else f"{trial.loss:.4f}"
             exact = "–" if trial.exact is None else f"{100 * trial.exact:.1f} %"
-            table.add_row(name, trial.state, f"{trial.step} / {trial.num_steps}", loss, exact)
+            cells = (name, trial.state, f"{trial.step} / {trial.num_steps}", loss, exact)
+            table.add_row(*(Text(as_it_is(cell)) for cell in cells))
         return table

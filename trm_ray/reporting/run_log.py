@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from trm_ray.config import UNREADABLE, load_yaml
 from trm_ray.storage import as_path, is_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -405,8 +406,8 @@ def with_nan(row: Mapping[str, float | None]) -> Row:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, *UNREADABLE) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{path} is not YAML ({told}); restore it from the run's checkpoint") from error
     if not isinstance(content, dict):

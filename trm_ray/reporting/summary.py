@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from trm_ray.reporting.run_log import Run, Series
+from trm_ray.reporting.terminal import as_it_is
 
 SCENARIO_ORDER = ("baseline", "constant", "linear", "exponential", "curriculum")
 DEFAULT_THRESHOLD = 0.5
@@ -298,15 +300,17 @@ def seconds_per_step(run: Run) -> float | None:
 
 
 def summary_table(summaries: Sequence[ScenarioSummary]) -> Table:
-    """Lay the ranking out as a table 80 characters wide, with what it takes to read it underneath."""
+    """Lay the ranking out as a table of about 80 characters, with what it takes to read it underneath."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.title, table.title_style, table.title_justify = "Ranking by final held-out loss", "bold", "left"
     table.caption, table.caption_justify = "\n".join(summary_notes(summaries)), "left"
     for heading in _headings(summaries):
         is_name = heading == "Scenario"
-        table.add_column(heading.replace("|", "\n"), justify="left" if is_name else "right", no_wrap=not is_name)
+        table.add_column(
+            heading.replace("|", "\n"), justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"
+        )
     for rank, summary in enumerate(summaries, start=1):
-        table.add_row(*_cells(rank, summary))
+        table.add_row(*(Text(as_it_is(cell)) for cell in _cells(rank, summary)))
     return table
 
 

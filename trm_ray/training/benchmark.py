@@ -477,6 +477,7 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 def bench_table(results: Sequence[BenchResult]) -> Table:
     """Draw the results as a table, a section a shape; wants a console of about 110 columns."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, caption="\n".join(_captions(results)), caption_justify="left")
     table.add_column("\nscenario", no_wrap=True)
@@ -486,7 +487,7 @@ def bench_table(results: Sequence[BenchResult]) -> Table:
     for row in summary_rows(results):
         if row["shape"] != shape:
             shape = row["shape"]
-            table.add_row(f"[bold]{shape}[/]")
+            table.add_row(Text(shape, "bold"))
         table.add_row(f"  {row['scenario']}", *(cell(row) for cell in _COLUMNS.values()))
     return table
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from trm_ray.config import Config, config_from_values, to_yaml
+from trm_ray.config import Config, config_from_values, load_yaml, to_yaml
 from trm_ray.storage import local_file, made_elsewhere
 from trm_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_identifiers
 from trm_ray.training.original import contradictions, facts_of
@@ -100,7 +100,7 @@ def _state(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         # A few lines of aliases inside aliases would spell more than any memory holds; we write none.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(metadata["config"])):
             raise ValueError("its config has YAML aliases")
-        config = yaml.safe_load(metadata["config"])
+        config = load_yaml(metadata["config"])
         del config["format_version"]
         shape, step = json.loads(metadata["shape"]), int(metadata["step"])
     except Exception as error:  # somebody else's text may break every rule
