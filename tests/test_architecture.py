@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "planning": {"storage", "config", "data", "training", "reporting", "run"},
     "sweeps": {"storage", "ownership", "replacement", "config", "training", "reporting", "run", "distributed"},
-    "evaluations": {"storage", "config", "model", "data", "training", "reporting", "run", "distributed"},
+    "evaluations": {"storage", "replacement", "config", "model", "data", "training", "reporting", "run", "distributed"},
     "selftest": {"config", "data", "training", "run", "sweeps", "distributed"},
     "scaling": {"config", "training", "run", "distributed"},
     "projection": set(),

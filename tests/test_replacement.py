@@ -38,6 +38,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trm_ray.train(run_config(data, run, *words))
     for words in (
         ["evaluate", run],
+        ["evaluate", run / "checkpoint_step_4"],
         ["dashboard", run],
         ["compare", run, "--save", sweep / "report" / "comparison.png"],
     ):
@@ -427,3 +428,18 @@ def test_yaml_of_others_is_read_without_running_it(tmp_path: Path):
     assert not is_ours(tmp_path, RUN)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict.fromkeys(RUN.keys, 1)))
     assert is_ours(tmp_path, RUN)
+
+
+def test_an_evaluation_replaces_no_file_of_others(run: Path, tmp_path: Path):
+    for name in ("submission.json", "evaluation_test.json"):
+        mine = tmp_path / name.partition(".")[0]
+        mine.mkdir()
+        (mine / name).write_text('{"mine": 1}')
+        done = CliRunner().invoke(app, ["evaluate", str(run), "--output", str(mine)], catch_exceptions=False)
+        assert (done.exit_code, f"holds {name}, not written by trm-ray" in done.stderr) == (2, True)
+        assert contents(mine) == {name: b'{"mine": 1}'}
+    for _ in range(2):  # its own it does
+        done = CliRunner().invoke(
+            app, ["evaluate", str(run), "--output", str(tmp_path / "own")], catch_exceptions=False
+        )
+        assert done.exit_code == 0

@@ -34,6 +34,7 @@ from trm_ray.data.schema import (
 )
 from trm_ray.data.symmetries import symmetry_from
 from trm_ray.model.trm import Batch
+from trm_ray.replacement import is_ours, report_content, told_names
 from trm_ray.reporting.aside import aside
 from trm_ray.reporting.evaluation import (
     Evaluation,
@@ -51,6 +52,8 @@ from trm_ray.training.evaluation import MeasuredRows, measure_rows
 from trm_ray.training.inference import LoadedModel, load_model
 from trm_ray.training.losses import LOSSES
 from trm_ray.training.threads import num_threads_kept
+
+SUBMISSION = "submission.json"
 
 
 @dataclass(frozen=True)
@@ -330,7 +333,7 @@ def evaluate_run(
         ),
         loaded,
     )
-    folder = _made_folder(as_path(run), output)
+    folder = _made_folder(as_path(run), output, split)
     with num_threads_kept():
         rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
     evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.halt_max_steps)
@@ -340,14 +343,18 @@ def evaluate_run(
     return _written(report, folder, voted.submission if voted else None)
 
 
-def _made_folder(run: Path, output: str | Path | None) -> Path:
-    """Make the folder to write into, before anything is measured."""
+def _made_folder(run: Path, output: str | Path | None, split: str) -> Path:
+    """Make the folder to write into, before anything is measured; what others have written there is not replaced."""
     beside = run.with_name(f"{run.stem}_report") if run.is_file() else run / "report"
     folder = as_path(output or beside)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output {folder} must be a folder to write into: {error.strerror}; name another") from error
+    names = (f"evaluation_{split}.json", f"evaluation_{split}.png", SUBMISSION)
+    there = [name for name in names if (folder / name).exists()]
+    if there and not any(is_ours(folder, report_content(path.name)) for path in folder.glob("evaluation_*.json")):
+        raise ValueError(f"--output {folder} holds {told_names(there)}, not written by trm-ray; choose another folder")
     return folder
 
 
@@ -431,7 +438,7 @@ def _written(report: EvaluationReport, folder: Path, submission: Any) -> Evaluat
     title = f"{as_path(told['run']).resolve().name} · {told['split']} split · {report.evaluation.num_rows:,} rows"
     subtitle = f"step {told['step']:,}, {told['weights']} weights"
     if submission is not None:
-        files.append(folder / "submission.json")
+        files.append(folder / SUBMISSION)
         files[-1].write_text(json.dumps(submission) + "\n", encoding="utf-8")
     picture = aside(
         f"no picture of the evaluation was drawn; the numbers are in {files[0]}",

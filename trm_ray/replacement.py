@@ -44,7 +44,7 @@ _RUN_FILES = "|".join(
         r"stopped_early\.json|stop_requested|resize_requested",
         rf"(checkpoint_step_\d+|final_model)(/{_CHECKPOINT_FILES})?",  # the folder itself, where it is a link
         rf"\.(checkpoint_step_\d+|final_model)\.\d+\.(tmp|old)/{_CHECKPOINT_FILES}",
-        rf"report/{_REPORT_FILES}",
+        rf"((checkpoint_step_\d+|final_model)/)?report/{_REPORT_FILES}",
         r"\.ray/.+",
     )
 )
@@ -75,6 +75,11 @@ DATASET = Content(
     frozenset({"format_version", "seq_len", "vocab_size", "splits", "num_puzzle_identifiers"}),
     rf"dataset\.json|{re.escape(UNFINISHED)}",
 )
+
+
+def report_content(file: str) -> Content:
+    """Describe a folder that an evaluation was written into, by the name of its numbers."""
+    return Content("report", file, frozenset({"format_version", "provenance", "by_segment"}), _REPORT_FILES)
 
 
 def is_ours(folder: Path, content: Content) -> bool:
