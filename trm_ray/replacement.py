@@ -37,9 +37,8 @@ _REPORT_FILES = (
 )
 _RUN_FILES = "|".join(
     (
-        r"config\.yaml",
-        r"environment\.json",
-        r"\.?metrics\.jsonl(\.tmp)?",
+        r"config\.yaml|environment\.json|metrics\.jsonl(\.tmp)?",
+        r"\.(config\.yaml|environment\.json)\.tmp",
         r"events\.out\.tfevents\.\d{19}\..+",  # others' have a time of ten digits
         r"stopped_early\.json|stop_requested|resize_requested",
         rf"(checkpoint_step_\d+|final_model)(/{_CHECKPOINT_FILES})?",  # the folder itself, where it is a link
@@ -48,7 +47,7 @@ _RUN_FILES = "|".join(
         r"\.ray/.+",
     )
 )
-_SWEEP_FILES = rf"sweep\.yaml|stop_requested|report/{_REPORT_FILES}|\.tune(-[0-9a-f]+)?/.+"
+_SWEEP_FILES = rf"sweep\.yaml|\.sweep\.yaml\.tmp|stop_requested|report/{_REPORT_FILES}|\.tune(-[0-9a-f]+)?/.+"
 
 _LOG = logging.getLogger("trm_ray")
 
@@ -101,7 +100,7 @@ def _read(path: Path) -> Any:
 def foreign_names(folder: Path) -> list[str]:
     """Name what lies in a folder, for whoever refuses it; what only a killed process of ours leaves does not count."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return sorted(names - {NOTE_FILE, ASIDE, PARTIAL})
+    return sorted(names - {NOTE_FILE, ASIDE, PARTIAL, ".config.yaml.tmp", ".environment.json.tmp", ".sweep.yaml.tmp"})
 
 
 def is_unfinished(folder: Path) -> bool:

@@ -40,7 +40,7 @@ from trm_ray.data.schema import (
 )
 from trm_ray.ownership import FolderInUse, Ownership, refuse_if_held
 from trm_ray.replacement import RUN, SWEEP, foreign_names, is_ours, set_aside, settled, told_names
-from trm_ray.storage import as_path, check_is_folder, is_whole, resolved
+from trm_ray.storage import as_path, check_is_folder, is_whole, resolved, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -201,9 +201,9 @@ def begin_run(plan: RunPlan, *, overwrite: bool = False) -> None:
     if overwrite and is_ours(plan.folder, RUN):
         set_aside(plan.folder, RUN)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder / "config.yaml").write_text(to_yaml(plan.config), encoding="utf-8")
+    write_whole(plan.folder / "config.yaml", to_yaml(plan.config))
     environment = {**describe_environment(), "total_steps": plan.num_steps}
-    (plan.folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    write_whole(plan.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _check_not_foreign(plan: RunPlan, *, resume: bool) -> None:

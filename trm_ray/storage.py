@@ -215,6 +215,12 @@ def check_is_folder(path: Path, told: str, way_out: str = "choose another folder
         raise ValueError(f"{told} {what}; {way_out}")
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file anew so that a kill meanwhile leaves the old content or the new."""
+    with made_elsewhere(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def read_part(path: Path, start: int, end: int) -> bytes:
     """Read the bytes of a file from `start` to before `end`, also while it is being written anew."""
     if isinstance(path, RemotePath):

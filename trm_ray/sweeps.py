@@ -26,7 +26,7 @@ from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.run import RunPlan, plan_run
-from trm_ray.storage import check_is_folder, join, resolved
+from trm_ray.storage import check_is_folder, join, resolved, write_whole
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
@@ -144,7 +144,7 @@ def _begin(plan: SweepPlan, *, overwrite: bool) -> None:
     if overwrite and is_ours(plan.folder, SWEEP):
         set_aside(plan.folder, SWEEP)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder / SWEEP_FILE).write_text(to_yaml(plan.sweep), encoding="utf-8")
+    write_whole(plan.folder / SWEEP_FILE, to_yaml(plan.sweep))
 
 
 def _has_trained(folder: Path) -> bool:
