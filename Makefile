@@ -12,7 +12,7 @@ INSTALL = $(PYTHON) -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet --constraint $(TESTED) --upgrade pip && \
 	$(BIN)/python -m pip install --quiet --no-compile --constraint $(TESTED) --editable
 
-.PHONY: demo test check format constraints test-lowest clean
+.PHONY: demo test check package format constraints test-lowest clean
 
 demo: $(RUNTIME)
 	$(BIN)/trm-ray sweep --config-name five_scenarios --overwrite
@@ -24,6 +24,10 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The wheel works away from the checkout, and the source archive makes the same one.
+package: $(DEV)
+	.ci/package $(VENV)
 
 format: $(DEV)
 	$(BIN)/ruff format .
