@@ -120,6 +120,27 @@ def test_digging_keeps_one_solution_and_stops_at_the_target(difficulty):
     np.testing.assert_array_equal(solved.boards, grids)
 
 
+@pytest.mark.parametrize(("difficulty", "count"), [("singles", 24), ("any", 10)])
+def test_putting_clues_back_reaches_targets_that_one_order_of_cells_seldom_does(difficulty, count):
+    rng = np.random.default_rng(5)
+    grids, targets = sudoku.random_grids(count, 9, rng), rng.integers(22, 26, count)
+    once = sudoku.dig(grids, targets, difficulty, rng)
+    deeper = sudoku.dig_deeper(once.copy(), grids, targets, difficulty, rng)
+    clues = [(puzzles > 0).sum(1) for puzzles in (once, deeper)]
+    assert (clues[0] == targets).mean() < 0.7
+    assert (clues[1] == targets).mean() >= 0.9
+    assert (targets <= clues[1]).all()
+    assert (clues[1] <= clues[0]).all()
+    np.testing.assert_array_equal(np.where(deeper > 0, deeper, grids), grids)
+    assert (sudoku.solve(deeper).counts == 1).all()
+
+
+@pytest.mark.parametrize(("size", "digest"), [(4, "7bcf500f083f34f0"), (6, "9dab7bfa48583f78")])
+def test_the_default_puzzles_are_those_of_the_first_release(size, digest):
+    chunk = sudoku._chunk(sudoku._Recipe(size, sudoku.DEFAULT_CLUES[size], "singles", 0), 0)
+    assert hashlib.sha256(chunk.questions.tobytes()).hexdigest().startswith(digest)
+
+
 def generated(tmp_path, name="set", **changes):
     arguments = {"size": 6, "train": 300, "test": 50, "seed": 3, **changes}
     return tmp_path / name, sudoku.prepare_sudoku(tmp_path / name, **arguments)
@@ -151,12 +172,20 @@ def test_clue_numbers_are_spread_over_the_whole_range(tmp_path):
     assert counts.min() > 60
 
 
+def test_the_clues_that_came_out_are_told(tmp_path, capsys):
+    folder, _ = generated(tmp_path, clues=(8, 12))
+    clues = np.concatenate([(read_split(folder, split).inputs > 1).sum(1) for split in ("train", "test")])
+    told = ", ".join(f"{number}: {(clues == number).sum()}" for number in range(8, 13))
+    assert f"Puzzles by their number of clues: {told}" in capsys.readouterr().out
+    assert (clues == 9).sum() > 60  # 8 are out of reach, 9 are not
+
+
 def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_the_same_seed_gives_the_same_bytes_however_many_processes(tmp_path):
-    changes = {"size": 4, "train": 300, "test": 300}  # more than one chunk
+    changes = {"clues": (8, 14), "train": 400, "test": 200}  # more than one chunk, dug in rounds
     first = contents(generated(tmp_path, "first", **changes)[0])
     assert first == contents(generated(tmp_path, "second", **changes, processes=2)[0])
     assert first != contents(generated(tmp_path, "third", **changes, seed=4)[0])
@@ -203,6 +232,7 @@ def test_impossible_arguments_are_refused(tmp_path, changes, message):
 
 def test_clues_that_hardly_any_puzzle_reaches_are_refused_rather_than_searched_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(generation, "BARREN_CHUNKS", 1)
+    monkeypatch.setattr(sudoku, "_REDIGS", 1)
     with pytest.raises(ValueError, match="ask for fewer test puzzles or widen --clues"):
         generated(tmp_path, size=9, train=100, test=10, clues=(17, 17))
 
