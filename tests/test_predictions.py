@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def call(*words: str | Path, stdin: str = "") -> Result:
+def call(*words: str | Path, stdin: str | bytes = "") -> Result:
     return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["predict", *map(str, words)], input=stdin)
 
 
@@ -223,3 +223,30 @@ def test_json_that_cannot_be_read_is_refused(arc_run: Path):
     result = call(arc_run, "-", stdin='{"train": [')
     assert result.exit_code == 2
     assert "the standard input is not valid JSON" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{PUZZLE}\r\n\r\n".encode("utf-8-sig"),
+        f"\r\n\r\n{PUZZLE} \r\n".encode("utf-16"),
+        f"{PUZZLE[:4]}\r{PUZZLE[4:8]}\r{PUZZLE[8:12]}\r{PUZZLE[12:]}\r".encode(),
+    ],
+)
+def test_a_puzzle_is_read_however_it_was_saved_from_a_file_and_the_standard_input(run: Path, tmp_path: Path, content):
+    (tmp_path / "x.txt").write_bytes(content)
+    plain, from_file, piped = (
+        call(run, source, "--json", stdin=stdin)
+        for source, stdin in (("-", PUZZLE), (tmp_path / "x.txt", ""), ("-", content))
+    )
+    assert (plain.exit_code, from_file.exit_code, piped.exit_code) == (0, 0, 0)
+    answers = [json.loads(result.stdout)["segments"] for result in (plain, from_file, piped)]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_what_is_no_text_is_told_with_its_line(run: Path, tmp_path: Path):
+    (tmp_path / "x.txt").write_bytes(PUZZLE.encode() + b"\r\n\xff")
+    for source, name in ((tmp_path / "x.txt", "x.txt"), ("-", "the standard input")):
+        result = call(run, source, stdin=PUZZLE.encode() + b"\r\n\xff")
+        assert result.exit_code == 2
+        assert f"{name} cannot be read: it is no text (line 2: byte 0xff is none of UTF-8)" in result.stderr

@@ -113,3 +113,9 @@ def test_the_small_job_prints_results_or_says_why_not(run: Path, tmp_path: Path)
     failed = subprocess.run([*command, str(tmp_path / "nowhere")], capture_output=True, text=True, cwd=ROOT)
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"error: {tmp_path / 'nowhere'} does not exist where the job ran")
+
+
+def test_pipes_and_dead_links_among_results_are_passed_over(run: Path, tmp_path: Path):
+    os.mkfifo(run / "report" / "pipe")
+    (run / "gone").symlink_to(tmp_path / "nowhere")
+    assert copy_results(run, tmp_path / "copied") == len(LIGHT)

@@ -237,10 +237,8 @@ def _read_config(path: Path | None, option: str = "--config ") -> dict[str, Any]
         return {}
     try:
         values = load_yaml(read_text(path))
-    except NotTextError as error:
-        raise ConfigError(f"{option}{error}") from None
     except (OSError, yaml.YAMLError, *UNREADABLE) as error:
-        told = f"{option}{path} cannot be read ({type(error).__name__})"
+        told = f"{option}{path} cannot be read ({error if isinstance(error, NotTextError) else type(error).__name__})"
         raise ConfigError(f"{told}; it must be an {_THEIR_CONFIG}") from None
     if not isinstance(values, dict) or not isinstance(values.get("arch", {}), dict):
         raise ConfigError(f"{option}{path} must be lines of `key: value` with a section `arch`")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trm_ray.config import Config, ConfigError, SudokuGenerator, SweepConfig, flat, trial_configs
-from trm_ray.config.text import read_text
+from trm_ray.config.files import read_file
 from trm_ray.data.schema import DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.reporting.run_log import read_run
@@ -549,7 +549,7 @@ def planned(name: str, overrides: Sequence[str]) -> SweepConfig | Config:
     from trm_ray.config import config_names, load_config, load_sweep
 
     path = as_path(name)
-    is_sweep = "scenarios:" in read_text(path) if path.is_file() else name in config_names("sweep")
+    is_sweep = "scenarios" in read_file(path) if path.is_file() else name in config_names("sweep")
     if not is_sweep and not path.is_file() and name not in config_names():
         there = ", ".join([*config_names("sweep"), *config_names()])
         raise ConfigError(f"{name} must name a sweep or a scenario; there are {there}")

@@ -133,14 +133,14 @@ def read_questions(source: str, kind: Kind) -> list[Question]:
     Raises:
         ValueError: it cannot be read, is empty, or holds something else than puzzles of this kind.
     """
+    called, name = ("the standard input", "stdin") if source == "-" else (source, as_path(source).stem)
     try:
-        if source == "-":
-            text, called, name = read_standard_input(), "the standard input", "stdin"
-        else:
-            text, called, name = read_text(as_path(source)), source, as_path(source).stem
+        text = read_standard_input() if source == "-" else read_text(as_path(source))
     except (OSError, NotTextError) as error:
-        told = f"{source} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{told}; name a file with a puzzle, or - for the standard input") from error
+        told = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(
+            f"{called} cannot be read: {told}; name a file with a puzzle, or - for the standard input"
+        ) from error
     if not text.strip():
         raise ValueError(f"{called} is empty; give it a puzzle")
     return kind.read(text, called, name)

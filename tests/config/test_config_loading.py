@@ -1,5 +1,6 @@
 """Which layer wins, which file is found, what comes back from a written config."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from config_helpers import LINEAR, SCENARIOS, TASKS, complaint, load, sweep, write
 
 from trm_ray.config import ConfigError, config_from_run, config_names, load_config, load_sweep, to_yaml, with_overrides
+from trm_ray.config.files import MOST_BYTES, find_configs
 
 
 @pytest.fixture
@@ -222,3 +224,32 @@ def test_changed_values_are_checked_again():
         with_overrides(config, {"learning": 1})
     with pytest.raises(ConfigError, match="task=sudoku4 must be chosen when"):
         with_overrides(config, {"task": "sudoku4"})
+
+
+@pytest.fixture
+def littered(tmp_path) -> Path:
+    """Two configs among what has the name of one and is none."""
+    folder = write(tmp_path, mine="lr: 2e-3\n", task__short="data_paths: [data/short]\nmax_steps: 10\n")
+    (folder / "gone.yaml").symlink_to(tmp_path / "nowhere.yaml")
+    (folder / "task" / "itself.yaml").symlink_to(folder / "task" / "itself.yaml")
+    os.mkfifo(folder / "pipe.yaml")
+    (folder / "folder.yaml").mkdir()
+    (folder / "._mine.yaml").write_bytes(b"\x00\x05\x16\x07")
+    (folder / "huge.yaml").write_text("#" * (MOST_BYTES + 1))
+    return folder
+
+
+def test_what_only_has_the_name_of_a_config_is_left_behind_in_one_line(littered, caplog):
+    found = [str(path.relative_to(littered)) for path in find_configs(littered)]
+    assert found == ["mine.yaml", "task/short.yaml"]
+    (line,) = (record.getMessage() for record in caplog.records)
+    for name in ("gone.yaml", "huge.yaml", "pipe.yaml"):
+        assert f"{littered}/{name}" in line
+    assert "and 1 more (a config is a readable file of up to 1 MiB)" in line
+
+
+def test_what_only_has_the_name_of_a_config_is_not_offered(littered):
+    names = set(config_names(config_dir=littered)) - set(config_names())
+    assert names == {"mine", "huge"}
+    with pytest.raises(ConfigError, match="config_name=gone must name an existing scenario"):
+        load_config("gone", config_dir=littered)

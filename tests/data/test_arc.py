@@ -485,7 +485,7 @@ def test_padding_rows_stay_padding():
 
 
 @needs_arc
-def test_the_real_benchmark_has_the_rows_that_the_public_files_have(tmp_path):
+def test_the_real_benchmark_has_the_rows_that_the_public_files_have(tmp_path, capsys):
     prepare_arc(
         tmp_path / "arc1",
         prefix=ARC_AGI_1,
@@ -497,6 +497,11 @@ def test_the_real_benchmark_has_the_rows_that_the_public_files_have(tmp_path):
     shown = sum(len(task["train"]) for subset in tasks.values() for task in subset)
     others = sum(len(task["test"]) for subset in ("training", "concept") for task in tasks[subset])
     info = open_dataset(tmp_path / "arc1", require=("train", "test"))
-    assert info.splits["train"].rows == shown + others == 3988
+    # Two pairs of the training set are test pairs of the evaluation set.
+    assert info.splits["train"].rows + 2 == shown + others == 3988
+    assert info.arguments["duplicates_left_out"] == {"40853293": ["070dd51e"], "caa06a1f": ["50a16a69"]}
+    told = capsys.readouterr().out
+    assert "another puzzle, up to turns and colours: 2, left out" in told
+    assert "MoveToBoundary10 and MoveToBoundary9 (2)" in told
     assert info.splits["test"].rows == sum(len(task["test"]) for task in tasks["evaluation"]) == 419
     assert info.splits["train"].groups == 960

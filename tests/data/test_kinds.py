@@ -143,6 +143,16 @@ def test_several_mazes_are_read_with_blank_lines_between_them_or_a_line_each():
     assert [q.inputs.tolist() for q in read(Maze(4), f"{LINE}\n{LINE}\n")] == [maze(LINE).tolist()] * 2
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "          "])
+def test_blank_lines_and_blanks_beyond_a_maze_do_not_matter(blank):
+    block = "\n".join(f"{line.ljust(4)}{blank}" for line in OPEN.split("\n"))
+    gap = f"\n{blank}" * 3 + "\n"
+    for text in (f"{blank}\n{block}{gap}{block}{gap}", f"\n{LINE}{blank}\n{blank}\n{LINE}\n{blank}\n"):
+        assert [q.inputs.tolist() for q in read(Maze(4), text)] == [maze(LINE).tolist()] * 2
+    first_row_free = "    \n####\n####\nS  G\n"
+    assert read(Maze(4), first_row_free)[0].inputs.tolist() == maze("    ########S  G").tolist()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

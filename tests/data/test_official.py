@@ -332,3 +332,47 @@ def test_a_dataset_that_is_there_is_not_replaced_unasked(tmp_path):
         import_original(tmp_path / "original", tmp_path / "set")
     assert import_original(tmp_path / "original", tmp_path / "set", overwrite=True) == info
     assert DatasetInfo.load(tmp_path / "set") == info
+
+
+# --- Duplicates and text -------------------------------------------------------------------------------------
+
+
+def a_twin(puzzles, names):
+    """Let the first example of 0a, which is trained on, be what 2c asks, turned and in other colours."""
+    colours = np.array([4, 1, 2, 3, 0, 5, 6, 7, 8, 9])
+    for at, (number, pairs) in enumerate(puzzles[0]):
+        asked, answered = puzzles[2][0][1][-1]
+        twin = tuple(DIHEDRAL[2](colours[grid]) for grid in (asked, answered))
+        if at:
+            turn, digits = names[number].split("|||")[1:]
+            twin = tuple(DIHEDRAL[int(turn[1])](np.array([*map(int, digits)])[grid]) for grid in twin)
+        pairs[0] = twin
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["computed", "copied"])
+def test_rows_that_another_puzzle_asks_are_left_out_with_all_their_augmentations(tmp_path, capsys, kept):
+    arc_folder(tmp_path / "original", spoil=a_twin)
+    info = import_original(tmp_path / "original", tmp_path / "set", keep_augmentations=kept)
+    assert open_dataset(tmp_path / "set") == info
+    assert "turns and colours: " + ("5" if kept else "1") + ", left out" in capsys.readouterr().out
+    assert info.arguments["duplicates_left_out"] == {"0a": ["2c"]}
+    whole = import_original(
+        tmp_path / "original", tmp_path / "whole", keep_augmentations=kept, keep_duplicates=True
+    ).splits["train"]
+    train = info.splits["train"]
+    assert (whole.rows - train.rows, train.groups) == (5 if kept else 1, 3)
+    rows, before = read_split(tmp_path / "set", "train"), read_split(tmp_path / "whole", "train")
+    # Each form of 0a has two examples, of which the first goes.
+    stay = [row for row in range(len(before)) if before.groups[row] > 0 or row % 2 == 1]
+    for name in ("inputs", "labels", "puzzle_identifiers", "puzzles", "groups"):
+        np.testing.assert_array_equal(getattr(rows, name), getattr(before, name)[stay])
+
+
+def test_a_folder_whose_text_an_editor_has_saved_is_read(tmp_path):
+    arc_folder(tmp_path / "original")
+    plain = (tmp_path / "original" / "test_puzzles.json").read_text()
+    for path in [*(tmp_path / "original").rglob("*.json")]:
+        path.write_bytes(path.read_text().encode("utf-8-sig"))
+    import_original(tmp_path / "original", tmp_path / "set")
+    assert json.loads((tmp_path / "set" / "test_puzzles.json").read_bytes()) == json.loads(plain)
+    assert (tmp_path / "set" / "test_puzzles.json").read_text() == plain

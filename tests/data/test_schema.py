@@ -5,10 +5,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import tiny_config
 
 from trm_ray.data import schema
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import DatasetError, DatasetInfo, Rows
+from trm_ray.data.sudoku import prepare_sudoku
+from trm_ray.run import open_data
 
 
 def some_rows(count=10, length=4, seed=0):
@@ -388,3 +391,73 @@ def test_datasets_that_cannot_be_used_together_are_refused(tmp_path):
             schema.open_datasets([tmp_path / "one", tmp_path / str(number)])
     with pytest.raises(DatasetError, match="data_paths is empty"):
         schema.open_datasets([])
+
+
+# ---- test rows that are training rows ----------------------------------------------------------------------
+
+
+def single(*boards):
+    tokens = np.array(boards, np.int32)
+    return Rows.of_single_puzzles(tokens, tokens)
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "trm_ray"]
+
+
+def test_test_rows_that_are_training_rows_are_told_of_once(tmp_path, caplog):
+    splits = {"train": single([1, 2, 3, 4], [2, 2, 2, 2], [3, 3, 3, 3]), "test": single([5, 5, 5, 5], [3, 3, 3, 3])}
+    for overwrite in (False, True):
+        write(tmp_path / "set", splits, identifiers=None, overwrite=overwrite)
+    told = f"{tmp_path}/set: 1 of 2 test rows are also training rows (the first is test row 1): accuracy counts"
+    assert [line[: len(told)] for line in warnings(caplog)] == [told]
+
+
+def test_the_same_question_counts_whatever_its_answer_unless_puzzles_have_names(tmp_path, caplog):
+    """A question with two answers cannot be judged; of a named puzzle the examples say what is asked."""
+    asked = np.ones((1, 4), np.int32)
+    for name, number in (("plain", 0), ("named", 1)):
+        numbers = np.zeros(1, np.int32)
+        owners = np.full(1, number, np.int32)
+        one, other, same = (Rows(asked, asked * answer, owners, numbers, numbers) for answer in (2, 3, 2))
+        write(tmp_path / name, {"train": one, "test": other})
+        write(tmp_path / f"{name}, same", {"train": one, "test": same})
+    assert [line.partition(":")[0].rpartition("/")[2] for line in warnings(caplog)] == [
+        "plain",
+        "plain, same",
+        "named, same",
+    ]
+
+
+def test_good_data_is_not_warned_of(tmp_path, caplog):
+    write(
+        tmp_path / "set", {"train": single([1, 1, 1, 1], [2, 1, 1, 1]), "test": single([1, 2, 1, 1])}, identifiers=None
+    )
+    write(tmp_path / "train alone", {"train": single([1, 1, 1, 1])}, identifiers=None)
+    prepare_sudoku(tmp_path / "sudoku", size=4, train=2000, test=40)  # so many that training puzzles repeat
+    assert warnings(caplog) == []
+
+
+def test_the_data_of_a_run_are_compared_across_folders(tmp_path, caplog):
+    write(tmp_path / "one", {"train": single([1, 1, 1, 1]), "test": single([2, 2, 2, 2])}, identifiers=None)
+    write(tmp_path / "two", {"train": single([4, 4, 4, 4], [3, 3, 3, 3])}, identifiers=None)
+    write(tmp_path / "asked", {"test": single([1, 1, 1, 1], [3, 3, 3, 3], [2, 2, 2, 2])}, identifiers=None)
+    config = tiny_config(data_paths=[str(tmp_path / name) for name in ("one", "two")], data_paths_test=[])
+    caplog.clear()
+    with pytest.raises(DatasetError, match="has no test split"):
+        open_data(config)
+    config = config.model_copy(update={"data_paths_test": [str(tmp_path / "asked")]})
+    for _ in range(2):
+        open_data(config)
+    told = "2 of 3 test rows are also training rows (the first is test row 0)"
+    assert [told in line for line in warnings(caplog)] == [True]
+
+
+def test_dataset_json_may_have_gone_through_an_editor(dataset):
+    path = dataset / "dataset.json"
+    info = DatasetInfo.load(dataset)
+    path.write_bytes(path.read_text().replace("\n", "\r\n").encode("utf-8-sig"))
+    assert DatasetInfo.load(dataset) == info
+    path.write_bytes(b"{\n\n\xff")
+    with pytest.raises(DatasetError, match=r"dataset.json is not valid JSON: it is no text .line 3"):
+        DatasetInfo.load(dataset)

@@ -392,6 +392,6 @@ def test_an_impossible_choice_from_a_csv_is_refused(tmp_path, arguments, message
 
 
 def test_another_header_is_refused(tmp_path):
-    (tmp_path / "all.csv").write_text("quizzes,solutions\n")
-    with pytest.raises(ValueError, match=r"all.csv:1: the header is 'quizzes,solutions'"):
+    (tmp_path / "all.csv").write_text("boards,grids\n")
+    with pytest.raises(ValueError, match=r"all.csv:1: the header is 'boards,grids'; it must name the columns question"):
         sudoku.prepare_sudoku_from_csv(tmp_path / "all.csv", tmp_path / "set", test=1)

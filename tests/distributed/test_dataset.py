@@ -23,7 +23,9 @@ def loaded(puzzles: Path) -> Any:
 @pytest.fixture(scope="module")
 def two_folders(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     other = tmp_path_factory.mktemp("data") / "other"
-    return [puzzles, write_puzzles(other, sudoku(11, seed=5), sudoku(4, seed=6))]
+    folders = [puzzles, write_puzzles(other, sudoku(11, seed=5), sudoku(4, seed=6))]
+    (other / "train" / "._part-00000.parquet").write_bytes(b"what a Mac's archive leaves")
+    return folders
 
 
 @pytest.fixture(scope="module")

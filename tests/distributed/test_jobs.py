@@ -28,7 +28,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobDetails
 from run_helpers import ROOT, some_puzzles, tiny_overrides
 
-from trm_ray.distributed.jobs import Job, JobLog, _is_near, _requirements, fetch, last_error
+from trm_ray.distributed.jobs import Job, JobLog, _is_near, _requirements, _working_copy, fetch, last_error
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 
 pytestmark = pytest.mark.ray
@@ -367,6 +367,23 @@ def test_the_working_directory_goes_along_without_data_runs_tests_and_secrets(tm
     scripts = {"train", "sweep", "prepare", "evaluate", "compare"}
     assert {f"jobs/{name}.py" for name in scripts} <= set(names)
     assert not any("__pycache__" in name for name in names)
+
+
+def test_what_only_has_the_name_of_a_config_does_not_keep_a_job_from_being_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "task").mkdir(parents=True)
+    (tmp_path / "configs" / "mine.yaml").write_text("lr: 0.5\n")
+    (tmp_path / "configs" / "._mine.yaml").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "configs" / "gone.yaml").symlink_to(tmp_path / "nowhere.yaml")
+    os.mkfifo(tmp_path / "configs" / "task" / "pipe.yaml")
+    _working_copy((), tmp_path / "copy")
+    shipped = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")}
+    copied = {str(path.relative_to(tmp_path / "copy" / "configs")) for path in (tmp_path / "copy").rglob("*.yaml")}
+    assert copied == shipped | {"mine.yaml"}
+    told = "left behind: configs/gone.yaml, configs/task/pipe.yaml (a config is a readable file of up to 1 MiB)"
+    assert [record.getMessage() for record in caplog.records] == [told]
 
 
 class BreakingServer:

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -268,6 +269,18 @@ def test_runs_are_found_inside_a_sweep_and_by_a_glob_alike(tmp_path: Path) -> No
     assert [run.name for run in find_runs([sweep])] == ["a", "b"]
     assert [run.name for run in find_runs(sorted(sweep.glob("*")))] == ["a", "b"]
     assert [run.name for run in find_runs([sweep / "b", sweep])] == ["b", "a"]
+
+
+def test_what_else_lies_among_runs_is_passed_over(tmp_path: Path) -> None:
+    sweep = tmp_path / "five"
+    run_folder(sweep / "a")
+    (sweep / "loop").symlink_to(sweep)
+    (sweep / "a-again").symlink_to(sweep / "a")
+    (sweep / "gone").symlink_to(tmp_path / "nowhere")
+    (sweep / "._a").write_bytes(b"\x00\x05")
+    (sweep / "__MACOSX").mkdir()
+    os.mkfifo(sweep / "pipe")
+    assert [run.name for run in find_runs([tmp_path])] == ["a"]
 
 
 def test_nothing_found_is_an_error_with_a_way_out(tmp_path: Path) -> None:

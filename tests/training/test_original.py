@@ -1,12 +1,21 @@
 """The original's layout: names, shapes, what they tell, and what does not fit."""
 
+import argparse
 import json
 import os
+import sys
+import tarfile
+import types
+import zipfile
+from collections import Counter, OrderedDict, defaultdict
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import tiny_config
+from safetensors.torch import save_file
 
 from trm_ray.config import ArchConfig
 from trm_ray.training.original import (
@@ -166,6 +175,143 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
 def test_a_file_without_weights_of_trm_is_named(tmp_path, held):
     torch.save(held, tmp_path / "step_1")
     with pytest.raises(ValueError, match=r"step_1 holds .* and no state dict of TRM"):
+        read_original(tmp_path / "step_1")
+
+
+# ---- what lies beside the weights ------------------------------------------------------------------------
+
+
+class Config:
+    """Somebody's config, of a library that is not here when the file is read."""
+
+    def __init__(self, **values):
+        self.content, self.inner = values, [self]
+
+
+class EasyDict(dict):
+    """A dict that is read by attributes."""
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """Let a library hold the classes while files are written; what it does is forgotten before they are read."""
+    library = types.ModuleType("omegaconf")
+    for kind in (Config, EasyDict):
+        monkeypatch.setattr(kind, "__module__", "omegaconf")
+        setattr(library, kind.__name__, kind)
+    monkeypatch.setitem(sys.modules, "omegaconf", library)
+
+    def saved(folder, zipped, *held):
+        for number, one in enumerate(held):
+            torch.save(one, folder / f"step_{number}", _use_new_zipfile_serialization=zipped)
+        monkeypatch.delitem(sys.modules, "omegaconf", raising=False)
+        return [folder / f"step_{number}" for number in range(len(held))]
+
+    return saved
+
+
+BESIDE = {
+    "a number of NumPy": lambda: {"step": np.int64(7), "best": np.float32(0.5), "flag": np.bool_(True)},
+    "bytes in another order": lambda: {"step": np.array([7], ">i4")[0]},
+    "a real number": lambda: {"step": np.float64(7)},
+    "arrays": lambda: {"step": 7, "history": np.arange(3.0), "names": np.array(["a"]), "dtype": np.dtype("f4")},
+    "somebody's config": lambda: {"step": 7, "config": Config(lr=1, path=Path("x"))},
+    "arguments": lambda: {"step": 7, "args": argparse.Namespace(lr=1), "more": types.SimpleNamespace(a=1)},
+    "plain things": lambda: {"step": 7, "set": {1}, "frozen": frozenset([2]), "complex": 1j, "when": datetime.now()},
+    "dicts": lambda: {"step": 7, "a": OrderedDict(b=1), "c": defaultdict(list, {1: [2]}), "d": Counter("ab")},
+    "an optimizer": lambda: {"step": torch.tensor(7), "optimizer": torch.optim.Adam([torch.zeros(2)]).state_dict()},
+    "a random state": lambda: {"step": 7, "rng": np.random.default_rng(0), "torch": torch.get_rng_state()},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_the_weights_does_not_keep_them_from_being_read(tmp_path, foreign, name, zipped):
+    state, beside = learned_state("_orig_mod.module.model.inner."), BESIDE[name]()
+    nested, flat = map(read_original, foreign(tmp_path, zipped, {"model": state, **beside}, {**state, **beside}))
+    assert (nested.step, nested.surplus, len(nested.model)) == (7, (), len(state))
+    check_weights(nested, learned_config(), LEARNED_SHAPE, "it")
+    assert (flat.step, flat.surplus) == (7, tuple(beside))  # which is told of, as whatever is no weight of TRM
+
+
+def test_numbers_of_an_older_numpy_are_read(tmp_path):
+    torch.save(
+        {"model": learned_state(), "step": np.int64(258)}, tmp_path / "new", _use_new_zipfile_serialization=False
+    )
+    content = (tmp_path / "new").read_bytes()
+    for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
+        named = content.replace(b"cnumpy._core.multiarray\n", b"c" + module + b"\n")
+        named = named.replace(b"cnumpy.core.multiarray\n", b"c" + module + b"\n")
+        (tmp_path / "old").write_bytes(named)
+        assert read_original(tmp_path / "old").step == 258
+
+
+def zipped(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "x")
+
+
+def tarred(path):
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "storages")
+
+
+WEIGHTS = {key: weight.numpy() for key, weight in learned_state().items()}
+UNFAMILIAR = {
+    "a module": (
+        lambda path: torch.save(torch.nn.Linear(2, 2), path),
+        "a whole object of the class torch.nn.modules.linear",
+    ),
+    "arrays": (lambda path: torch.save({"model": WEIGHTS}, path), "the keys model, in them objects of numpy"),
+    "an average": (
+        lambda path: torch.save({"model": learned_state(), "ema_helper": argparse.Namespace(a=1)}, path),
+        "ema_helper, the averaged weights, as a whole object of the class argparse.Namespace",
+    ),
+    "a function": (
+        lambda path: torch.save({"model": learned_state(), "f": os.getcwd}, path),
+        "it holds posix.getcwd, whose",
+    ),
+    "eval": (
+        lambda path: torch.save({"model": learned_state(), "f": eval}, path),
+        "it holds eval, whose code never runs",
+    ),
+    "a zip": (zipped, r"a zip archive that torch.save has not written, and holds word/document.xml"),
+    "a tar": (tarred, r"it is a tar archive, as PyTorch before 0.1.10 wrote"),
+    "safetensors": (lambda path: save_file({"a": torch.zeros(2)}, path), "give it a name that ends in .safetensors"),
+    "TorchScript": (
+        lambda path: torch.jit.save(torch.jit.trace(torch.relu, torch.ones(1)), str(path)),
+        "a TorchScript archive",
+    ),
+    "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n rest"), "torch.save has not written it"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", UNFAMILIAR)
+def test_what_is_merely_unfamiliar_is_not_called_damaged(tmp_path, name):
+    write, told = UNFAMILIAR[name]
+    write(tmp_path / "step_1")
+    with pytest.raises(ValueError, match=told) as caught:
+        read_original(tmp_path / "step_1")
+    assert "damaged" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "step_1" in str(caught.value)
+
+
+def test_a_dict_of_an_unknown_kind_is_named(tmp_path, foreign):
+    (path,) = foreign(tmp_path, True, {"model": learned_state(), "cfg": EasyDict(a=1)})
+    with pytest.raises(
+        ValueError, match=r"it holds objects of omegaconf.EasyDict beside or instead of weights; torch.save"
+    ):
+        read_original(path)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, 5000])
+def test_a_file_that_is_cut_short_is_told(tmp_path, cut):
+    torch.save(learned_state(), tmp_path / "step_1")
+    content = (tmp_path / "step_1").read_bytes()
+    (tmp_path / "step_1").write_bytes(content[: len(content) - 1 - cut] if cut else b"")
+    with pytest.raises(ValueError, match=r"it is (damaged or cut short|empty)"):
         read_original(tmp_path / "step_1")
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from trm_ray.config.errors import ConfigError, nearest, show
 from trm_ray.config.keys import NAME, NAME_RULE, Settings, flatten
-from trm_ray.config.text import NotTextError, read_text
+from trm_ray.config.text import read_text
 from trm_ray.config.values import UNREADABLE, dump_yaml, key_of, parse_yaml
 from trm_ray.storage import as_path
 
@@ -125,8 +125,6 @@ def _parse_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = read_text(path)
         values, node = parse_yaml(text)
-    except NotTextError as error:
-        raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; name a readable .yaml file") from None
     except (yaml.YAMLError, *UNREADABLE) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,29 +28,29 @@ _GZIP = b"\x1f\x8b"
 
 
 class NotTextError(ValueError):
-    """Say in one line which line of what is no text."""
+    """Say in words, without its name, which line of something is no text."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(f"it is no text (line {line}: {what}); save it as UTF-8")
 
 
 def read_text(path: Path) -> str:
-    """Read a file whole, with `\\n` at the ends of lines.
+    """Read a file whole, with `\n` at the ends of lines.
 
     Raises:
-        NotTextError: it is no text; the message names file and line.
+        NotTextError: it is no text.
         OSError: it cannot be read.
     """
-    return decoded(path.read_bytes(), str(path))
+    return decoded(path.read_bytes())
 
 
 def read_standard_input() -> str:
     """Read the standard input to its end, as `read_text` reads a file."""
-    return decoded(sys.stdin.buffer.read(), "the standard input")
+    return decoded(sys.stdin.buffer.read())
 
 
-def decoded(content: bytes, source: str) -> str:
+def decoded(content: bytes) -> str:
     """Turn bytes into text as `read_text` does.
-
-    Args:
-        source: what to call them in an error.
 
     Raises:
         NotTextError: they are no text.
@@ -59,12 +60,11 @@ def decoded(content: bytes, source: str) -> str:
     try:
         text = body.decode(encoding)
     except UnicodeDecodeError as error:
+        name = re.sub("-[lb]e$", "", encoding).upper()
         line = _last_line(body[: error.start].decode(encoding, errors="replace"))
-        what = f"byte {body[error.start]:#04x} is none of {encoding.upper().removesuffix('-LE').removesuffix('-BE')}"
-        raise NotTextError(f"{source}:{line}: it is no text ({what}); save it as UTF-8") from None
+        raise NotTextError(line, f"byte {body[error.start]:#04x} is none of {name}") from None
     if "\0" in text:
-        line = _last_line(text[: text.index("\0")])
-        raise NotTextError(f"{source}:{line}: it is no text (it holds a zero byte); save it as UTF-8")
+        raise NotTextError(_last_line(text[: text.index("\0")]), "a zero byte")
     return _plain_lines(text)
 
 

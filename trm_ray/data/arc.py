@@ -9,7 +9,7 @@ transform and a permutation of the colours that leaves black; `arc_symmetry` mak
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from trm_ray.data.arc_duplicates import find_duplicates
 from trm_ray.data.counters import counter_draws, mixed
 from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers, draw_transforms
 from trm_ray.data.progress import progress
@@ -247,7 +248,7 @@ def find_augmentations(puzzle: Puzzle, augmentations: int, seed: int) -> np.ndar
     Returns:
         Numbers of `draw_transforms`, rising; fewer than wanted if 5 · `augmentations` trials give no more.
     """
-    sums = np.stack([colour_sums(pair) for pair in (*puzzle.train, *puzzle.test)])
+    sums = np.stack([_colour_sums(pair) for pair in (*puzzle.train, *puzzle.test)])
     hashes = _puzzle_hashes(sums, np.zeros(1, np.uint8), np.arange(NUM_COLOURS, dtype=np.uint8)[None])
     new = np.zeros(0, np.int64)
     for begin in range(0, TRIALS_PER_AUGMENTATION * augmentations, max(1, augmentations)):
@@ -259,7 +260,7 @@ def find_augmentations(puzzle: Puzzle, augmentations: int, seed: int) -> np.ndar
     return new[:augmentations]
 
 
-def colour_sums(pair: Pair) -> np.ndarray:
+def _colour_sums(pair: Pair) -> np.ndarray:
     """Sum the weights of the cells of each colour under each transform: (2, 8, 10) uint64 of input and output.
 
     A grid's hash is Σ cells weight(place) · weight(colour): once these sums are known, a permutation of the colours
@@ -270,6 +271,14 @@ def colour_sums(pair: Pair) -> np.ndarray:
         if grid is not None:
             sums[side] = _place_weights(*grid.shape) @ np.eye(NUM_COLOURS, dtype=np.uint64)[grid.reshape(-1)]
     return sums
+
+
+def pair_sums(inputs: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
+    """Give of rows (B, 900) in the corner what `_colour_sums` gives of a pair, and whether the output is hidden."""
+    answered = np.where(labels == IGNORED_LABEL, PAD_ID, labels)
+    hidden = (answered == PAD_ID).all(1)
+    for asked, answer, is_hidden in zip(grids_of(inputs), grids_of(answered), hidden.tolist(), strict=True):
+        yield _colour_sums(Pair(asked, None if is_hidden else answer)), is_hidden
 
 
 @lru_cache
@@ -329,14 +338,12 @@ def prepare_arc(
         raise ValueError(f"test_set={test_set} must be one of the subsets; got {', '.join(subsets)}")
     if augmentations < 0:
         raise ValueError(f"augmentations={augmentations} must be at least 0; 0 makes none")
-    from trm_ray.data.arc_duplicates import find_duplicates  # which needs this module
-
     members = {subset: read_puzzles(prefix, subset) for subset in subsets}
     puzzles = _united(members)
     asked = {puzzle.name for puzzle in members[test_set]}
     identifiers = _identifiers(list(puzzles.values()), augmentations, seed)
     splits = _splits(list(puzzles.values()), asked, identifiers)
-    duplicates = find_duplicates(splits["train"], splits["test"], identifiers)
+    duplicates = find_duplicates(splits["train"], splits["test"], identifiers, pair_sums)
     duplicates.tell(kept=keep_duplicates)
     left_out = not keep_duplicates and bool(duplicates.tested)
     info = write_rows(

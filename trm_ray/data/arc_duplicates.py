@@ -15,14 +15,16 @@ from itertools import combinations
 
 import numpy as np
 
-from trm_ray.data.arc import FIRST_COLOUR, VOCAB_SIZE, Pair, colour_sums, grids_of
 from trm_ray.data.counters import GOLDEN, mixed
-from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers
 from trm_ray.data.progress import progress
-from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, Rows
+from trm_ray.data.schema import Rows
 
-Corner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Gives for each of some rows the sums of the colours' weights under each turn, (2, 8, 10) of input and output, and
+# whether the output is hidden.
+SumsOf = Callable[[np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, bool]]]
 
+_FIRST_COLOUR = 2  # after PAD and EOS
 # So many rows are a puzzle's stored augmentations: those alone are compared whose colours are as many as a test row's.
 _MANY_ROWS = 20_000
 _BLOCK = 2048
@@ -46,14 +48,10 @@ class Duplicates:
     def tell(self, *, kept: bool) -> None:
         """Say how many rows there are, of which puzzles, and what becomes of them."""
         if self.tested:
-            names = _listed(f"{name} (of {', '.join(asked)})" for name, asked in self.tested.items())
-            became = (
-                "they are kept" if kept else "they are left out; --keep-duplicates keeps them, as the original does"
-            )
-            told = (
-                f"{int(self.leaking.sum()):,} training rows are test pairs of another puzzle, up to turns and colours"
-            )
-            print(f"{told}: {names}; {became}", flush=True)
+            names = _listed(f"{name} of {', '.join(asked)}" for name, asked in self.tested.items())
+            became = "kept" if kept else "left out (--keep-duplicates keeps them, as the original does)"
+            told = "Training rows that are a test pair of another puzzle, up to turns and colours"
+            print(f"{told}: {int(self.leaking.sum()):,}, {became}: {names}", flush=True)
         if self.shared:
             names = _listed(f"{one} and {other} ({count})" for (one, other), count in self.shared.items())
             print(f"Puzzles that have training pairs in common, which are kept: {names}", flush=True)
@@ -65,24 +63,18 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(told[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _as_it_lies(inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return inputs, labels
-
-
-def find_duplicates(
-    train: Rows, test: Rows, identifiers: PuzzleIdentifiers, to_corner: Corner = _as_it_lies
-) -> Duplicates:
+def find_duplicates(train: Rows, test: Rows, identifiers: PuzzleIdentifiers, sums_of: SumsOf) -> Duplicates:
     """Compare all training rows with the test rows of other puzzles.
 
     A test pair whose output is hidden is one with a training row of the same input if the two puzzles have another pair
     in common.
 
     Args:
-        to_corner: moves the grids of inputs and labels (B, 900), padded with 0, into the corner.
+        sums_of: reads inputs and labels (B, 900).
     """
     which = _worth_comparing(train, test)
-    shown = _Forms.of(train, which[0], identifiers, to_corner)
-    asked = _Forms.of(test, which[1], identifiers, to_corner)
+    shown = _Forms.of(train, which[0], identifiers, sums_of)
+    asked = _Forms.of(test, which[1], identifiers, sums_of)
     tested: defaultdict[str, set[str]] = defaultdict(set)
     leaking = np.zeros(len(train), bool)
     for row, others in enumerate(_asked_by_others(shown, asked)):
@@ -107,7 +99,7 @@ class _Forms:
     inputs: list[int]
 
     @classmethod
-    def of(cls, rows: Rows, which: np.ndarray, identifiers: PuzzleIdentifiers, to_corner: Corner) -> _Forms:
+    def of(cls, rows: Rows, which: np.ndarray, identifiers: PuzzleIdentifiers, sums_of: SumsOf) -> _Forms:
         numbers = identifiers.puzzle_of(rows.puzzle_identifiers[which]).tolist()
         owners = [identifiers.names[number] if number >= 0 else "" for number in numbers]
         pairs: list[int | None] = []
@@ -115,18 +107,11 @@ class _Forms:
         with progress("rows compared", len(which)) as advance:
             for begin in range(0, len(which), _BLOCK):
                 block = which[begin : begin + _BLOCK]
-                asked, answered = _padded(rows.inputs[block]), _padded(rows.labels[block])
-                hidden = (answered == PAD_ID).all(1)
-                for one, other, is_hidden in zip(*map(grids_of, to_corner(asked, answered)), hidden, strict=True):
-                    sums = colour_sums(Pair(one, None if is_hidden else other))
+                for sums, is_hidden in sums_of(rows.inputs[block], rows.labels[block]):
                     inputs.append(_form(sums[0]))
                     pairs.append(None if is_hidden else _form(sums[0] * GOLDEN + mixed(sums[1])))
                 advance(len(block))
         return cls(which, owners, pairs, inputs)
-
-
-def _padded(tokens: np.ndarray) -> np.ndarray:
-    return np.where(tokens == IGNORED_LABEL, np.int32(PAD_ID), tokens.astype(np.int32))
 
 
 def _form(sums: np.ndarray) -> int:
@@ -178,7 +163,7 @@ def _colour_counts(rows: Rows) -> np.ndarray:
     for begin in range(0, len(rows), _BLOCK):
         part = slice(begin, begin + _BLOCK)
         sides = (rows.inputs[part], rows.labels[part])
-        colours = range(FIRST_COLOUR, VOCAB_SIZE)
+        colours = range(_FIRST_COLOUR, _FIRST_COLOUR + NUM_COLOURS)
         asked, answered = (np.stack([(side == colour).sum(1) for colour in colours], 1) for side in sides)
         hashes[part] = mixed((asked << 10 | answered).astype(np.uint64) + GOLDEN).sum(1)
     return hashes

@@ -21,7 +21,7 @@ import numpy as np
 
 from trm_ray.config.keys import NAME, NAME_RULE
 from trm_ray.config.text import read_text
-from trm_ray.data.arc import EOS, SEQ_LEN, SIDE, TEST_PUZZLES_NAME, VOCAB_SIZE, grid_sizes
+from trm_ray.data.arc import EOS, SEQ_LEN, SIDE, TEST_PUZZLES_NAME, VOCAB_SIZE, grid_sizes, pair_sums
 from trm_ray.data.arc_duplicates import find_duplicates
 from trm_ray.data.arc_symmetry import ArcSymmetry
 from trm_ray.data.identifiers import PuzzleIdentifiers
@@ -287,12 +287,17 @@ def _rows(split: _Split, computed: PuzzleIdentifiers | None, scratch: Path, adva
 
 def _without_duplicates(rows: dict[str, Rows], identifiers: PuzzleIdentifiers, *, kept: bool) -> dict[str, Any]:
     """Take the training rows that are test pairs of another puzzle out, and give what dataset.json says of them."""
-    duplicates = find_duplicates(rows["train"], rows["test"], identifiers, _cornered)
+    duplicates = find_duplicates(rows["train"], rows["test"], identifiers, _pair_sums)
     duplicates.tell(kept=kept)
     if kept or not duplicates.tested:
         return {}
     rows["train"] = _compacted(rows["train"], np.flatnonzero(~duplicates.leaking))
     return {"duplicates_left_out": duplicates.tested}
+
+
+def _pair_sums(inputs: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
+    tokens = (np.where(side == IGNORED_LABEL, PAD_ID, side).astype(np.int32) for side in (inputs, labels))
+    return pair_sums(*_cornered(*tokens))
 
 
 def _compacted(rows: Rows, stay: np.ndarray) -> Rows:

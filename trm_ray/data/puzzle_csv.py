@@ -325,6 +325,10 @@ def _blocks(kind: CsvKind, path: Path, text: TextIO, min_difficulty: float | Non
     rows: list[tuple[int, str, str]] = []
     num_cells = 0
     reader, before, columns = _header(path, text)
+    if min_difficulty is not None and columns.rating is None:
+        raise DatasetError(
+            f"{path} has no column rating, which min_difficulty={min_difficulty:g} asks for; leave it out"
+        )
     try:
         for row in reader:
             line = before + reader.line_num

@@ -32,7 +32,7 @@ import numpy as np
 
 from trm_ray.config.errors import printable
 from trm_ray.config.keys import NAME
-from trm_ray.config.text import NotTextError, read_text
+from trm_ray.config.text import read_text
 from trm_ray.data.counters import counter_draws, mixed
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
@@ -546,8 +546,6 @@ def read_json(path: Path, kind: type = dict, hint: str = "") -> Any:
         raw = json.loads(read_text(path))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}{hint}") from error
-    except NotTextError as error:
-        raise DatasetError(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, kind):

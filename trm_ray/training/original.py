@@ -147,7 +147,7 @@ def translate(state: Mapping[str, Any], source: str) -> Weights:
         if name is not None:
             keys[name] = key
     known = set(keys.values())
-    surplus = tuple(key for key, value in state.items() if key not in known and isinstance(value, Tensor))
+    surplus = tuple(key for key in state if key not in known)
     return Weights({name: state[key] for name, key in keys.items()}, None, keys, surplus, None)
 
 
