@@ -17,6 +17,7 @@ import ray
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
 from trm_ray.distributed import VERBOSE
+from trm_ray.distributed.own_session import own_session
 
 # One machine needs no other network interface than its own, and Ray's ports are not to be reached from outside.
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -47,7 +48,8 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     if not VERBOSE:
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
     local = {"dashboard_host": "127.0.0.1"} if address == "local" else {}
-    ray.init(address=address, **local, **quiet)
+    with own_session():
+        ray.init(address=address, **local, **quiet)
     if not VERBOSE:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the sweep tells failed trials, in a line each
     ray.data.DataContext.get_current().enable_progress_bars = VERBOSE
