@@ -16,7 +16,7 @@ import ray
 
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
-from trm_ray.distributed import VERBOSE
+from trm_ray.distributed import VERBOSE, apply_settings
 from trm_ray.distributed.own_session import own_session
 
 # One machine needs no other network interface than its own, and Ray's ports are not to be reached from outside.
@@ -35,6 +35,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 
     The dashboard stays on: without it Ray Train cannot give back the resources of a trial that is stopped early.
     """
+    apply_settings()
     if ray.is_initialized():  # a caller's session, such as the tests', which it will end itself
         yield
         return

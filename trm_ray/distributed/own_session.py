@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ def own_session() -> Iterator[None]:
     Where a batch system sends signals to all processes of a job, they are blocked in Ray's, but for SIGTERM, with which
     Ray ends them.
     """
+    handler = signal.getsignal(signal.SIGTERM)  # for which Ray has one that ends the process
     start, blocked = services.ConsolePopen, set(STOP_SIGNALS) - {signal.SIGTERM, signal.SIGINT}
     services.ConsolePopen = functools.partial(start, start_new_session=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
@@ -27,3 +29,5 @@ def own_session() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         services.ConsolePopen = start
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
