@@ -1,6 +1,7 @@
 """What all tests share: one thread a process, since the tests' models are too small for more, and an S3 server."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from xdist.scheduler import LoadFileScheduling
 from trm_ray.storage import as_path
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _IN_A_SESSION = sorted(

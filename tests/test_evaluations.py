@@ -144,6 +144,15 @@ def test_averaged_weights_are_taken_unless_the_raw_ones_are_asked_for(run: Path,
     assert averaged.evaluation.by_segment[-1].loss != raw.evaluation.by_segment[-1].loss
 
 
+def test_an_evaluation_without_its_picture_has_its_numbers_and_says_so(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "evaluation_test.png").mkdir()
+    report = evaluate_run(run, max_puzzles=5, output=tmp_path)
+    assert [path.name for path in report.files] == ["evaluation_test.json"]
+    assert "no picture of the evaluation was drawn; the numbers are in" in caplog.text
+
+
 def test_the_report_says_where_it_comes_from(run: Path, data: Path):
     report = evaluate_run(run, max_puzzles=5)
     assert [path.name for path in report.files] == ["evaluation_test.json", "evaluation_test.png"]

@@ -66,8 +66,8 @@ def test_measuring_loading_and_solving_leave_the_program_as_it_was(run: Path, da
         trm_ray.solve(model, torch.ones(2, 16))
     with left_as_found(), pytest.raises(ValueError, match="at least 1"):
         trm_ray.evaluate(run, segments=[0])
+    words = [f"data_paths=[{data / 'nothing'}]", "task=null", "max_steps=1", f"log_dir={run / 'sweep'}"]
     with left_as_found(), pytest.raises(ValueError, match="nothing"):
-        words = [f"data_paths=[{data / 'nothing'}]", "task=null", "max_steps=1", f"log_dir={run / 'sweep'}"]
         trm_ray.sweep("five_scenarios", words)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +58,25 @@ def load_config(
     return config.load_config(config_name, overrides, config_dir=config_dir)
 
 
+@contextmanager
+def _left_as_found() -> Iterator[None]:
+    """Take back afterwards what Ray, where it is started, and its settings do to the whole process."""
+    loggers = [logging.getLogger(), logging.getLogger("trm_ray")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    names = set(os.environ)
+    try:
+        yield
+    finally:
+        for logger, level, handlers in before:
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
+        for name in set(os.environ) - names:
+            if name.startswith(("RAY_", "TUNE_")):
+                del os.environ[name]
+
+
 @stops_at_once()
+@_left_as_found()
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
     """Train one run: in this process with `ray.num_workers=0`, else on Ray.
 
@@ -95,6 +115,7 @@ def _last_evaluation(folder: Path) -> dict[str, float]:
 
 
 @stops_at_once()
+@_left_as_found()
 def sweep(
     sweep: str | SweepConfig,
     overrides: Sequence[str] = (),
@@ -128,6 +149,7 @@ def sweep(
     return SweepResult(plan.folder, summarise(find_runs([plan.folder]), threshold=resolved.threshold), outcome.failed)
 
 
+@_left_as_found()
 def evaluate(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """Measure a run or a checkpoint on held-out puzzles, writing numbers and a picture into its `report` folder.
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from as_found import left_as_found
 from helpers import metric_rows
 from run_helpers import run_config
 
@@ -65,7 +66,8 @@ def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(
     for name, folder in folders.items():
         plan = planned(puzzles, folder, num_workers, step + 25)
         claim_folder(plan, resume=name == "stopped")
-        train_on_ray(plan)
+        with left_as_found():
+            train_on_ray(plan)
         assert is_finished(plan)
     stopped_run, whole_run = folders.values()
     for file in ("state.pt", "identifiers.json"):
@@ -81,6 +83,13 @@ def test_a_second_ctrl_c_ends_a_run_on_ray_without_waiting_and_leaves_no_process
     with started(plan) as process:
         wait_for_hit(plan.folder, process)
         processes = descendants(process.pid)
+        # What a closed terminal and a batch system send to all; a terminal's own signals reach its session alone.
+        assert not {pid for pid in processes if os.getsid(pid) == os.getsid(process.pid)}
+        for pid in processes:
+            os.kill(pid, signal.SIGHUP)
+            os.kill(pid, signal.SIGUSR1)
+        time.sleep(0.5)
+        assert processes <= descendants(process.pid)
         process.send_signal(signal.SIGINT)
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)

@@ -256,5 +256,15 @@ def test_a_report_holds_picture_json_and_markdown(five: list[Run], tmp_path: Pat
     assert all(path.stat().st_size > 0 for path in paths)
 
 
+def test_a_report_without_its_picture_has_its_tables_and_says_so(
+    five: list[Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "comparison.png").mkdir()
+    assert [path.name for path in write_report(five, tmp_path)] == ["summary.md", "summary.json"]
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"no picture of the comparison was drawn; the tables are in {tmp_path} (Is")
+    assert "\n" not in caplog.messages[0]
+
+
 def test_a_comparison_is_saved_as_svg_too(five: list[Run], tmp_path: Path) -> None:
     assert "<svg" in save_comparison(five, tmp_path / "c.svg").read_text()

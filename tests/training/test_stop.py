@@ -1,21 +1,27 @@
 """A run that is asked to stop saves where it stands, and goes on as if nobody had asked."""
 
+import faulthandler
 import json
 import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from as_found import left_as_found
 from helpers import SHAPE, local_session, metric_rows, supervised, tiny_config
 from workers import begin_work
 
 from trm_ray.training.loop import run_training
 from trm_ray.training.session import Session
-from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals, StopVotes
+from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals, StopVotes, stops_at_once
 
 NUM_STEPS = 6
 # Steps with nothing due, with a log, with an evaluation of two batches, with both; gradients measured in between.
@@ -107,35 +113,196 @@ def test_a_stopped_runs_seconds_go_on(tmp_path):
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
 
+# As a shell tells them: 128 + the signal's number, which POSIX fixes for the first three.
+CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138, "SIGUSR2": 140, "SIGXCPU": 152}
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_asks_and_its_number_becomes_the_exit_code(number, code):
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
+def send(number: int) -> None:
+    """Send this process a signal, and let Python answer it."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
+
+
+@contextmanager
+def handled(number: int, handler: Any) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_signal_asks_and_its_number_becomes_the_exit_code(name: str):
     def stopped_by_it() -> None:
         with StopSignals() as signals:
             assert not signals.requested()
-            os.kill(os.getpid(), number)
+            send(getattr(signal, name))
             assert signals.requested()
             raise Interrupted
 
-    with pytest.raises(Interrupted) as stopped:
+    with left_as_found(), pytest.raises(Interrupted) as stopped:
         stopped_by_it()
-    assert stopped.value.exit_code == code
-    assert {n: signal.getsignal(n) for n in handlers} == handlers
+    assert stopped.value.exit_code == CODES[name]
 
 
-def test_a_second_ctrl_c_interrupts_at_once():
+@pytest.mark.parametrize("first", ["SIGINT", "SIGHUP"])
+def test_a_ctrl_c_after_a_first_request_interrupts_at_once(first: str):
     def interrupted_twice() -> None:
-        with StopSignals():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
+        with StopSignals() as signals:
+            signals.requested()
+            send(getattr(signal, first))
+            send(signal.SIGINT)
+            send(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt) as interrupted:
+    with left_as_found(), pytest.raises(KeyboardInterrupt) as interrupted:
         interrupted_twice()
     assert not isinstance(interrupted.value, Interrupted)
+    assert interrupted.value.exit_code == 130
+
+
+def test_signals_that_come_again_by_themselves_change_nothing():
+    """A closed terminal sends two, `timeout` its own twice in a moment, Slurm another one after a while."""
+    with left_as_found(), StopSignals() as signals:
+        signals.requested()
+        for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGHUP, signal.SIGCONT, signal.SIGTERM, signal.SIGTERM):
+            send(number)
+        assert signals.requested()
+
+
+def test_a_process_that_goes_on_after_a_pause_is_not_asked_to_stop():
+    with StopSignals() as signals:
+        signals.requested()
+        send(signal.SIGCONT)
+        assert not signals.requested()
+
+
+def test_what_is_ignored_stays_ignored_as_nohup_wants_it():
+    with handled(signal.SIGHUP, signal.SIG_IGN), left_as_found(), stops_at_once(), StopSignals() as signals:
+        send(signal.SIGHUP)
+        assert not signals.requested()
+
+
+def test_a_programs_own_handler_is_asked_instead():
+    heard: list[int] = []
+    with handled(signal.SIGUSR1, lambda number, frame: heard.append(number)), left_as_found(), stops_at_once():
+        send(signal.SIGUSR1)
+    assert heard == [signal.SIGUSR1]
+
+
+def test_a_handler_that_python_does_not_know_of_is_left_alone(capfd: pytest.CaptureFixture[str]):
+    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__)
+    try:
+        with stops_at_once(), StopSignals() as signals:
+            signals.requested()
+            send(signal.SIGUSR2)
+            assert not signals.requested()
+    finally:
+        faulthandler.unregister(signal.SIGUSR2)
+    assert "most recent call first" in capfd.readouterr().err
+
+
+def test_rays_own_handler_gives_way():
+    """It would end the process; a module's name is all that tells whose it is."""
+
+    def ends() -> None:
+        raise SystemExit
+
+    ends.__module__ = "ray._private.worker"
+    with handled(signal.SIGTERM, ends), left_as_found(), StopSignals() as signals:
+        signals.requested()
+        send(signal.SIGTERM)
+        assert signals.requested()
+
+
+# ---- with nothing to be saved ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_before_anything_is_to_be_saved_a_signal_ends_at_once(name: str):
+    def ended() -> None:
+        with stops_at_once(), StopSignals():  # which nobody has asked yet, so no step was taken
+            send(getattr(signal, name))
+            pytest.fail("nothing happened")
+
+    with left_as_found(), pytest.raises(Interrupted, match="nothing was left to save") as stopped:
+        ended()
+    assert stopped.value.exit_code == CODES[name]
+
+
+def test_the_way_out_is_not_broken_off_by_the_same_signal_again():
+    done: list[str] = []
+
+    def ended() -> None:
+        with stops_at_once():
+            try:
+                send(signal.SIGTERM)
+            finally:
+                send(signal.SIGTERM)
+                time.sleep(0.5)  # for longer than a signal would be taken for lost
+                done.append("cleaned up")
+
+    with pytest.raises(Interrupted):
+        ended()
+    assert done == ["cleaned up"]
+
+
+def lose_in_finalizer() -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            send(signal.SIGTERM)
+
+    Finalized()
+    time.sleep(20)
+
+
+def lose_in_except() -> None:
+    with suppress(BaseException):
+        send(signal.SIGTERM)
+    time.sleep(20)
+
+
+def lose_in_import_error() -> None:
+    try:
+        send(signal.SIGTERM)
+    except BaseException:
+        raise ImportError("initialization failed") from None
+
+
+@pytest.mark.parametrize("lose", [lose_in_finalizer, lose_in_except, lose_in_import_error])
+def test_a_signal_is_not_lost_where_python_or_an_import_swallows_it(
+    lose: Callable[[], None], capfd: pytest.CaptureFixture[str]
+):
+    began = time.monotonic()
+
+    def ended() -> None:
+        with stops_at_once():
+            lose()
+
+    with left_as_found(), pytest.raises(Interrupted) as stopped:
+        ended()
+    assert stopped.value.exit_code == 143
+    assert time.monotonic() - began < 10
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_that_no_signal_has_made_stays_what_it_is():
+    with pytest.raises(ZeroDivisionError), stops_at_once():
+        _ = 1 / 0
+
+
+def test_in_another_thread_nothing_is_taken_over():
+    def look() -> None:
+        with stops_at_once(), StopSignals() as signals:
+            assert not signals.requested()
+
+    with left_as_found():
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+
+
+# ---- files and steps -------------------------------------------------------------------------------------------------
 
 
 def test_a_signal_makes_the_file_that_tells_workers_and_an_old_one_is_removed(tmp_path):

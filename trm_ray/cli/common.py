@@ -7,6 +7,7 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -82,7 +83,8 @@ def reported(command: _Command) -> _Command:
         except KeyboardInterrupt as error:
             told = str(error) or "ended at once; the last checkpoint stands"
             way_on = f": {told}; the same command with --resume goes on" if "resume" in kwargs else ""
-            complain(f"interrupted{way_on}")
+            with suppress(OSError):  # a closed terminal is one that nothing can be told
+                complain(f"interrupted{way_on}")
             raise typer.Exit(getattr(error, "exit_code", INTERRUPTED)) from error
         except (typer.Exit, typer.Abort, _Misuse):
             raise

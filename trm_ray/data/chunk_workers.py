@@ -31,7 +31,10 @@ _PROGRAM = """
 import sys
 sys.path[:1] = [path for path in sys.path[:1] if path]
 import pickle
-sys.path[:] = pickle.load(sys.stdin.buffer)
+try:
+    sys.path[:] = pickle.load(sys.stdin.buffer)
+except EOFError:  # nobody is there any more
+    sys.exit()
 from trm_ray.data.chunk_workers import work
 work()
 """
@@ -65,13 +68,20 @@ class ChunkWorkers:
         self._ended, self._told, self._telling = False, False, threading.Lock()
 
     def __enter__(self) -> ChunkWorkers:
-        for _ in range(self._number):
-            self._idle.put(self._start())
+        try:
+            for _ in range(self._number):
+                self._idle.put(self._start())
+        except BaseException:  # a signal
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._ended = True
         for process in self._started:
             process.kill()
@@ -178,8 +188,8 @@ def work() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed here is no answer
-    make: MakeChunk = pickle.load(sys.stdin.buffer)
     try:
+        make: MakeChunk = pickle.load(sys.stdin.buffer)
         while True:
             answers.write(pickle.dumps(_answer(make, pickle.load(sys.stdin.buffer))))
             answers.flush()

@@ -14,7 +14,8 @@ from itertools import count
 
 import numpy as np
 
-from trm_ray.data.chunk_workers import ChunkWorkers, MakeChunk, Puzzles
+from trm_ray.data.chunk_workers import ChunkWorkers, MakeChunk
+from trm_ray.data.chunk_workers import Puzzles as Puzzles
 from trm_ray.data.progress import progress
 
 # New puzzles are given up on after so many chunks with hardly any (a small board has few).

@@ -32,7 +32,13 @@ _QUIET = {
 _NO_HOME = "/nonexistent"
 VERBOSE = os.environ.get("TRM_RAY_VERBOSE") == "1"
 
-for _name, _value in {**_ALWAYS, **({} if VERBOSE else _QUIET)}.items():
-    os.environ.setdefault(_name, _value)
+
+def apply_settings() -> None:
+    """Make the settings, those that somebody has taken back since included."""
+    for name, value in {**_ALWAYS, **({} if VERBOSE else _QUIET)}.items():
+        os.environ.setdefault(name, value)
+
+
+apply_settings()
 if os.path.expanduser("~") == "~":
     os.environ["HOME"] = _NO_HOME

@@ -15,7 +15,8 @@ import ray
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
 from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address, usual_folder
-from trm_ray.distributed import VERBOSE
+from trm_ray.distributed import VERBOSE, apply_settings
+from trm_ray.distributed.own_session import own_session
 from trm_ray.distributed.surroundings import (
     LOOPBACK,
     StartError,
@@ -44,6 +45,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         ConfigError: no cluster could be started or joined in this environment.
         StartError: Ray failed to.
     """
+    apply_settings()
     if ray.is_initialized():  # a caller's session, such as the tests', which it will end itself
         yield
         return
@@ -81,7 +83,8 @@ def _init(address: str) -> None:
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
     local = {"dashboard_host": "127.0.0.1"} if address == LOCAL else {}
     try:
-        ray.init(address=address, job_config=job_config(), **local, **quiet)
+        with own_session():
+            ray.init(address=address, job_config=job_config(), **local, **quiet)
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise _ended_in_start() from error
     except Exception as error:

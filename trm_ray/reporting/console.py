@@ -81,7 +81,8 @@ class RunDisplay:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._progress.stop()
+        with suppress(OSError):  # a terminal that was closed is no reason to take the run for a failed one
+            self._progress.stop()
 
     def _follow(self) -> None:
         pause = _POLL_REMOTE_S if is_remote(self._path) else _POLL_S
@@ -180,8 +181,9 @@ class SweepDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._console.is_terminal:
-            self._live.stop()
-            show(self._console, self._table())
+            with suppress(OSError):  # as `RunDisplay`
+                self._live.stop()
+                show(self._console, self._table())
 
     def tell(self, text: str) -> None:
         """Say what concerns no single trial."""

@@ -154,13 +154,14 @@ class _Ender:
         return self.raised is not None and lost.exc_value is self.raised
 
     def _look_after(self) -> None:
-        number = self._received.get()
+        number, main = self._received.get(), threading.main_thread().ident
+        assert main is not None  # it has begun
         while number is not None:
             try:
                 number = self._received.get(timeout=_LOST_AFTER_S)
             except queue.Empty:
                 self._looking = True
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
+                signal.pthread_kill(main, number)
 
 
 def _is_on_its_way_out() -> bool:
