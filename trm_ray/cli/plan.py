@@ -35,7 +35,7 @@ def plan(
 ) -> None:
     """Tell what a sweep or a run will ask for: machines, hours, memory, disk. Starts nothing and makes no data.
 
-    Example: `trm-ray plan five_scenarios seeds=[0,1,2] ray.use_gpu=true ray.gpus_per_trial=0.2 --step-ms 12`
+    Example: `trm-ray plan five_scenarios 'seeds=[0,1,2]' ray.use_gpu=true ray.gpus_per_trial=0.2 --step-ms 12`
     """
     from rich.console import Console
     from rich.progress import track

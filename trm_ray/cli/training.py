@@ -104,7 +104,7 @@ def sweep(
 ) -> None:
     """Run scenarios and variants as concurrent trials, stop the bad ones early, compare the rest.
 
-    Example: `trm-ray sweep --config-name five_scenarios seeds=[0,1,2] lr=1e-3`
+    Example: `trm-ray sweep --config-name five_scenarios 'seeds=[0,1,2]' lr=1e-3`
     """
     from rich.console import Console
 

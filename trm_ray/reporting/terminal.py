@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from trm_ray.config.errors import printable
-
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Column, Table
@@ -46,6 +44,8 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 
 def as_it_is(text: str) -> str:
     """Take out what a terminal would obey, line by line."""
+    from trm_ray.config.errors import printable  # late: help needs none of the config
+
     return "\n".join(map(printable, text.split("\n")))
 
 
