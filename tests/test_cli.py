@@ -18,6 +18,7 @@ from run_helpers import ROOT, some_puzzles, tiny_overrides
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from trm_ray import __version__
 from trm_ray.cli import app
 from trm_ray.data.schema import DatasetInfo
 from trm_ray.reporting.run_log import read_run
@@ -63,6 +64,28 @@ def test_every_command_has_help_with_an_example_of_itself(words: tuple[str, ...]
     result = run(*words, "--help")
     assert result.exit_code == 0
     assert f"trm-ray {' '.join(words)} " in result.stdout.split("Example:")[1].split("─")[0]
+    assert run(*words, "-h").stdout == result.stdout
+
+
+def test_the_version_is_told_and_the_package_is_a_program(monkeypatch: pytest.MonkeyPatch, capsys):
+    assert run("--version").stdout == f"trm-ray {__version__}\n"
+    monkeypatch.setattr(sys, "argv", ["trm_ray", "-h"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("trm_ray", run_name="__main__")
+    assert not ended.value.code
+    assert "Usage: trm-ray [OPTIONS] COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("charset", ["ascii", "latin-1", "cp1252"])
+def test_help_can_be_told_in_any_encoding(charset: str):
+    result = CliRunner(charset=charset).invoke(app, ["prepare", "sudoku", "--help"])
+    assert result.exit_code == 0, result.exception
+    assert re.search("Read 9[×x]9 puzzles", result.stdout)
+
+
+def test_what_submit_is_to_run_has_its_own_help_and_its_own_mistakes():
+    assert "Usage: submit train" in run("submit", "train", "-h").stdout.replace("trm-ray", "submit")
+    assert "No such option: --foo" in run("submit", "train", "--foo").stderr
 
 
 def readme_commands() -> list[str]:
@@ -317,6 +340,38 @@ def test_a_finished_run_is_neither_mixed_into_nor_trained_again(data: Path, trai
     assert again.exit_code == 0
     assert "has been trained to step 6 of 6; nothing to do" in again.stdout
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_any_name_is_trained_in_gone_on_with_and_told(data: Path, tmp_path: Path):
+    """Beside one whose name is the beginning of its own, which a remark would leave of it."""
+    plain, odd = tmp_path / "try", tmp_path / "try #2 [red]:smile: [a] 漢 it's"
+    assert run(*train_words(data, plain, "max_steps=2")).exit_code == 0
+    before = (plain / "metrics.jsonl").read_bytes()
+    first = run(*train_words(data, odd, "max_steps=2"))
+    assert first.stdout.splitlines()[-1].split("dashboard ", 1)[1] == f"{shlex.quote(str(odd))} --save dashboard.png"
+    assert f"log_dir: {odd}" in first.stdout
+    again = run(*train_words(data, odd, "max_steps=2"), "--resume")
+    assert f"{odd} has been trained to step 2 of 2; nothing to do" in again.stdout
+    assert_refused(run(*train_words(data, odd, "max_steps=2")), re.escape(f"log_dir={odd} already holds a run"))
+    begun = run(*train_words(data, tmp_path / "b", "max_steps=2", "--init-from", str(odd)))
+    assert f"Beginning with the weights of {odd}" in begun.stdout
+    assert (plain / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_to_its_end_though_nobody_reads_its_lines_any_longer(data: Path, tmp_path: Path):
+    words = [sys.executable, "-m", "trm_ray", *train_words(data, tmp_path / "run", "max_steps=40")]
+    with subprocess.Popen(
+        words, env={**os.environ, "PYTHONIOENCODING": "ascii"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"Training Configuration\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert read_run(tmp_path / "run").finished
+    assert read_run(tmp_path / "run").last_step == 40
 
 
 def test_a_trained_run_is_evaluated(trained: tuple[Path, Result]):

@@ -453,3 +453,24 @@ def test_a_run_there_is_refused_resumed_and_replaced_as_one_here(bucket: Path, t
     succeeded("train", *words, "max_steps=3", "--overwrite")
     assert [folder.name for folder in checkpoints(bucket / "run")] == ["checkpoint_step_3"]
     assert str(bucket).startswith(f"s3://{BUCKET}/")
+
+
+# ---- home folders ------------------------------------------------------------------------------------------
+
+
+def test_a_home_folder_stands_for_a_tilde_that_begins_text_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert as_path("~/x") == Path("/home/me/x")
+    assert as_path("~") == Path("/home/me")
+    assert as_path("./~nobody-here/x") == as_path(Path("~nobody-here/x")) == Path("~nobody-here/x")
+    assert as_path("a/~/b~") == Path("a/~/b~")
+
+
+def test_a_home_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match=r"^no user nobody-here is known here; write the whole path, or \./~nobody-he"):
+        as_path("~nobody-here/x")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    for text in ("~", "~/x"):
+        with pytest.raises(ValueError, match=rf"^{text} names no place, for this user has no home folder; set HOME"):
+            as_path(text)

@@ -266,5 +266,16 @@ def test_a_report_without_its_picture_has_its_tables_and_says_so(
     assert "\n" not in caplog.messages[0]
 
 
+def test_names_with_signs_of_mathematics_and_tables_are_names(make_run: MakeRun, tmp_path: Path) -> None:
+    rows = [{"step": step, "wall_s": 1.0 * step, "eval/loss": 1 / step, "eval/exact_accuracy": 0.1} for step in (1, 2)]
+    odd = ["a$x_$b", "c^$_{$", "|[/x]|"]
+    runs = [make_run(rows, f"r{i} $x_$", data_paths=[name]) for i, name in enumerate(odd)]
+    write_report(runs, tmp_path / "report")
+    lines = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.replace("\\|", "/").count("|") for line in lines if line.startswith("|")]
+    assert len(cells) == 5
+    assert set(cells) == {cells[0]}
+
+
 def test_a_comparison_is_saved_as_svg_too(five: list[Run], tmp_path: Path) -> None:
     assert "<svg" in save_comparison(five, tmp_path / "c.svg").read_text()

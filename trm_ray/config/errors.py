@@ -21,7 +21,13 @@ class ConfigError(ValueError):
 
 def printable(text: str) -> str:
     """Put blanks for line ends and for what a terminal would obey: an error may quote somebody else's file."""
-    return "".join(" " if category(character) in _OBEYED or character in _TURNING else character for character in text)
+    return "".join(map(_harmless, text))
+
+
+def _harmless(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a file's name that is no text
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return " " if category(character) in _OBEYED or character in _TURNING else character
 
 
 _OBEYED = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, ends of lines and paragraphs

@@ -255,7 +255,7 @@ class Config(Settings):
 
 def _check_data_and_length(config: Config) -> None:
     if not config.data_paths:
-        raise ValueError("data_paths=[] must name a dataset folder; use data_paths=[FOLDER] or task=sudoku6")
+        raise ValueError("data_paths=[] must name a dataset folder; use data_paths=FOLDER or task=sudoku6")
     if config.epochs is None and config.max_steps is None:
         raise ValueError("max_steps=null must be given when epochs=null; use e.g. max_steps=800 or epochs=10")
 

@@ -35,6 +35,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LINE_STYLES = ("-", "--", "-.", ":")
 
 RC = {
+    "text.parse_math": False,  # a name may hold `$`
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
     "font.size": 9.5,
     "axes.titlesize": 11,

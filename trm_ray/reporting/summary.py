@@ -319,7 +319,8 @@ def summary_markdown(summaries: Sequence[ScenarioSummary]) -> str:
     headings = [heading.replace("|", " ") for heading in _headings(summaries)]
     rule = [":--" if heading == "Scenario" else "--:" for heading in headings]
     lines = ["| " + " | ".join(cells) + " |" for cells in (headings, rule)]
-    lines += ["| " + " | ".join(_cells(rank, one)) + " |" for rank, one in enumerate(summaries, start=1)]
+    rows = ([as_it_is(cell).replace("|", "\\|") for cell in _cells(rank, one)] for rank, one in enumerate(summaries, 1))
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in summary_notes(summaries)), ""])
 
 

@@ -9,9 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO, cast
-
-from trm_ray.config.errors import printable
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -46,6 +44,8 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 
 def as_it_is(text: str) -> str:
     """Take out what a terminal would obey, line by line."""
+    from trm_ray.config.errors import printable  # late: help needs none of the config
+
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -198,10 +198,10 @@ def _outlet(stream: TextIO) -> TextIO:
     )
 
 
-def _replaced(error: UnicodeError) -> tuple[Any, int]:
-    """Replace one character that an encoding lacks; what came as a byte that is no text goes as that byte."""
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """Replace one character that an encoding lacks; a byte that is no text is told as such."""
     assert isinstance(error, UnicodeEncodeError)
     character, after = error.object[error.start], error.start + 1
     if "\udc80" <= character <= "\udcff":
-        return bytes([ord(character) - 0xDC00]), after
+        return f"\\x{ord(character) - 0xDC00:02x}", after
     return _PLAIN.get(character, "*" if "⠀" <= character <= "⣿" else "?"), after
