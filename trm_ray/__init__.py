@@ -11,7 +11,7 @@ if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "saf
     # Python's own. What a checkout holds is found there all the same.
     sys.path.append(sys.path.pop(0))
 
-from typing import TYPE_CHECKING, Any  # noqa: E402
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trm_ray.api import evaluate, load_config, load_model, solve, sweep, train
