@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import threading
 import time
@@ -24,6 +25,8 @@ from trm_ray.distributed.surroundings import StartError
 _LOOK_EVERY_S = 0.5
 # What Ray Train's controller calls the times in which it has no workers.
 _WITHOUT_WORKERS = ("INITIALIZING", "SCHEDULING", "RESCHEDULING", "RESTARTING")
+_ENDED = ("ERRORED", "FINISHED", "ABORTED")
+_GIVEN_UP: list[str | None] = ["GIVEN UP", None]
 _Result = TypeVar("_Result")
 
 
@@ -119,15 +122,20 @@ class TellsOfWorkers(ControllerCallback):
         """Note every state."""
         self._note(current_state._state_type.state_name)
 
-    def forget(self) -> None:
-        """Leave nothing in the cluster."""
-        with suppress(RpcError):
-            internal_kv._internal_kv_del(self.key)
-
     def _note(self, state: str) -> None:
         actor = ray.get_runtime_context().get_actor_id()
         with suppress(RpcError):  # the cluster's memory is gone for a while; the next state is noted again
-            internal_kv._internal_kv_put(self.key, json.dumps([state, actor]), overwrite=True)
+            if _read(self.key) == _GIVEN_UP:
+                os._exit(1)  # nobody waits any longer, and what this actor has asked for goes with it
+            if state in _ENDED:
+                internal_kv._internal_kv_del(self.key)
+            else:
+                internal_kv._internal_kv_put(self.key, json.dumps([state, actor]), overwrite=True)
+
+
+def _read(key: str) -> list[str | None] | None:
+    note = internal_kv._internal_kv_get(key)
+    return None if note is None else json.loads(note)
 
 
 class WorkerWatch:
@@ -140,7 +148,7 @@ class WorkerWatch:
 
     def __init__(self, told: TellsOfWorkers, limit_s: float, check_stop: Callable[[], None]):
         self._key, self._clock, self._check_stop = told.key, Clock(limit_s), check_stop
-        self._last: tuple[str, str | None] = (_WITHOUT_WORKERS[0], None)
+        self._last: list[str | None] = [_WITHOUT_WORKERS[0], None]
 
     def look(self) -> None:
         """Raise what ends the wait for workers, if something does."""
@@ -156,13 +164,14 @@ class WorkerWatch:
     def give_up(self) -> None:
         """End Ray Train's controller, which would go on in a session that outlives this wait."""
         _, controller = self._noted()
+        with suppress(RpcError):  # then there is no cluster that could go on
+            internal_kv._internal_kv_put(self._key, json.dumps(_GIVEN_UP), overwrite=True)
         if controller is not None:
             ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(controller), True)
 
-    def _noted(self) -> tuple[str, str | None]:
+    def _noted(self) -> list[str | None]:
         with suppress(RpcError):  # then what was noted last holds
-            note = internal_kv._internal_kv_get(self._key)
-            self._last = self._last if note is None else json.loads(note)
+            self._last = _read(self._key) or self._last
         return self._last
 
 
