@@ -18,6 +18,7 @@ from ray.core.generated import gcs_pb2
 from ray.exceptions import RpcError
 from ray.experimental import internal_kv
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from trm_ray.distributed.cluster import logs_folder
 from trm_ray.distributed.surroundings import StartError
@@ -162,12 +163,14 @@ class WorkerWatch:
         self._clock.check()
 
     def give_up(self) -> None:
-        """End Ray Train's controller, which would go on in a session that outlives this wait."""
+        """End Ray Train's controller, which would go on in a session that outlives this wait, and give back its room."""
         _, controller = self._noted()
         with suppress(RpcError):  # then there is no cluster that could go on
             internal_kv._internal_kv_put(self._key, json.dumps(_GIVEN_UP), overwrite=True)
         if controller is not None:
             ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(controller), True)
+            for group in _groups_of(controller):
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
     def _noted(self) -> list[str | None]:
         with suppress(RpcError):  # then what was noted last holds
@@ -181,12 +184,15 @@ def has_room(creator: str | None) -> bool:
     Args:
         creator: the actor's number.
     """
+    return any(group.state == gcs_pb2.PlacementGroupTableData.CREATED for group in _groups_of(creator))
+
+
+def _groups_of(creator: str | None) -> list[Any]:
     job = ray.get_runtime_context().get_job_id()
     accessor = ray._private.state.state._connect_and_get_accessor()
     groups = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
-    return any(
-        group.state == gcs_pb2.PlacementGroupTableData.CREATED
-        and group.creator_job_id.hex() == job
-        and (creator is None or group.creator_actor_id.hex() == creator)
+    return [
+        group
         for group in groups
-    )
+        if group.creator_job_id.hex() == job and (creator is None or group.creator_actor_id.hex() == creator)
+    ]
