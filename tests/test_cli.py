@@ -38,6 +38,18 @@ def train_words(data: Path, log_dir: Path, *words: str) -> list[str]:
     return ["train", "--config-name", "deep_supervision_linear", *tiny_overrides(), *places, *words]
 
 
+SCRIPT = [str(Path(sys.executable).with_name("trm-ray"))]
+
+
+@pytest.mark.parametrize("called", [SCRIPT, [sys.executable, "-m", "trm_ray.cli"]], ids=["script", "module"])
+def test_modules_of_the_user_s_in_the_working_directory_are_none_of_ours(called: list[str], tmp_path: Path):
+    for module in ("random", "numpy", "yaml", "logging", "typing", "json", "pydantic"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('a module of the user')\n")
+    ended = subprocess.run([*called, "train", "lr=fast"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: lr=fast must be a number above 0")
+
+
 def commands() -> Iterator[tuple[str, ...]]:
     """Every command with the words that lead to it."""
     found = get_command(app)

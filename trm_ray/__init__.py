@@ -5,12 +5,13 @@ nothing heavy; the first use of one of them does.
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
 
 if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     # `python -m trm_ray` looks into the working directory first, where a `random.py` of the user's would stand for
     # Python's own. What a checkout holds is found there all the same.
     sys.path.append(sys.path.pop(0))
+
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trm_ray.api import evaluate, load_config, load_model, solve, sweep, train

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import ray
 from ray.experimental import internal_kv
-from ray.util import placement_group, remove_placement_group
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from run_helpers import ROOT, run_config, some_puzzles, tiny_overrides
 
 from trm_ray.distributed.surroundings import StartError
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.distributed.waiting import TellsOfWorkers, WorkerWatch, has_room, wait_beside
-from trm_ray.run import claim_folder, plan_run
+from trm_ray.run import RunPlan, claim_folder, plan_run
 from trm_ray.training.stopping import STOP_FILE, Interrupted
 
 pytestmark = pytest.mark.ray
@@ -40,7 +40,7 @@ def test_what_the_work_raises_ends_the_wait():
 def test_the_clock_runs_while_there_is_room_and_no_worker():
     told, stops, nobody = TellsOfWorkers(), [], "ff" * 16
 
-    def look_for(seconds: float) -> None:
+    def look_for(seconds: float, told: TellsOfWorkers = told) -> None:
         watch, end = WorkerWatch(told, 0.2, lambda: stops.append(1)), time.monotonic() + seconds
         while time.monotonic() < end:
             watch.look()
@@ -57,35 +57,40 @@ def test_the_clock_runs_while_there_is_room_and_no_worker():
     look_for(0.4)
     assert stops
     assert not has_room(nobody)
-    told.forget()  # not even the controller is there
+    not_even_the_controller = TellsOfWorkers()
     with pytest.raises(StartError, match=r"no worker of Ray came up within ray\.start_timeout_s=0\.2 seconds; .*/logs"):
-        look_for(0.5)
+        look_for(0.5, not_even_the_controller)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_run_without_room_waits_and_the_first_ctrl_c_ends_it(puzzles: Path, tmp_path: Path):
-    """Somebody else holds two CPUs of three: the data can be read, and the workers cannot start."""
-    words = ["ray.num_workers=2", "ray.start_timeout_s=3"]
-    plan = plan_run(run_config(puzzles, tmp_path / "run", *words))
+def test_a_run_that_waits_for_room_ends_at_the_first_ctrl_c(puzzles: Path, tmp_path: Path):
+    """Somebody else holds two CPUs of three: the data can be read, and two workers cannot start."""
+    plan = plan_run(run_config(puzzles, tmp_path / "run", "ray.num_workers=2"))
     claim_folder(plan)
     taken = placement_group([{"CPU": 2}])
     ray.get(taken.ready())
-    try:
-        assert has_room(None)
-        # Twice as long as a worker may take where it has room.
-        ctrl_c = threading.Timer(12, os.kill, (os.getpid(), signal.SIGINT))
-        ctrl_c.start()
-        began = time.monotonic()
-        with pytest.raises(Interrupted, match="stopped before the first checkpoint") as stopped:
-            train_on_ray(plan)
-        assert time.monotonic() - began < 20
-        assert stopped.value.exit_code == 130
-        assert not (plan.folder / STOP_FILE).exists()
-    finally:
-        ctrl_c.cancel()
-        remove_placement_group(taken)
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:  # nothing goes on behind our back
+    assert has_room(None)
+
+    def ctrl_c_once_it_waits() -> None:
+        while not any(group["state"] == "PENDING" for group in placement_group_table().values()):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=ctrl_c_once_it_waits, daemon=True)
+    thread.start()
+    with pytest.raises(Interrupted, match="stopped before the first checkpoint") as stopped:
+        train_on_ray(plan)
+    thread.join()
+    assert stopped.value.exit_code == 130
+    assert not (plan.folder / STOP_FILE).exists()
+    remove_placement_group(taken)
+    assert_nothing_goes_on(plan)
+
+
+def assert_nothing_goes_on(plan: RunPlan) -> None:
+    """The session is not the run's, and outlives it."""
+    deadline = time.monotonic() + 120
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert not list(plan.folder.glob("checkpoint_step_*"))
@@ -97,6 +102,7 @@ def test_workers_that_take_too_long_end_a_run(puzzles: Path, tmp_path: Path):
     claim_folder(plan)
     with pytest.raises(StartError, match=r"ray\.start_timeout_s=0\.001 seconds; .* says why"):
         train_on_ray(plan)
+    assert_nothing_goes_on(plan)
 
 
 # ---- a machine whose workers never come up -------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
 import traceback
 from collections.abc import Callable
@@ -158,6 +159,8 @@ def quiet_unless(verbose: bool) -> None:
     """Show what the libraries print only where that was asked for; workers inherit it."""
     if verbose:
         os.environ["TRM_RAY_VERBOSE"] = "1"
+    else:
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts, for who has no home
 
 
 def _tell_version(asked: bool) -> None:

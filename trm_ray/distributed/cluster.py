@@ -110,7 +110,7 @@ def _told_failure(address: str, error: Exception) -> str:
     where = (
         f"its logs are in {_latest_logs()}" if address == LOCAL else "trm_ray, Ray and Python must be of one version"
     )
-    return f"{what}: {told.rstrip('. ')}; {where}, and --verbose shows more; ray.num_workers=0 does without Ray"
+    return f"{what}: {told.rstrip('. ')}; {where}, and --verbose shows more"
 
 
 def _dashboard() -> str:

@@ -22,6 +22,8 @@ from trm_ray.config.surroundings import serves_ray, short_folder, usual_folder
 
 # One machine needs no other network interface than its own, and Ray's ports are not to be reached from outside.
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# `ray.init` would wait for the first workers, without an end and deaf to signals, where none can start.
+_WAIT_FOR_WORKERS = "RAY_prestart_worker_first_driver"
 _AUTH_MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 # Python processes find no `random.py` or `numpy.py` of the user's for their own (Python 3.11 and newer).
 _SAFE_MODULES = {"PYTHONSAFEPATH": "1"}
@@ -52,8 +54,8 @@ def own_cluster() -> Iterator[None]:
 
     They find no modules in the working directory, and no proxy between each other.
     """
-    loopback = {_LOOPBACK_ONLY: os.environ.get(_LOOPBACK_ONLY, "0")}
-    with environment({**loopback, **_token(), **past_proxies(LOOPBACK), **_SAFE_MODULES}), _on_loopback():
+    own = {name: os.environ.get(name, "0") for name in (_LOOPBACK_ONLY, _WAIT_FOR_WORKERS)}
+    with environment({**own, **_token(), **past_proxies(LOOPBACK), **_SAFE_MODULES}), _on_loopback():
         ray._raylet.Config.initialize("")  # Ray has read the environment when it was imported
         yield
 

@@ -104,8 +104,6 @@ def outcome_of(trainer: TorchTrainer, plan: RunPlan, stop_file: Path) -> dict[st
     except (StartError, Interrupted):
         watch.give_up()
         raise
-    finally:
-        told.forget()
 
 
 def _fit(trainer: TorchTrainer) -> dict[str, float]:

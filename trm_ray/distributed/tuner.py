@@ -94,7 +94,7 @@ def run_sweep(
                 _tuner(sweep, plans, folder, watch, data, clock).fit()
         finally:
             watch.remove_staging()
-        if watch.num_left and clock.is_over:
+        if watch.num_left and watch.in_vain:
             raise clock.error()
         if watch.num_left:
             raise Interrupted(f"{watch.num_left} trials did not finish")
@@ -129,7 +129,8 @@ class _Stopper(tune.Stopper):
     def _waits_in_vain(self) -> bool:
         if self._watch.running or not has_room(None):
             self._clock.reset()
-        return self._clock.is_over
+        self._watch.in_vain = self._clock.is_over
+        return self._watch.in_vain
 
 
 class _Watch(tune.Callback):
@@ -140,6 +141,7 @@ class _Watch(tune.Callback):
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
         self.num_ended = 0
+        self.in_vain = False  # whether trials were waited for too long
         self._staging: Path | None = None
         self._stands = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import threading
 import time
@@ -17,6 +18,7 @@ from ray.core.generated import gcs_pb2
 from ray.exceptions import RpcError
 from ray.experimental import internal_kv
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from trm_ray.distributed.cluster import logs_folder
 from trm_ray.distributed.surroundings import StartError
@@ -24,6 +26,8 @@ from trm_ray.distributed.surroundings import StartError
 _LOOK_EVERY_S = 0.5
 # What Ray Train's controller calls the times in which it has no workers.
 _WITHOUT_WORKERS = ("INITIALIZING", "SCHEDULING", "RESCHEDULING", "RESTARTING")
+_ENDED = ("ERRORED", "FINISHED", "ABORTED")
+_GIVEN_UP: list[str | None] = ["GIVEN UP", None]
 _Result = TypeVar("_Result")
 
 
@@ -119,15 +123,20 @@ class TellsOfWorkers(ControllerCallback):
         """Note every state."""
         self._note(current_state._state_type.state_name)
 
-    def forget(self) -> None:
-        """Leave nothing in the cluster."""
-        with suppress(RpcError):
-            internal_kv._internal_kv_del(self.key)
-
     def _note(self, state: str) -> None:
         actor = ray.get_runtime_context().get_actor_id()
         with suppress(RpcError):  # the cluster's memory is gone for a while; the next state is noted again
-            internal_kv._internal_kv_put(self.key, json.dumps([state, actor]), overwrite=True)
+            if _read(self.key) == _GIVEN_UP:
+                os._exit(1)  # nobody waits any longer, and what this actor has asked for goes with it
+            if state in _ENDED:
+                internal_kv._internal_kv_del(self.key)
+            else:
+                internal_kv._internal_kv_put(self.key, json.dumps([state, actor]), overwrite=True)
+
+
+def _read(key: str) -> list[str | None] | None:
+    note = internal_kv._internal_kv_get(key)
+    return None if note is None else json.loads(note)
 
 
 class WorkerWatch:
@@ -140,7 +149,7 @@ class WorkerWatch:
 
     def __init__(self, told: TellsOfWorkers, limit_s: float, check_stop: Callable[[], None]):
         self._key, self._clock, self._check_stop = told.key, Clock(limit_s), check_stop
-        self._last: tuple[str, str | None] = (_WITHOUT_WORKERS[0], None)
+        self._last: list[str | None] = [_WITHOUT_WORKERS[0], None]
 
     def look(self) -> None:
         """Raise what ends the wait for workers, if something does."""
@@ -154,15 +163,18 @@ class WorkerWatch:
         self._clock.check()
 
     def give_up(self) -> None:
-        """End Ray Train's controller, which would go on in a session that outlives this wait."""
+        """End Ray Train's controller, which would go on in a session that outlives this wait, and give back its room."""
         _, controller = self._noted()
+        with suppress(RpcError):  # then there is no cluster that could go on
+            internal_kv._internal_kv_put(self._key, json.dumps(_GIVEN_UP), overwrite=True)
         if controller is not None:
             ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(controller), True)
+            for group in _groups_of(controller):
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
-    def _noted(self) -> tuple[str, str | None]:
+    def _noted(self) -> list[str | None]:
         with suppress(RpcError):  # then what was noted last holds
-            note = internal_kv._internal_kv_get(self._key)
-            self._last = self._last if note is None else json.loads(note)
+            self._last = _read(self._key) or self._last
         return self._last
 
 
@@ -172,12 +184,15 @@ def has_room(creator: str | None) -> bool:
     Args:
         creator: the actor's number.
     """
+    return any(group.state == gcs_pb2.PlacementGroupTableData.CREATED for group in _groups_of(creator))
+
+
+def _groups_of(creator: str | None) -> list[Any]:
     job = ray.get_runtime_context().get_job_id()
     accessor = ray._private.state.state._connect_and_get_accessor()
     groups = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
-    return any(
-        group.state == gcs_pb2.PlacementGroupTableData.CREATED
-        and group.creator_job_id.hex() == job
-        and (creator is None or group.creator_actor_id.hex() == creator)
+    return [
+        group
         for group in groups
-    )
+        if group.creator_job_id.hex() == job and (creator is None or group.creator_actor_id.hex() == creator)
+    ]
