@@ -42,7 +42,6 @@ def refusal(monkeypatch: pytest.MonkeyPatch, named: str, address: str) -> str:
         ("head:port", "from outside the cluster use `trm-ray submit`"),
         (" ", "from outside the cluster use `trm-ray submit`"),
         ("head:6379 ", "from outside the cluster use `trm-ray submit`"),
-        ("head:6379\n", "from outside the cluster use `trm-ray submit`"),
         ("LOCAL", "use {named}=LOCAL:6379"),
     ],
 )
