@@ -163,7 +163,7 @@ class WorkerWatch:
         self._clock.check()
 
     def give_up(self) -> None:
-        """End Ray Train's controller, which would go on in a session that outlives this wait, and give back its room."""
+        """End Ray Train's controller, which would go on in a session that outlives this wait; give back its room."""
         _, controller = self._noted()
         with suppress(RpcError):  # then there is no cluster that could go on
             internal_kv._internal_kv_put(self._key, json.dumps(_GIVEN_UP), overwrite=True)
