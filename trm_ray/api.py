@@ -71,7 +71,7 @@ def _left_as_found() -> Iterator[None]:
             logger.setLevel(level)
             logger.handlers[:] = handlers
         for name in set(os.environ) - names:
-            if name.startswith(("RAY_", "TUNE_")):
+            if name.startswith(("RAY_", "TUNE_")) or name == "PYTHONBREAKPOINT":  # Ray's debugger for the program's
                 del os.environ[name]
 
 

@@ -158,10 +158,12 @@ class _Ender:
         assert main is not None  # it has begun
         while number is not None:
             try:
-                number = self._received.get(timeout=_LOST_AFTER_S)
+                following = self._received.get(timeout=_LOST_AFTER_S)
             except queue.Empty:
                 self._looking = True
                 signal.pthread_kill(main, number)
+            else:
+                number = following
 
 
 def _is_on_its_way_out() -> bool:
