@@ -56,7 +56,7 @@ $(VENV)/.uv:
 # The tests without Ray, with the oldest releases that pyproject.toml allows, in an environment of its own.
 test-lowest:
 	$(MAKE) VENV=$(VENV)-lowest TESTED=$(LOWEST) $(VENV)-lowest/.dev
-	$(VENV)-lowest/bin/python -m pytest -m 'not ray' --numprocesses 2
+	$(VENV)-lowest/bin/python -m pytest -m 'not ray' --numprocesses 2 --ignore tests/distributed
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .mypy_cache .ruff_cache

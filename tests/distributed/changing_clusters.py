@@ -171,12 +171,12 @@ def _moved(nodes: LocalNodes, data: Path, folder: Path) -> dict[str, Any]:
 # ---- nodes that the autoscaler brings --------------------------------------------------------------------
 
 
-def autoscaling(data: Path, folder: Path) -> dict[str, Any]:
+def autoscaling(data: Path, folder: Path, num_trials: int = 3) -> dict[str, Any]:
     with autoscaling_head() as address:
         joined(address)
-        watch, console = NodeWatch(folder / "five"), Console(file=(folder / "printed.txt").open("w"), width=200)
+        watch, console = NodeWatch(folder / "sweep"), Console(file=(folder / "printed.txt").open("w"), width=200)
         outcome = start_sweep(
-            plan_sweep(_sweep(data, folder / "five", address)), console, resume=False, overwrite=False
+            plan_sweep(_sweep(data, folder / "sweep", address, num_trials)), console, resume=False, overwrite=False
         )
         ended_s = watch.seconds()
         until(lambda: watch.seen[-1]["nodes"] == 0, "idle nodes are taken away")
@@ -186,8 +186,8 @@ def autoscaling(data: Path, folder: Path) -> dict[str, Any]:
     return {"failed": outcome.failed, "seen": watch.seen, "ended_s": ended_s}
 
 
-def _sweep(data: Path, folder: Path, address: str) -> SweepConfig:
-    kinds = ("baseline", "constant", "linear", "exponential", "curriculum")
+def _sweep(data: Path, folder: Path, address: str, num_trials: int) -> SweepConfig:
+    kinds = ("baseline", "constant", "linear", "exponential", "curriculum")[:num_trials]
     told = {"max_steps": 400, "eval_interval": 100, "log_interval": 10, "ray.address": address, "keep_last": 1}
     return SweepConfig.model_validate(
         {
@@ -332,7 +332,8 @@ def _end(head: subprocess.Popen[bytes], place: Path) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     what, data, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    record = {"elastic": elastic, "autoscaling": autoscaling}[what](data, folder)
+    # The picture shows five trials; three need as many kinds of processes.
+    record = elastic(data, folder) if what == "elastic" else autoscaling(data, folder, 5 if sys.argv[4:] else 3)
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     for picture in sys.argv[4:]:
         draw(record, Path(picture))

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import random
 import re
 import secrets
 import select
@@ -19,7 +20,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobDetails
 from run_helpers import ROOT, some_puzzles, tiny_overrides
+from typer.testing import CliRunner, Result
 
+from trm_ray.cli import app
 from trm_ray.distributed.jobs import Job, JobLog, _is_near, _requirements, _working_copy, fetch, last_error
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 
@@ -40,7 +43,7 @@ _SECRET = "sesame-5d1c"
 
 def free_ports(number: int) -> list[int]:
     found: list[int] = []
-    for port in _PORTS:
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):  # others may look for some at the same time
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 found.append(port)
@@ -76,6 +79,11 @@ class Head:
             stdin=subprocess.DEVNULL,
             timeout=180,
         )
+
+    def ask_here(self, *words: str | Path, **env: str | None) -> Result:
+        """Run a trm-ray command that only talks to the job server, in this process, which has long imported all."""
+        told = {name: self.env[name] for name in ("HOME", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS")}
+        return CliRunner().invoke(app, ["jobs", *map(str, words)], env={**told, **env})
 
     def ask(self, path: str) -> str:
         """Ask the job server itself."""
@@ -182,7 +190,7 @@ def test_a_job_that_fails_is_told_with_its_own_last_error_and_takes_configs_alon
     told = rf"error: {job} failed: the loss .* is not finite: step=2, .*try a lower lr"
     assert re.search(told, ended.stderr), ended.stderr
     assert len(ended.stderr.splitlines()) == 1
-    status = head.run("jobs", "status", job, cwd=tmp_path).stdout
+    status = head.ask_here("status", job).stdout
     assert re.search(r"^state +failed$", status, re.M)
     assert re.search(r"^cause +the loss .* is not finite", status, re.M)
     assert f"results  {head.storage}/runs/mine" in status
@@ -235,17 +243,17 @@ def test_a_run_on_workers_is_followed_let_go_stopped_and_fetched_both_ways(head:
     assert code == 130
     assert "Stop the job too? It saves first [y/N]" in shown
     assert f"{job} goes on" in shown
-    listed = head.run("jobs", "list", cwd=tmp_path).stdout
+    listed = head.ask_here("list").stdout
     assert re.search(rf"^{job} +running ", listed, re.M)
-    stopped = head.run("jobs", "stop", job, cwd=tmp_path)
+    stopped = head.ask_here("stop", job)
     latest = latest_checkpoint(run, verified=True)
     assert latest is not None
     step = checkpoint_step(latest)
     assert step > 50
     assert f"{job} stopped: interrupted: stopped after step {step}, which is saved" in stopped.stdout
     for way, words in (("direct", []), ("cluster", ["--through-cluster"])):
-        fetched = head.run("jobs", "fetch", job, "--output", way, *words, cwd=tmp_path)
-        assert fetched.returncode == 0, fetched.stderr
+        fetched = head.ask_here("fetch", job, "--output", tmp_path / way, *words)
+        assert fetched.exit_code == 0, fetched.stderr
         there = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
         here = {path.name: path.read_bytes() for path in (tmp_path / way).iterdir()}
         assert here.pop("fetched_from.json")
@@ -253,11 +261,11 @@ def test_a_run_on_workers_is_followed_let_go_stopped_and_fetched_both_ways(head:
         assert here == there
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
-    refused = head.run("jobs", "fetch", job, "--output", "mine", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "--output mine holds files that were not fetched from" in refused.stderr
-    followed = head.run("jobs", "logs", job, "--follow", cwd=tmp_path)
-    assert followed.returncode == 1
+    refused = head.ask_here("fetch", job, "--output", tmp_path / "mine")
+    assert refused.exit_code == 2
+    assert f"--output {tmp_path / 'mine'} holds files that were not fetched from" in refused.stderr
+    followed = head.ask_here("logs", job, "--follow")
+    assert followed.exit_code == 1
     assert f"{job} was stopped; the same command with --resume goes on" in followed.stderr
 
 
@@ -317,28 +325,33 @@ def test_a_script_of_jobs_runs_by_ray_s_own_command(head: Head, tmp_path: Path):
 
 
 def test_a_server_that_wants_a_token_is_told_from_one_that_is_not_there(head: Head, tmp_path: Path):
-    without = {**head.env, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
-    wrong = {**head.env, "RAY_AUTH_TOKEN": "0" * 64}
     nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
-    nowhere = {name: value for name, value in head.env.items() if name != "RAY_API_SERVER_ADDRESS"}
     for env, words, code, told in (
-        (without, [], 1, r"asks for a token; copy the cluster's to ~/\.ray/auth_token"),
-        (wrong, [], 1, r"refuses this machine's token"),
-        (head.env, ["--address", nobody], 1, rf"no Ray job server answers at {nobody}; `ray dashboard cluster\.yaml`"),
-        (nowhere, [], 2, r"no job server is named; use --address http://HOST:8265 or RAY_API_SERVER_ADDRESS"),
+        (
+            {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")},
+            [],
+            1,
+            r"asks for a token; copy the cluster's to ~/\.ray/auth_",
+        ),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, [], 1, r"refuses this machine's token"),
+        ({}, ["--address", nobody], 1, rf"no Ray job server answers at {nobody}; `ray dashboard cluster\.yaml`"),
+        (
+            {"RAY_API_SERVER_ADDRESS": None},
+            [],
+            2,
+            r"no job server is named; use --address http://HOST:8265 or RAY_API_",
+        ),
     ):
-        command = head.command("jobs", "list", *words)
-        ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert ended.returncode == code, ended.stderr
+        ended = head.ask_here("list", *words, **env)
+        assert ended.exit_code == code, ended.stderr
         assert re.search(told, ended.stderr), ended.stderr
         assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_job_that_is_not_there_is_refused_also_behind_a_proxy_for_the_rest_of_the_world(head: Head, tmp_path: Path):
+def test_a_job_that_is_not_there_is_refused_also_behind_a_proxy_for_the_rest_of_the_world(head: Head):
     proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
-    proxied = {name: value for name, value in head.env.items() if name.lower() != "no_proxy"} | proxies
-    ended = replace(head, env=proxied).run("jobs", "stop", "train-of-nobody", cwd=tmp_path)
-    assert ended.returncode == 2
+    ended = head.ask_here("stop", "train-of-nobody", **proxies, no_proxy=None, NO_PROXY=None)
+    assert ended.exit_code == 2
     assert "train-of-nobody is no job of this cluster; `trm-ray jobs list` shows those there are" in ended.stderr
 
 

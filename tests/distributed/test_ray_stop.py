@@ -16,18 +16,17 @@ from helpers import metric_rows
 from run_helpers import run_config
 
 from trm_ray.distributed.trainer import train_on_ray
-from trm_ray.run import RunPlan, claim_folder, is_finished, plan_run, start_step
+from trm_ray.run import RunPlan, claim_folder, is_finished, plan_run, start_step, train_in_process
 from trm_ray.selftest.ground import Ground, started, wait_for_hit
 from trm_ray.training.stopping import STOP_FILE, Interrupted
 
 pytestmark = pytest.mark.ray
 
 
-def planned(data: Path, folder: Path, num_workers: int, steps: int) -> RunPlan:
-    workers = [f"ray.num_workers={num_workers}", "ray.cpus_per_worker=0.5"]
+def planned(data: Path, folder: Path, steps: int) -> RunPlan:
     same_at_any_length = [f"max_steps={steps}", "lr_min_ratio=1"]
     often = ["eval_interval=50", "log_interval=10", "keep_last=3"]
-    return plan_run(run_config(data, folder, *workers, *same_at_any_length, *often))
+    return plan_run(run_config(data, folder, *same_at_any_length, *often))
 
 
 @contextmanager
@@ -49,11 +48,9 @@ def ctrl_c_once_there(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("num_workers", [2])
-def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(
-    puzzles: Path, tmp_path: Path, num_workers: int
-):
-    endless = planned(puzzles, tmp_path / "stopped", num_workers, 100_000)
+def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(puzzles: Path, tmp_path: Path):
+    """`test_changing_clusters.py` has two workers that stop together, `test_ray_faults.py` two that go on bitwise."""
+    endless = planned(puzzles, tmp_path / "stopped", 100_000)
     claim_folder(endless)
     with pytest.raises(Interrupted) as stopped, ctrl_c_once_there(endless.folder / "checkpoint_step_50"):
         train_on_ray(endless)
@@ -62,14 +59,14 @@ def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(
     assert str(stopped.value) == f"stopped after step {step}, which is saved"
     assert stopped.value.exit_code == 130
     assert not (endless.folder / STOP_FILE).exists()
-    folders = {"stopped": endless.folder, "whole": tmp_path / "whole"}
-    for name, folder in folders.items():
-        plan = planned(puzzles, folder, num_workers, step + 25)
-        claim_folder(plan, resume=name == "stopped")
-        with left_as_found():
-            train_on_ray(plan)
-        assert is_finished(plan)
-    stopped_run, whole_run = folders.values()
+    stopped_run, whole_run = endless.folder, tmp_path / "whole"
+    rest, whole = (planned(puzzles, folder, step + 25) for folder in (stopped_run, whole_run))
+    claim_folder(rest, resume=True)
+    with left_as_found():
+        train_on_ray(rest)
+    claim_folder(whole)
+    train_in_process(whole)
+    assert is_finished(rest)
     for file in ("state.pt", "identifiers.json"):
         assert (stopped_run / "final_model" / file).read_bytes() == (whole_run / "final_model" / file).read_bytes()
     assert metric_rows(stopped_run) == metric_rows(whole_run)

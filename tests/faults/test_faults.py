@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 # Most steps that may be taken again: those since the newest checkpoint, or since the one before where that is damaged.
 # A killed run may have taken some more by then, and may not have finished writing the newest.
 MOST_LOST = {
-    **dict.fromkeys(("driver", "elsewhere", "disk", "storage_lost"), 2 * SAVE_EVERY),
+    **dict.fromkeys(("elsewhere", "disk", "storage_lost"), 2 * SAVE_EVERY),
     **dict.fromkeys(("cut", "bit"), 3 * SAVE_EVERY),
     **dict.fromkeys(("storage", "data", "changed_data", "clock"), 0),
 }
@@ -27,7 +27,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     return Ground(tmp_path_factory.mktemp("ground"))
 
 
-@pytest.mark.parametrize("name", LOCAL_FAULTS)
+# "elsewhere" is "driver" on another machine.
+@pytest.mark.parametrize("name", [name for name in LOCAL_FAULTS if name != "driver"])
 def test_a_run_that_was_disturbed_arrives_at_the_bytes_of_one_that_was_left_alone(name: str, ground: Ground):
     (outcome,) = make_faults([name], ground)
     assert outcome.problem is None
