@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import struct
 import sys
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +122,7 @@ def _plain_dict(*args: Any) -> dict[Any, Any]:
 def _told(path: Path, error: Exception, name: str | None, shut: list[str]) -> str:
     """Say what a file is that cannot be read, and never that it is damaged if it is merely unknown."""
     with path.open("rb") as file:
-        start = file.read(9)
+        start = file.read(512)
     if not start:
         return "it is empty"
     if zipfile.is_zipfile(path):
@@ -133,9 +132,9 @@ def _told(path: Path, error: Exception, name: str | None, shut: list[str]) -> st
             return f"it is a TorchScript archive; {_WAY_OUT}"
         if "data.pkl" not in kinds:
             return f"it is a zip archive that torch.save has not written, and holds {', '.join(names[:3]) or 'nothing'}"
-    elif tarfile.is_tarfile(path):
+    elif start[257:262] == b"ustar":
         return f"it is a tar archive, as PyTorch before 0.1.10 wrote, or others; {_WAY_OUT}"
-    elif start[8:] == b"{":
+    elif start[8:9] == b"{":
         return "it is safetensors; give it a name that ends in .safetensors"
     if name is not None:
         return f"it holds {name}, whose code never runs here; {_WAY_OUT}"
