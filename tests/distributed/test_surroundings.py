@@ -159,7 +159,7 @@ def test_a_run_on_ray_minds_neither_who_runs_it_where_nor_what_lies_there(tmp_pa
     words = [*tiny_overrides(max_steps=4), f"data_paths=[{data}]", f"log_dir={run}", "ray.num_workers=1"]
     command = [*nobody(), str(Path(sys.executable).with_name("trm-ray")), "train", *words]
     before = set(Path("/tmp").glob("ray-*"))
-    ended = subprocess.run(command, env=hostile(long), cwd=here, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(command, env=hostile(long), cwd=here, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert sorted(metric_rows(run)) == [1, 2, 3, 4]
     (told,) = ended.stderr.splitlines()
