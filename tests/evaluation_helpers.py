@@ -57,7 +57,7 @@ def arc_run(folder: Path) -> tuple[Path, Path]:
     (folder / "arc_evaluation_solutions.json").write_text(json.dumps({"first": [SMALL, LONG]}))
     data = folder / "data"
     told: dict[str, Any] = {"prefix": folder / "arc", "subsets": ["evaluation"], "test_set": "evaluation"}
-    prepare_arc(data, augmentations=4, seed=1, **told)
+    prepare_arc(data, augmentations=4, seed=1, keep_duplicates=True, **told)
     identifiers = read_identifiers(data)
     run = folder / "run"
     checkpoint(run, data, *EMBEDDED, identifiers=identifiers.to_bytes(), shape=TokenShape(900, 12, len(identifiers)))

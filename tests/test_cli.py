@@ -264,7 +264,7 @@ def test_of_a_folders_test_file_as_many_puzzles_are_drawn_as_were_asked_for(
 ):
     write_sudoku_csv(tmp_path / "test.csv")
     solved = "123456789456789123789123456231564897564897231897231564312645978645978312978312645"
-    puzzle = "." * 40 + solved[40:]
+    puzzle = "." * 9 + solved[9:]  # whose columns tell the row
     (tmp_path / "train.csv").write_text(f"source,question,answer,rating\nmine,{puzzle},{solved},1\n")
     result = run("prepare", "sudoku", "--output", tmp_path / "new", "--from-csv", tmp_path, *words)
     assert result.exit_code == 0, result.output

@@ -352,7 +352,7 @@ def _made_folder(run: Path, output: str | Path | None, split: str) -> Path:
     except OSError as error:
         raise ValueError(f"--output {folder} must be a folder to write into: {error.strerror}; name another") from error
     names = (f"evaluation_{split}.json", f"evaluation_{split}.png", SUBMISSION)
-    there = [name for name in names if (folder / name).exists()]
+    there = [name for name in names if (folder / name).is_file()]
     if there and not any(is_ours(folder, report_content(path.name)) for path in folder.glob("evaluation_*.json")):
         raise ValueError(f"--output {folder} holds {told_names(there)}, not written by trm-ray; choose another folder")
     return folder
