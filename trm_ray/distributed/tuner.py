@@ -27,12 +27,12 @@ from trm_ray.distributed.dataset import ray_storage
 from trm_ray.distributed.trainer import build_trainer, load_splits, outcome_of
 from trm_ray.distributed.waiting import Clock, await_worker, has_room, wait_beside
 from trm_ray.distributed.worker import train_trial
-from trm_ray.replacement import RUN, is_ours
+from trm_ray.replacement import RUN, drop_replaced, is_ours
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.run import RunPlan, claim_folder
 from trm_ray.storage import as_path, is_whole, remove_tree, retried
-from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, latest_checkpoint
+from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, has_checkpoint, latest_checkpoint
 from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
@@ -180,6 +180,12 @@ class _Watch(tune.Callback):
         if "eval/loss" in result:
             self._display.reported(str(trial), result)
         self._drop_replaced(trial)
+
+    def _drop_replaced(self, trial: Trial) -> None:
+        """Let an old sweep go, which this one replaces, once a trial has saved something."""
+        if not self._stands and has_checkpoint(self._folder / str(trial)):
+            drop_replaced(self._folder)
+            self._stands = True
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show the end of a trial, which the scheduler may have brought about."""
