@@ -326,18 +326,11 @@ def test_a_script_of_jobs_runs_by_ray_s_own_command(head: Head, tmp_path: Path):
 
 def test_a_server_that_wants_a_token_is_told_from_one_that_is_not_there(head: Head, tmp_path: Path):
     nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
-    for env, words, code, told in (
+    for words, env, code, told in (
+        (["--address", nobody], {}, 1, rf"no Ray job server answers at {nobody}; `ray dashboard cluster\.yaml`"),
         (
-            {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")},
             [],
-            1,
-            r"asks for a token; copy the cluster's to ~/\.ray/auth_",
-        ),
-        ({"RAY_AUTH_TOKEN": "0" * 64}, [], 1, r"refuses this machine's token"),
-        ({}, ["--address", nobody], 1, rf"no Ray job server answers at {nobody}; `ray dashboard cluster\.yaml`"),
-        (
             {"RAY_API_SERVER_ADDRESS": None},
-            [],
             2,
             r"no job server is named; use --address http://HOST:8265 or RAY_API_",
         ),
@@ -346,6 +339,17 @@ def test_a_server_that_wants_a_token_is_told_from_one_that_is_not_there(head: He
         assert ended.exit_code == code, ended.stderr
         assert re.search(told, ended.stderr), ended.stderr
         assert len(ended.stderr.splitlines()) == 1
+    # In processes of their own, since Ray keeps the token that a process has used once.
+    without = replace(head, env={**head.env, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")})
+    wrong = replace(head, env={**head.env, "RAY_AUTH_TOKEN": "0" * 64})
+    for asking, told in (
+        (without, r"asks for a token; copy the cluster's to ~/\.ray/auth_token"),
+        (wrong, r"refuses this machine's token"),
+    ):
+        done = asking.run("jobs", "list", cwd=tmp_path)
+        assert done.returncode == 1, done.stderr
+        assert re.search(told, done.stderr), done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_job_that_is_not_there_is_refused_also_behind_a_proxy_for_the_rest_of_the_world(head: Head):
