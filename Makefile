@@ -7,10 +7,12 @@ LOWEST := jobs/lowest.txt
 # What `make demo` needs, and with it what the tests and checks need.
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
-# Python writes the bytecode of what it imports by itself; pip would take a minute to do so for all of it.
+# Python writes the bytecode of what it imports by itself; pip would take a minute to do so for all of it. Where Python is
+# told not to write any, as in many containers, it must be there, or every process of Ray's would compile all anew.
+LAZY := $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 INSTALL = $(PYTHON) -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet --constraint $(TESTED) --upgrade pip && \
-	$(BIN)/python -m pip install --quiet --no-compile --constraint $(TESTED) --editable
+	$(BIN)/python -m pip install --quiet $(LAZY) --constraint $(TESTED) --editable
 
 .PHONY: demo test check package format constraints test-lowest clean
 
