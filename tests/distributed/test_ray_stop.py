@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -80,13 +80,16 @@ def test_a_second_ctrl_c_ends_a_run_on_ray_without_waiting_and_leaves_no_process
     with started(plan) as process:
         wait_for_hit(plan.folder, process)
         processes = descendants(process.pid)
+        lasting = {pid for pid in processes if name_of(pid).startswith(("gcs_server", "raylet", "ray::RayTrain"))}
+        assert len(lasting) >= 3
         # What a closed terminal and a batch system send to all; a terminal's own signals reach its session alone.
-        assert not {pid for pid in processes if os.getsid(pid) == os.getsid(process.pid)}
+        assert not {pid for pid in lasting if os.getsid(pid) == os.getsid(process.pid)}
         for pid in processes:
-            os.kill(pid, signal.SIGHUP)
-            os.kill(pid, signal.SIGUSR1)
+            with suppress(ProcessLookupError):  # Ray ends workers that have nothing to do
+                os.kill(pid, signal.SIGHUP)
+                os.kill(pid, signal.SIGUSR1)
         time.sleep(0.5)
-        assert processes <= descendants(process.pid)
+        assert lasting <= descendants(process.pid)
         process.send_signal(signal.SIGINT)
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)
@@ -100,6 +103,13 @@ def test_a_second_ctrl_c_ends_a_run_on_ray_without_waiting_and_leaves_no_process
     while left := {pid for pid in processes if Path(f"/proc/{pid}").exists()}:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
+
+
+def name_of(pid: int) -> str:
+    """What a process calls itself; empty if it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text()
+    return ""
 
 
 def descendants(pid: int) -> set[int]:
