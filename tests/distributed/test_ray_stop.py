@@ -92,6 +92,9 @@ def test_a_second_ctrl_c_ends_a_run_on_ray_without_waiting_and_leaves_no_process
         assert lasting <= descendants(process.pid)
         process.send_signal(signal.SIGINT)
         first = process.stderr.readline()
+        while not (plan.folder / STOP_FILE).exists():  # the last that is done about the first one
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=60)[1]
     assert first == "stopping after the step under way; Ctrl-C again ends without saving it\n"
