@@ -59,11 +59,13 @@ def test_the_variable_is_held_to_the_rule_of_the_key(
 def test_a_variable_that_names_no_place_is_taken(monkeypatch: pytest.MonkeyPatch, address: str):
     monkeypatch.setenv("RAY_ADDRESS", address)
     check_surroundings(None)
+    assert surroundings.cluster_address(None) == (address or "local")
 
 
 def test_the_key_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     check_surroundings("local")
+    assert surroundings.cluster_address("local") == "local"
 
 
 @pytest.mark.parametrize("named", NAMED)
@@ -89,6 +91,7 @@ def test_a_temporary_folder_that_cannot_be_used_is_refused(monkeypatch: pytest.M
         monkeypatch.setenv(named, str(folder))
         with pytest.raises(ConfigError, match=rf"^{named}=.* must be a folder that can be written to.*use e\.g\."):
             check_surroundings("local")
+    assert surroundings.cluster_address("local") == "local"
 
 
 def test_a_long_temporary_folder_needs_a_short_one_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -96,9 +99,11 @@ def test_a_long_temporary_folder_needs_a_short_one_beside_it(monkeypatch: pytest
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
     check_surroundings("local")
+    assert surroundings.cluster_address("local") == "local"
     monkeypatch.setattr(surroundings, "_SHORT_FOLDERS", (str(tmp_path / "none"), "/proc"))
     with pytest.raises(ConfigError, match=r"cannot hold Ray's temporary files .*107 bytes.*use RAY_TMPDIR=FOLDER of"):
         check_surroundings("local")
+    assert surroundings.cluster_address("local") == "local"
 
 
 def test_the_longest_folder_holds_rays_longest_socket():
