@@ -559,6 +559,7 @@ RUNS = [
     Bad("dashboard run", r"config\.yaml is not YAML", put("run/config.yaml", b"\xff\xfe\x00")),
     Bad("compare nowhere", "nowhere does not exist; name a run's folder"),
     Bad("compare data", "no run in data: a run's folder holds"),
+    Bad("compare run --threshold nan", "--threshold=nan must be a number between 0 and 1"),
     Bad("bench --shapes cube", "shapes=cube is unknown; use one of"),
     Bad("bench --scenarios none", "scenarios=none is unknown; use one of baseline"),
     Bad("bench --steps 0", "steps=0 must be at least 1"),

@@ -420,6 +420,19 @@ def test_runs_are_compared(trained: tuple[Path, Result], tmp_path: Path):
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_comparison_replaces_no_picture_of_others_unasked(
+    trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    picture = Path("comparison.png")
+    picture.write_bytes(b"\x89PNG of a thesis")
+    assert_refused(run("compare", trained[0]), r"comparison\.png was not drawn by trm-ray; .* --save comparison\.png")
+    assert picture.read_bytes() == b"\x89PNG of a thesis"
+    for words in (["--save", picture], []):  # the second time it is ours
+        assert run("compare", trained[0], *words).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+
+
 # ---- Ctrl-C ------------------------------------------------------------------------------------------------
 
 

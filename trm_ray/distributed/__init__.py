@@ -14,6 +14,8 @@ _ALWAYS = {
     # How long workers wait for room before their number is thought over again. It counts room alone, not how long
     # processes take to start; after the loss of a node Ray asks for too much for this long (the default is 60 s).
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    # Reading Parquet files, Ray Data starts so many processes that look at their ends; the default of 32 is for lakes.
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     # Runs write their own logs, in their own folders.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
