@@ -1,6 +1,6 @@
 """Clusters whose nodes come and go, each in a process of its own: `changing_clusters.py WHAT DATA FOLDER [PICTURE]`.
 
-`elastic`: a run of one or two workers loses a node and gets another; then a run of one worker loses the only node.
+`elastic`: a run of one or two workers loses its nodes, one of them after a notice, and gets others.
 `autoscaling`: Ray's autoscaler finds nodes for a sweep that the head has no room for, and takes them away again.
 Both leave `record.json` in FOLDER.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "8"  # for which a run asks for workers on a lost node
 
@@ -40,12 +40,14 @@ from trm_ray.distributed.faults import LocalNodes, free_port  # noqa: E402
 from trm_ray.distributed.surroundings import own_cluster  # noqa: E402
 from trm_ray.distributed.trainer import train_on_ray  # noqa: E402
 from trm_ray.run import RunPlan, claim_folder, plan_run, start_step  # noqa: E402
+from trm_ray.selftest.ground import steps_at_risk  # noqa: E402
 from trm_ray.sweeps import plan_sweep, start_sweep  # noqa: E402
+from trm_ray.training.checkpoint import checkpoint_step, checkpoints  # noqa: E402
 from trm_ray.training.stopping import STOP_FILE, Interrupted  # noqa: E402
 
 PATIENCE_S = 200.0
 STEP_S = 0.04
-HIT_AT = 23
+HIT_AT, EVAL_EVERY = 23, 20  # steps
 NODE_CPUS, MOST_NODES = 2, 3
 
 
@@ -115,21 +117,18 @@ class Training(threading.Thread):
 
 
 def elastic(data: Path, folder: Path) -> dict[str, Any]:
+    """Train with two workers; lose a node unannounced, and the other after a notice; get one, and another; stop."""
     with LocalNodes(2) as nodes:
         joined(nodes.address)
-        record = {"resized": _resized(nodes, data, folder / "resized")}
-        nodes.lose()
-        until(lambda: ray.cluster_resources().get("CPU") == 1, "the loss is noticed")
-        record["moved"] = _moved(nodes, data, folder / "moved")
+        record = _resized(nodes, data, folder / "run")
         ray.shutdown()
         return record
 
 
 def _resized(nodes: LocalNodes, data: Path, folder: Path) -> dict[str, Any]:
-    """Train with two workers, one, two again; then stop."""
     words = ["ray.num_workers=[1,2]", "ray.resize_check_s=2", "global_batch_size=9"]
     same_at_any_length = ["max_steps=100000", "lr_min_ratio=1", "lr=1e-3"]
-    often = ["eval_interval=20", "log_interval=1", "keep_last=3"]
+    often = [f"eval_interval={EVAL_EVERY}", "log_interval=1", "keep_last=null"]
     training = Training(plan_run(run_config(data, folder, *words, *same_at_any_length, *often)))
     marks = {}
 
@@ -140,6 +139,15 @@ def _resized(nodes: LocalNodes, data: Path, folder: Path) -> dict[str, Any]:
     lost_at = time.monotonic()
     nodes.lose()
     marks["lost"] = training.until(workers(1), "one worker goes on")
+    shrunk_at = time.monotonic()
+    training.until(lambda row: row["step"] > marks["begun"] + 5, "it comes further than two workers did")
+    nodes.announce_loss(60)
+    until(lambda: _waits(folder), "the step under way is saved")
+    marks["noticed"], marks["at_risk"] = checkpoint_step(checkpoints(folder)[0]), steps_at_risk(folder)
+    nodes.lose()
+    until(lambda: bool(training.told), "a word that room is missing")
+    nodes.add()
+    marks["moved"] = training.until(lambda row: row["step"] > marks["noticed"] + 5, "another node's worker goes on")
     gained_at = time.monotonic()
     nodes.add()
     marks["gained"] = training.until(workers(2), "two workers go on")
@@ -148,24 +156,19 @@ def _resized(nodes: LocalNodes, data: Path, folder: Path) -> dict[str, Any]:
     (folder / STOP_FILE).touch()
     training.join(PATIENCE_S)
     assert isinstance(training.error, Interrupted), training.error
-    seconds = {"shrink_s": gained_at - lost_at, "grow_s": ended_at - gained_at}
+    seconds = {"shrink_s": shrunk_at - lost_at, "grow_s": ended_at - gained_at}
     return {**marks, **seconds, "stopped": start_step(training.plan), "told": training.told}
 
 
-def _moved(nodes: LocalNodes, data: Path, folder: Path) -> dict[str, Any]:
-    """Lose the node of a run's only worker; the head has no room for it, another node comes."""
-    words = ["ray.num_workers=1", "ray.max_failures=1", "max_steps=60", "eval_interval=10", "keep_last=3"]
-    training = Training(plan_run(run_config(data, folder, *words)))
-    hit = training.until(lambda row: row["step"] >= HIT_AT, "the worker trains")
-    nodes.lose()
-    lost_at = time.monotonic()
-    until(lambda: bool(training.told), "a word that room is missing")
-    nodes.add()
-    training.until(lambda row: row["step"] > hit + 10, "the worker trains again")
-    training.join(PATIENCE_S)
-    if training.error is not None:
-        raise training.error
-    return {"hit": hit, "told": training.told, "pause_s": time.monotonic() - lost_at}
+def _waits(folder: Path) -> bool:
+    """Tell whether a run stands still at a step that is saved."""
+
+    def at() -> tuple[int, int]:
+        return len(rows(folder)), max(map(checkpoint_step, checkpoints(folder)), default=0)
+
+    before = at()
+    time.sleep(20 * STEP_S)
+    return before == at() and before[1] >= before[0]
 
 
 # ---- nodes that the autoscaler brings --------------------------------------------------------------------

@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from as_found import left_as_found
+from ctrl_c import ctrl_c_once
 from helpers import metric_rows
 from run_helpers import run_config
 
@@ -29,30 +28,12 @@ def planned(data: Path, folder: Path, steps: int) -> RunPlan:
     return plan_run(run_config(data, folder, *same_at_any_length, *often))
 
 
-@contextmanager
-def ctrl_c_once_there(path: Path) -> Iterator[None]:
-    """Send this process a Ctrl-C when `path` appears."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 300
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
 @pytest.mark.usefixtures("cluster")
 def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(puzzles: Path, tmp_path: Path):
-    """`test_changing_clusters.py` has two workers that stop together, `test_ray_faults.py` two that go on bitwise."""
+    """`test_changing_clusters.py` has two workers that stop together, `test_stop.py` two that go on bitwise."""
     endless = planned(puzzles, tmp_path / "stopped", 100_000)
     claim_folder(endless)
-    with pytest.raises(Interrupted) as stopped, ctrl_c_once_there(endless.folder / "checkpoint_step_50"):
+    with pytest.raises(Interrupted) as stopped, ctrl_c_once((endless.folder / "checkpoint_step_50").exists):
         train_on_ray(endless)
     step = start_step(endless)
     assert step > 50
@@ -63,9 +44,9 @@ def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(
     rest, whole = (planned(puzzles, folder, step + 25) for folder in (stopped_run, whole_run))
     claim_folder(rest, resume=True)
     with left_as_found():
-        train_on_ray(rest)
+        evaluation = train_on_ray(rest)
     claim_folder(whole)
-    train_in_process(whole)
+    assert train_in_process(whole) == evaluation
     assert is_finished(rest)
     for file in ("state.pt", "identifiers.json"):
         assert (stopped_run / "final_model" / file).read_bytes() == (whole_run / "final_model" / file).read_bytes()

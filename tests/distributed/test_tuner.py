@@ -2,12 +2,9 @@
 
 import io
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +14,12 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
+from ctrl_c import ctrl_c_once
 from helpers import assert_same, metric_rows
 from ray.util import placement_group_table
 from ray.util.state import list_actors
 from rich.console import Console
-from run_helpers import ROOT, TINY_RUN, final_weights, run_config
+from run_helpers import TINY_RUN, final_weights, run_config
 
 from trm_ray.config import SweepConfig, to_yaml
 from trm_ray.distributed.tuner import STOPPED, Outcome
@@ -30,6 +27,7 @@ from trm_ray.reporting.run_log import find_runs, read_run
 from trm_ray.run import claim_folder, plan_run, train_in_process
 from trm_ray.sweeps import SweepPlan, compare_trials, plan_sweep, start_sweep
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+from trm_ray.training.stopping import Interrupted
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -256,36 +254,29 @@ def test_a_trial_of_several_workers_evaluates_all_test_rows_and_logs_once(done_b
     assert exact == pytest.approx(round(exact), abs=1e-4)
 
 
-# ---- the command ---------------------------------------------------------------------------------------------
+# ---- Ctrl-C --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_ctrl_c_leaves_a_sweep_that_can_be_gone_on_with(puzzles: Path, tmp_path: Path):
-    sweep = sweep_config(puzzles, tmp_path / "runs", [GOOD, KEPT], max_steps=20_000, eval_interval=20, log_interval=20)
-    values = yaml.safe_load(to_yaml(sweep))
-    (tmp_path / "long.yaml").write_text(yaml.safe_dump({**values, "name": "long"}))
-    command = [sys.executable, "-m", "trm_ray.cli", "sweep", "--config-name", str(tmp_path / "long.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("runs/*/checkpoint_step_40")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        reached = {run.folder: run.last_step for run in find_runs([tmp_path / "runs"])}
-        printed, complaint = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, complaint
-    assert "interrupted: 2 trials did not finish; the same command with --resume goes on" in complaint
-    assert "Traceback" not in complaint
+    endless = {"max_steps": 20_000, "eval_interval": 20, "log_interval": 20}
+    plan = plan_sweep(sweep_config(puzzles, tmp_path / "sweep", [GOOD, KEPT], **endless))
+    console, reached = Console(file=io.StringIO(), width=200), dict[Path, int]()
+
+    def trained() -> bool:
+        if not list(plan.folder.glob("*/checkpoint_step_40")):
+            return False
+        reached.update({run.folder: run.last_step for run in find_runs([plan.folder])})
+        return True
+
+    with pytest.raises(Interrupted, match="2 trials did not finish") as stopped, ctrl_c_once(trained):
+        start_sweep(plan, console, resume=False, overwrite=False)
+    assert stopped.value.exit_code == 130
     for folder, step in reached.items():  # nothing is lost
         saved = latest_checkpoint(folder)
         assert saved is not None
         assert checkpoint_step(saved) >= step
-    assert "Traceback" not in printed + complaint
-    assert "stopped early at" not in printed
-    assert not list(tmp_path.glob(f"runs/*/{STOPPED}"))
-    assert not any(run.finished for run in find_runs([tmp_path / "runs"]))
+    assert isinstance(console.file, io.StringIO)
+    assert "stopped early at" not in console.file.getvalue()
+    assert not list(plan.folder.glob(f"*/{STOPPED}"))
+    assert not any(run.finished for run in find_runs([plan.folder]))
+    assert_all_resources_are_back()

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
+from ctrl_c import ctrl_c_once
 from ray.experimental import internal_kv
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from run_helpers import ROOT, run_config, some_puzzles, tiny_overrides
@@ -71,16 +71,11 @@ def test_a_run_that_waits_for_room_ends_at_the_first_ctrl_c(puzzles: Path, tmp_p
     ray.get(taken.ready())
     assert has_room(None)
 
-    def ctrl_c_once_it_waits() -> None:
-        while not any(group["state"] == "PENDING" for group in placement_group_table().values()):
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+    def it_waits() -> bool:
+        return any(group["state"] == "PENDING" for group in placement_group_table().values())
 
-    thread = threading.Thread(target=ctrl_c_once_it_waits, daemon=True)
-    thread.start()
-    with pytest.raises(Interrupted, match="stopped before the first checkpoint") as stopped:
+    with pytest.raises(Interrupted, match="stopped before the first checkpoint") as stopped, ctrl_c_once(it_waits):
         train_on_ray(plan)
-    thread.join()
     assert stopped.value.exit_code == 130
     assert not (plan.folder / STOP_FILE).exists()
     remove_placement_group(taken)
