@@ -24,13 +24,11 @@ _IN_A_SESSION = sorted(
 
 
 class FilesTogether(LoadFileScheduling):
-    """Where tests run in two processes, keep those of a file together, and give each one half of the Ray session's."""
+    """Where tests run in two processes, keep those of a file together, and those that share the Ray session."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        if (name := Path(file).name) not in _IN_A_SESSION:
-            return file
-        return f"Ray session {2 * _IN_A_SESSION.index(name) // len(_IN_A_SESSION)}"
+        return "Ray session" if Path(file).name in _IN_A_SESSION else file
 
 
 @pytest.hookimpl(optionalhook=True)

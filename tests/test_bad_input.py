@@ -559,7 +559,6 @@ RUNS = [
     Bad("dashboard run", r"config\.yaml is not YAML", put("run/config.yaml", b"\xff\xfe\x00")),
     Bad("compare nowhere", "nowhere does not exist; name a run's folder"),
     Bad("compare data", "no run in data: a run's folder holds"),
-    Bad("compare run --threshold nan", "--threshold=nan must be a number between 0 and 1"),
     Bad("bench --shapes cube", "shapes=cube is unknown; use one of"),
     Bad("bench --scenarios none", "scenarios=none is unknown; use one of baseline"),
     Bad("bench --steps 0", "steps=0 must be at least 1"),
@@ -589,6 +588,7 @@ USAGE = [
     Bad("evaluate run --batch-size 0", "'--batch-size'", usage=True),
     Bad("predict run puzzle.txt --segments 0", "'--segments'", usage=True),
     Bad("compare run --threshold 2", "'--threshold'", usage=True),
+    Bad("compare run --threshold nan", "'--threshold'", usage=True),
     Bad("export-checkpoint run --output x --format onnx", "'--format'.*'onnx'", usage=True),
     Bad("import-checkpoint step_1 --output x --puzzle-embedding burn", "'--puzzle-embedding'.*'burn'", usage=True),
 ]

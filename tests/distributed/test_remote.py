@@ -1,4 +1,4 @@
-"""Runs and sweeps under Ray whose folders and data lie on object storage."""
+"""A sweep under Ray whose folder and data lie on object storage; `test_ray_stop.py` has a run."""
 
 import io
 from pathlib import Path
@@ -6,30 +6,16 @@ from pathlib import Path
 import pytest
 from helpers import assert_same, metric_rows
 from rich.console import Console
-from run_helpers import TINY_RUN, final_weights, run_config, some_puzzles
+from run_helpers import TINY_RUN, final_weights, some_puzzles
 
 from trm_ray.config import SweepConfig
-from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.distributed.tuner import STOPPED
 from trm_ray.reporting.run_log import read_run
-from trm_ray.run import claim_folder, plan_run, train_in_process
 from trm_ray.storage import remove_tree
 from trm_ray.sweeps import compare_trials, plan_sweep, start_sweep
 from trm_ray.training.checkpoint import checkpoints
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
-
-
-def test_a_run_on_ray_does_there_what_one_without_ray_does_here(puzzles: Path, bucket: Path, tmp_path: Path):
-    here = plan_run(run_config(puzzles, tmp_path / "here", "ray.num_workers=0"))
-    data = some_puzzles(bucket / "puzzles")
-    there = plan_run(run_config(data, "runs/there", f"ray.storage_path={bucket}"))
-    assert there.folder == bucket / "runs" / "there"
-    for plan in (here, there):
-        claim_folder(plan)
-    assert train_on_ray(there) == train_in_process(here)
-    assert metric_rows(there.folder) == metric_rows(here.folder)
-    assert_same(final_weights(there.folder), final_weights(here.folder))
 
 
 def test_a_sweep_goes_on_there_with_what_it_finds(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

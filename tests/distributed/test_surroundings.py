@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -147,8 +150,9 @@ def hostile(tmpdir: Path) -> dict[str, str]:
 
 
 @pytest.mark.ray
-def test_a_run_on_ray_minds_neither_who_runs_it_where_nor_what_lies_there(tmp_path: Path):
-    data = some_puzzles(tmp_path / "data", train=32, test=5)
+@pytest.mark.slow
+def test_a_run_on_ray_minds_no_surroundings_and_ends_at_once_when_told_twice(tmp_path: Path):
+    """Neither who runs it, nor where, nor what lies there, nor a terminal that is closed."""
     here, run = tmp_path / "größe 实验", tmp_path / "läufe" / 'a "b" \\ c 🎉'
     long = tmp_path / "scratch/cluster_shared/people/somebody/slurm_jobdir/1355700/tmp.t0016"
     for folder in (here / "torch", run.parent, long):
@@ -156,12 +160,84 @@ def test_a_run_on_ray_minds_neither_who_runs_it_where_nor_what_lies_there(tmp_pa
         os.chown(folder, *((12345, 12345) if nobody() else (-1, -1)))
     for module in ("random", "types", "logging", "numpy", "ray", "yaml", "torch/__init__"):
         (here / f"{module}.py").write_text("raise SystemExit('a module of the user')\n")
-    words = [*tiny_overrides(max_steps=4), f"data_paths=[{data}]", f"log_dir={run}", "ray.num_workers=1"]
-    command = [*nobody(), str(Path(sys.executable).with_name("trm-ray")), "train", *words]
     before = set(Path("/tmp").glob("ray-*"))
-    ended = subprocess.run(command, env=hostile(long), cwd=here, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert sorted(metric_rows(run)) == [1, 2, 3, 4]
-    (told,) = ended.stderr.splitlines()
-    assert told.startswith("Ray's temporary files go to /tmp/ray-")
+    with endless(tmp_path, run, long, here) as process:
+        processes = descendants(process.pid)
+        assert_nobody_is_hurt_by_a_closed_terminal(process.pid, processes)
+        process.send_signal(signal.SIGINT)
+        await_(lambda: len(told(tmp_path)) == 2, process)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    rows = sorted(metric_rows(run))
+    assert rows[:8] == list(range(1, 9))
+    place, first, last = told(tmp_path)
+    assert place.startswith("Ray's temporary files go to /tmp/ray-")
+    assert first == "stopping after the step under way; Ctrl-C again ends without saving it"
+    way_on = "the last checkpoint stands; the same command with --resume goes on"
+    assert last == f"error: interrupted: ended at once; {way_on}"
+    assert process.returncode == 130
+    deadline = time.monotonic() + 60
+    while left := {pid for pid in processes if Path(f"/proc/{pid}").exists()}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
     assert set(Path("/tmp").glob("ray-*")) <= before
+
+
+@contextmanager
+def endless(tmp_path: Path, run: Path, tmpdir: Path, here: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run on Ray that has saved twice and goes on."""
+    data = some_puzzles(tmp_path / "data", train=32, test=5)
+    words = [*tiny_overrides(max_steps=1_000_000, eval_interval=4, keep_last=2), f"data_paths=[{data}]"]
+    command = [*nobody(), str(Path(sys.executable).with_name("trm-ray")), "train", *words, f"log_dir={run}"]
+    with (tmp_path / "told.txt").open("wb") as complaint:
+        process = subprocess.Popen(
+            [*command, "ray.num_workers=1"], env=hostile(tmpdir), cwd=here, stdout=subprocess.DEVNULL, stderr=complaint
+        )
+    try:
+        await_(lambda: len(list(run.glob("checkpoint_step_*"))) > 1, process)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def told(folder: Path) -> list[str]:
+    return (folder / "told.txt").read_text().splitlines()
+
+
+def await_(there: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 300
+    while not there():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_nobody_is_hurt_by_a_closed_terminal(driver: int, processes: set[int]) -> None:
+    """It and a batch system send to all processes; a terminal's own signals reach its session alone."""
+    lasting = {pid for pid in processes if name_of(pid).startswith(("gcs_server", "raylet", "ray::RayTrain"))}
+    assert len(lasting) >= 3
+    assert not {pid for pid in lasting if os.getsid(pid) == os.getsid(driver)}
+    for pid in processes:
+        with suppress(ProcessLookupError):  # Ray ends workers that have nothing to do
+            os.kill(pid, signal.SIGHUP)
+            os.kill(pid, signal.SIGUSR1)
+    time.sleep(0.5)
+    assert lasting <= descendants(driver)
+
+
+def name_of(pid: int) -> str:
+    """What a process calls itself; empty if it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text()
+    return ""
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those that they have."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in listed.splitlines())
+    found, new = set[int](), {pid}
+    while new := {child for child, parent in parents.items() if parent in new}:
+        found |= new
+    return found

@@ -12,7 +12,6 @@ from helpers import metric_rows
 from run_helpers import final_weights, run_config
 
 from trm_ray.config import ConfigError
-from trm_ray.data import stream
 from trm_ray.distributed.cluster import check_resources
 from trm_ray.distributed.gauges import GAUGES, RunGauges
 from trm_ray.distributed.trainer import train_on_ray
@@ -109,15 +108,6 @@ def test_the_grafana_dashboard_asks_for_numbers_that_there_are(alone_and_togethe
     ours = {f"ray_{name}" for name, _ in GAUGES.values()}
     assert asked & ours == ours
     assert scraped({}, asked - ours).keys() == asked - ours
-
-
-def test_a_split_that_does_not_fit_into_memory_is_dealt_out(
-    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(stream, "MAX_BYTES_IN_MEMORY", 1000)
-    plan = claimed(puzzles, tmp_path / "run", "ray.num_workers=2", "ray.cpus_per_worker=0.5")
-    assert train_on_ray(plan)["eval/loss"] > 0
-    assert sorted(metric_rows(plan.folder)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_more_workers_than_the_machine_holds_are_refused_at_once(puzzles: Path, tmp_path: Path):

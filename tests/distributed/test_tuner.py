@@ -22,6 +22,7 @@ from rich.console import Console
 from run_helpers import TINY_RUN, final_weights, run_config
 
 from trm_ray.config import SweepConfig, to_yaml
+from trm_ray.distributed.faults import Inventory
 from trm_ray.distributed.tuner import STOPPED, Outcome
 from trm_ray.reporting.run_log import find_runs, read_run
 from trm_ray.run import claim_folder, plan_run, train_in_process
@@ -192,7 +193,9 @@ def test_a_resumed_sweep_finishes_what_was_begun_and_leaves_the_rest(
     sweep = sweep_config(puzzles, folder, [GOOD, IDLE, KEPT])
     (folder / "sweep.yaml").write_text(to_yaml(sweep))
 
+    before = Inventory.take()
     again = swept(sweep, resume=True)
+    assert_nothing_is_left_behind(before)
 
     assert again.outcome == Outcome({})
     assert_same(final_weights(again.folder(GOOD)), final_weights(done.folder(GOOD)))
@@ -205,6 +208,14 @@ def test_a_resumed_sweep_finishes_what_was_begun_and_leaves_the_rest(
         assert metric_rows(again.folder(name)) == metric_rows(done.folder(name))
     for name in (IDLE, KEPT):
         assert len(list(again.folder(name).glob("events.*"))) == 1, "nothing was left to log"
+
+
+def assert_nothing_is_left_behind(before: Inventory) -> None:
+    """No process, no placement group, no file: what a trial leaves would be there again and again."""
+    deadline = time.monotonic() + 30
+    while left := Inventory.take().more_than(before):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
 
 
 def _mark(path: Path) -> tuple[int, int]:
@@ -235,15 +246,12 @@ def done_by_workers(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Two workers a trial, who take all CPUs that there are."""
     folder, several = tmp_path_factory.mktemp("sweeps") / "workers", {"ray.num_workers": 2, "ray.cpus_per_worker": 1.5}
     with within(400):
-        return swept(sweep_config(puzzles, folder, [GOOD, IDLE, WILD], **several))
+        return swept(sweep_config(puzzles, folder, [GOOD, IDLE], **several))
 
 
 def test_a_stopped_trial_of_several_workers_gives_its_resources_back(done_by_workers: Swept):
-    """The third trial could start, for which all CPUs of the second are needed, and nothing is held in the end."""
     assert read_run(done_by_workers.folder(GOOD)).finished
     assert json.loads((done_by_workers.folder(IDLE) / STOPPED).read_text())["step"] == 3
-    assert done_by_workers.outcome.failed.keys() == {trial(WILD)}
-    assert "not finite" in done_by_workers.outcome.failed[trial(WILD)]
     assert_all_resources_are_back()
 
 

@@ -119,6 +119,12 @@ def _path(text: str) -> Path:
         raise typer.Exit(USAGE_ERROR) from None
 
 
+def is_given(ctx: typer.Context, option: str) -> bool:
+    """Tell an option that somebody has given from one that has its default."""
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def check_place(path: Path | None, option: str) -> None:
     """Refuse a file that could not be written before anything else is done.
 

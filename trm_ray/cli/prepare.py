@@ -9,18 +9,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from trm_ray.cli.common import Overwrite, prepare_app, reported
-
-
-def _given(ctx: typer.Context, option: str) -> bool:
-    source = ctx.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"
+from trm_ray.cli.common import Overwrite, is_given, prepare_app, reported
 
 
 def _refuse(ctx: typer.Context, options: Sequence[str], told: str) -> None:
     """Refuse options, rather than pass over them, that a command has no use for beside its other ones."""
     for option in options:
-        if _given(ctx, option):
+        if is_given(ctx, option):
             raise ValueError(f"--{option.replace('_', '-')} {told}")
 
 
@@ -69,7 +64,7 @@ def prepare_sudoku_command(
         sudoku.prepare_sudoku_from_csv(
             from_csv,
             output,
-            test=test if from_csv.is_file() or _given(ctx, "test") else None,
+            test=test if from_csv.is_file() or is_given(ctx, "test") else None,
             subsample=subsample,
             min_difficulty=min_difficulty,
             seed=seed,
@@ -132,7 +127,7 @@ def prepare_maze_command(
         maze.prepare_maze_from_csv(
             from_csv,
             output,
-            test=test if from_csv.is_file() or _given(ctx, "test") else None,
+            test=test if from_csv.is_file() or is_given(ctx, "test") else None,
             subsample=subsample,
             seed=seed,
             augment=augment,  # type: ignore[arg-type]  # checked there

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trm_ray.cli.common import app, reported
+from trm_ray.cli.common import app, is_given, reported
 
 
 @app.command()
@@ -111,14 +110,14 @@ def dashboard(
 
 
 _MARK_COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
-_COMPARISON = Path("comparison.png")
 
 
 @app.command()
 @reported
 def compare(
+    ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs, such as a sweep's.")],
-    save: Annotated[Path | None, typer.Option(help=f"Picture to write; by default {_COMPARISON}.")] = None,
+    save: Annotated[Path, typer.Option(help="Picture to write.")] = Path("comparison.png"),
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Held-out exact accuracy that steps and seconds count to.")
     ] = 0.5,
@@ -134,10 +133,8 @@ def compare(
     from trm_ray.reporting.style import is_drawn_by_us
     from trm_ray.reporting.terminal import say, show
 
-    if math.isnan(threshold):  # which lies in any range, for Typer
-        raise ValueError("--threshold=nan must be a number between 0 and 1")
-    if save is None and _COMPARISON.exists() and not is_drawn_by_us(_COMPARISON):
-        raise ValueError(f"{_COMPARISON} was not drawn by trm-ray; to replace it all the same use --save {_COMPARISON}")
+    if not is_given(ctx, "save") and save.exists() and not is_drawn_by_us(save):
+        raise ValueError(f"{save} was not drawn by trm-ray; to replace it all the same use --save {save}")
     found, console = find_runs(runs), Console()
     show(console, summary_table(summarise(found, threshold=threshold)), names=2)
-    say(console, f"Wrote {save_comparison(found, save or _COMPARISON, threshold)}")
+    say(console, f"Wrote {save_comparison(found, save, threshold)}")
