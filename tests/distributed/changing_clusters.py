@@ -1,6 +1,6 @@
 """Clusters whose nodes come and go, each in a process of its own: `changing_clusters.py WHAT DATA FOLDER [PICTURE]`.
 
-`elastic`: a run of one or two workers loses its nodes, one of them after a notice, and gets others.
+`elastic`: a run of one or two workers gets a node and loses both, one of them after a notice.
 `autoscaling`: Ray's autoscaler finds nodes for a sweep that the head has no room for, and takes them away again.
 Both leave `record.json` in FOLDER.
 """
@@ -48,7 +48,7 @@ from trm_ray.training.stopping import STOP_FILE, Interrupted  # noqa: E402
 PATIENCE_S = 200.0
 STEP_S = 0.04
 HIT_AT, EVAL_EVERY = 23, 20  # steps
-NODE_CPUS, MOST_NODES = 2, 3
+MOST_NODES = 3
 
 
 def train_slowly() -> None:
@@ -117,8 +117,8 @@ class Training(threading.Thread):
 
 
 def elastic(data: Path, folder: Path) -> dict[str, Any]:
-    """Train with two workers; lose a node unannounced, and the other after a notice; get one, and another; stop."""
-    with LocalNodes(2) as nodes:
+    """Train with one worker; get a node, lose one unannounced, and the other after a notice; stop."""
+    with LocalNodes(1) as nodes:
         joined(nodes.address)
         record = _resized(nodes, data, folder / "run")
         ray.shutdown()
@@ -135,28 +135,25 @@ def _resized(nodes: LocalNodes, data: Path, folder: Path) -> dict[str, Any]:
     def workers(count: int) -> Callable[[dict[str, float]], bool]:
         return lambda row: row["throughput/num_workers"] == count
 
-    marks["begun"] = training.until(lambda row: workers(2)(row) and row["step"] > HIT_AT, "two workers train")
+    marks["begun"] = training.until(lambda row: row["step"] > HIT_AT, "one worker trains")
+    gained_at = time.monotonic()
+    nodes.add()
+    marks["gained"] = training.until(workers(2), "two workers go on")
+    grown_at = time.monotonic()
+    marks["hit"] = training.until(lambda row: row["step"] > marks["gained"] + HIT_AT, "they come further")
     lost_at = time.monotonic()
     nodes.lose()
-    marks["lost"] = training.until(workers(1), "one worker goes on")
+    marks["lost"] = training.until(lambda row: workers(1)(row) and row["step"] > marks["hit"], "one goes on")
     shrunk_at = time.monotonic()
-    training.until(lambda row: row["step"] > marks["begun"] + 5, "it comes further than two workers did")
     nodes.announce_loss(60)
     until(lambda: _waits(folder), "the step under way is saved")
     marks["noticed"], marks["at_risk"] = checkpoint_step(checkpoints(folder)[0]), steps_at_risk(folder)
     nodes.lose()
     until(lambda: bool(training.told), "a word that room is missing")
-    nodes.add()
-    marks["moved"] = training.until(lambda row: row["step"] > marks["noticed"] + 5, "another node's worker goes on")
-    gained_at = time.monotonic()
-    nodes.add()
-    marks["gained"] = training.until(workers(2), "two workers go on")
-    ended_at = time.monotonic()
-    training.until(lambda row: row["step"] > marks["gained"] + 5, "some more steps")
     (folder / STOP_FILE).touch()
     training.join(PATIENCE_S)
     assert isinstance(training.error, Interrupted), training.error
-    seconds = {"shrink_s": shrunk_at - lost_at, "grow_s": ended_at - gained_at}
+    seconds = {"shrink_s": shrunk_at - lost_at, "grow_s": grown_at - gained_at}
     return {**marks, **seconds, "stopped": start_step(training.plan), "told": training.told}
 
 
@@ -174,8 +171,8 @@ def _waits(folder: Path) -> bool:
 # ---- nodes that the autoscaler brings --------------------------------------------------------------------
 
 
-def autoscaling(data: Path, folder: Path, num_trials: int = 3) -> dict[str, Any]:
-    with autoscaling_head() as address:
+def autoscaling(data: Path, folder: Path, num_trials: int = 2, node_cpus: int = 1) -> dict[str, Any]:
+    with autoscaling_head(node_cpus) as address:
         joined(address)
         watch, console = NodeWatch(folder / "sweep"), Console(file=(folder / "printed.txt").open("w"), width=200)
         outcome = start_sweep(
@@ -186,7 +183,7 @@ def autoscaling(data: Path, folder: Path, num_trials: int = 3) -> dict[str, Any]
         time.sleep(3)  # and none comes back
         watch.end()
         ray.shutdown()
-    return {"failed": outcome.failed, "seen": watch.seen, "ended_s": ended_s}
+    return {"failed": outcome.failed, "seen": watch.seen, "ended_s": ended_s, "node_cpus": node_cpus}
 
 
 def _sweep(data: Path, folder: Path, address: str, num_trials: int) -> SweepConfig:
@@ -238,7 +235,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes = figure.subplots()
         seconds = [look["seconds"] for look in seen]
         for name, colour in (("nodes", SCENARIO_COLOURS["linear"]), ("trials", SCENARIO_COLOURS["constant"])):
-            told = {"nodes": f"worker nodes of {NODE_CPUS} CPUs", "trials": "trials that train, 1 CPU each"}[name]
+            told = {"nodes": f"worker nodes of {record['node_cpus']} CPUs", "trials": "trials that train, 1 CPU each"}[
+                name
+            ]
             axes.step(seconds, [look[name] for look in seen], where="post", color=colour, label=told)
         axes.axvline(end, color=MUTED, linestyle=":", linewidth=1.2)
         axes.annotate("sweep ends", (end, 5.35), (-4, 0), textcoords="offset points", ha="right", color=MUTED)
@@ -252,16 +251,16 @@ _HEAD_TYPE = "ray.head.default"  # as the fake provider calls it
 
 
 @contextmanager
-def autoscaling_head() -> Iterator[str]:
+def autoscaling_head(node_cpus: int) -> Iterator[str]:
     """Start a head without CPUs whose autoscaler runs Ray's fake nodes; yield its address."""
-    with own_cluster(), _autoscaling_head() as address:
+    with own_cluster(), _autoscaling_head(node_cpus) as address:
         yield address
 
 
 @contextmanager
-def _autoscaling_head() -> Iterator[str]:
+def _autoscaling_head(node_cpus: int) -> Iterator[str]:
     place, port = Path(tempfile.mkdtemp(prefix="scale-")), free_port()
-    (place / "cluster.json").write_text(json.dumps(_cluster_of_fake_nodes(port)))
+    (place / "cluster.json").write_text(json.dumps(_cluster_of_fake_nodes(port, node_cpus)))
     made_for_tests = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
     made_for_tests["RAY_prestart_worker_first_driver"] = "0"  # processes that nobody asked for
     named = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_CLOUD_INSTANCE_ID": HEAD_ID}
@@ -288,10 +287,10 @@ def _autoscaling_head() -> Iterator[str]:
         _end(head, place)
 
 
-def _cluster_of_fake_nodes(port: int) -> dict[str, Any]:
+def _cluster_of_fake_nodes(port: int, node_cpus: int) -> dict[str, Any]:
     provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "head_node_id": HEAD_ID}
     provider |= dict.fromkeys(("launch_multiple", "use_node_id_as_ip", "disable_node_updaters"), True)
-    worker = {"resources": {"CPU": NODE_CPUS}, "node_config": {}, "min_workers": 0, "max_workers": MOST_NODES}
+    worker = {"resources": {"CPU": node_cpus}, "node_config": {}, "min_workers": 0, "max_workers": MOST_NODES}
     nothing = ("head_setup", "worker_setup", "setup", "initialization", "head_start_ray", "worker_start_ray")
     return {
         "cluster_name": "fake",
@@ -335,8 +334,9 @@ def _end(head: subprocess.Popen[bytes], place: Path) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     what, data, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    # The picture shows five trials; three need as many kinds of processes.
-    record = elastic(data, folder) if what == "elastic" else autoscaling(data, folder, 5 if sys.argv[4:] else 3)
+    # The picture shows five trials on nodes of two CPUs; two on nodes of one need as many kinds of processes.
+    sizes = (5, 2) if sys.argv[4:] else (2, 1)
+    record = elastic(data, folder) if what == "elastic" else autoscaling(data, folder, *sizes)
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     for picture in sys.argv[4:]:
         draw(record, Path(picture))

@@ -46,10 +46,10 @@ def scaled(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def test_nodes_come_for_a_sweep_that_the_head_has_no_room_for_and_go_when_idle(scaled: tuple[Path, dict[str, Any]]):
-    """Three trials of one CPU on nodes of two."""
+    """Two trials of one CPU on nodes of one."""
     seen = scaled[1]["seen"]
     assert seen[0]["nodes"] == 0
-    at_once = [look["nodes"] for look in seen if look["trials"] == 3]
+    at_once = [look["nodes"] for look in seen if look["trials"] == 2]
     assert at_once
     assert min(at_once) >= 2  # Ray counts a node that it has just replaced for a moment more
     assert seen[-1]["nodes"] == 0
@@ -58,7 +58,7 @@ def test_nodes_come_for_a_sweep_that_the_head_has_no_room_for_and_go_when_idle(s
 
 def test_no_node_is_taken_away_from_a_trial_that_trains(scaled: tuple[Path, dict[str, Any]]):
     folder, record = scaled
-    assert all(look["trials"] <= 2 * look["nodes"] for look in record["seen"])
+    assert all(look["trials"] <= look["nodes"] for look in record["seen"])
     for run in (folder / "sweep").glob("deep_supervision_*"):
         assert [row["step"] for row in lines(run)] == list(range(10, 401, 10))
 
@@ -66,8 +66,8 @@ def test_no_node_is_taken_away_from_a_trial_that_trains(scaled: tuple[Path, dict
 def test_a_sweep_that_waits_for_nodes_says_so(scaled: tuple[Path, dict[str, Any]]):
     printed = (scaled[0] / "printed.txt").read_text().splitlines()
     waits = [line for line in printed if line.startswith("waiting for")]
-    assert waits[0] == "waiting for 3 CPUs (the cluster has 0 of 3)"
-    assert set(waits[1:]) <= {"waiting for 1 CPUs (the cluster has 2 of 3)"}  # none where both nodes come together
+    assert waits[0] == "waiting for 2 CPUs (the cluster has 0 of 2)"
+    assert set(waits[1:]) <= {"waiting for 1 CPUs (the cluster has 1 of 2)"}  # none where both nodes come together
 
 
 # ---- nodes that are lost and added -----------------------------------------------------------------------
@@ -83,13 +83,11 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_goes_on_with_fewer_workers_and_with_more(changed: tuple[Path, dict[str, Any]]):
-    folder, record = changed
-    workers = [row["throughput/num_workers"] for row in lines(folder / "run")]
+def test_a_run_goes_on_with_more_workers_and_with_fewer(changed: tuple[Path, dict[str, Any]]):
+    workers = [row["throughput/num_workers"] for row in lines(changed[0] / "run")]
     changes = [(before, after) for before, after in pairwise(workers) if before != after]
-    assert workers[0] == 2
-    assert changes == [(2, 1), (1, 2)]
-    assert record["stopped"] > record["gained"]
+    assert workers[0] == 1
+    assert changes == [(1, 2), (2, 1)]
 
 
 def test_no_step_is_missing_and_none_is_logged_twice(changed: tuple[Path, dict[str, Any]]):
@@ -104,10 +102,9 @@ def test_notice_of_a_loss_saves_the_step_under_way_and_a_run_without_a_node_wait
     changed: tuple[Path, dict[str, Any]],
 ):
     folder, record = changed
-    assert record["at_risk"] == 0
+    assert (record["at_risk"], record["noticed"]) == (0, record["stopped"])
     assert_saved_unasked(folder / "run", record["noticed"])
     assert set(record["told"]) == {"waiting for 1 CPUs (the cluster has 0 of 1)"}
-    assert record["moved"] > record["noticed"]
 
 
 def assert_saved_unasked(run: Path, step: int) -> None:
@@ -120,9 +117,8 @@ def assert_saved_unasked(run: Path, step: int) -> None:
 def test_a_wish_for_more_workers_loses_no_step(changed: tuple[Path, dict[str, Any]]):
     """The step under way was saved for it, and logged by those who went on."""
     run = changed[0] / "run"
-    workers = [row["throughput/num_workers"] for row in lines(run)]
-    first_of_two_again = lines(run)[len(workers) - workers[::-1].index(1)]["step"]
-    assert_saved_unasked(run, int(first_of_two_again))
+    first_of_two = next(row["step"] for row in lines(run) if row["throughput/num_workers"] == 2)
+    assert_saved_unasked(run, int(first_of_two))
 
 
 def test_the_metrics_are_those_of_a_run_that_was_left_alone(changed: tuple[Path, dict[str, Any]]):

@@ -182,7 +182,7 @@ def test_a_job_that_fails_is_told_with_its_own_last_error_and_takes_configs_alon
     scenario = (ROOT / "configs" / "deep_supervision_linear.yaml").read_text()
     (tmp_path / "configs" / "mine.yaml").write_text(scenario)
     place = f"ray.storage_path={head.storage}"
-    command = tiny_run(data, "--config-name", "mine", "ray.num_workers=1", "lr=1e30", place)
+    command = tiny_run(data, "--config-name", "mine", "ray.num_workers=0", "lr=1e30", place)
     ended = head.run("submit", *command, cwd=tmp_path)
     assert ended.returncode == 1
     assert "config_name: mine" in ended.stdout
