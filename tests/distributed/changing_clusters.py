@@ -235,9 +235,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes = figure.subplots()
         seconds = [look["seconds"] for look in seen]
         for name, colour in (("nodes", SCENARIO_COLOURS["linear"]), ("trials", SCENARIO_COLOURS["constant"])):
-            told = {"nodes": f"worker nodes of {record['node_cpus']} CPUs", "trials": "trials that train, 1 CPU each"}[
-                name
-            ]
+            nodes = f"worker nodes of {record['node_cpus']} CPUs"
+            told = {"nodes": nodes, "trials": "trials that train, 1 CPU each"}[name]
             axes.step(seconds, [look[name] for look in seen], where="post", color=colour, label=told)
         axes.axvline(end, color=MUTED, linestyle=":", linewidth=1.2)
         axes.annotate("sweep ends", (end, 5.35), (-4, 0), textcoords="offset points", ha="right", color=MUTED)

@@ -1,4 +1,4 @@
-"""A fault under Ray on purpose, as `trm-ray selftest --workers 2` makes it."""
+"""Faults under Ray on purpose, as `trm-ray selftest --workers 2` makes them."""
 
 import pytest
 
@@ -13,11 +13,12 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     return Ground(tmp_path_factory.mktemp("ground"), workers=1)
 
 
-# The others take a minute and more: `trm-ray selftest --workers 2 --only worker,driver_on_ray,node,notice,sweep`. Nodes
-# are lost, with notice and without, in `test_changing_clusters.py`; what trials leave is counted in `test_tuner.py`.
-def test_a_trial_s_process_can_be_killed_and_nothing_that_was_saved_is_lost(ground: Ground):
-    assert "trial" in RAY_FAULTS
-    (outcome,) = make_faults(["trial"], ground)
+# The others take a minute and more: `trm-ray selftest --workers 2 --only worker,driver_on_ray,node,sweep`. A node is
+# lost unannounced in `test_changing_clusters.py`; what trials leave is counted in `test_tuner.py`.
+@pytest.mark.parametrize("name", ["trial", "notice"])
+def test_a_process_of_ray_s_can_be_killed_and_nothing_that_was_saved_is_lost(name: str, ground: Ground):
+    assert name in RAY_FAULTS
+    (outcome,) = make_faults([name], ground)
     assert outcome.problem is None
     assert (outcome.metrics_equal, outcome.weights_equal) == (True, True)
     assert outcome.steps_lost is not None

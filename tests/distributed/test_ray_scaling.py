@@ -6,17 +6,12 @@ import pytest
 from run_helpers import run_config
 
 from trm_ray.config import ConfigError
-from trm_ray.data import stream
 from trm_ray.scaling import WEAK, Case, measure_scaling
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
-def test_two_workers_are_measured_against_the_plain_loop(
-    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """On a split that is too large to be held whole by each of them, for which there is no test but this."""
-    monkeypatch.setattr(stream, "MAX_BYTES_IN_MEMORY", 1000)
+def test_two_workers_are_measured_against_the_plain_loop(puzzles: Path, tmp_path: Path):
     config = run_config(puzzles, tmp_path / "unused", "ray.cpus_per_worker=0.5")
     (result,) = measure_scaling(config, [Case(WEAK, 2)], num_turns=3, steps=4)
     assert (result.workers, result.batch_size, result.plain_batch_size, result.num_turns) == (2, 16, 8, 3)

@@ -4,22 +4,19 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from endpoint import grafana_expressions, scraped
 from helpers import metric_rows
-from ray.train.v2.api.exceptions import WorkerGroupError
 from run_helpers import final_weights, run_config
 
 from trm_ray.config import ConfigError
-from trm_ray.distributed import trainer
+from trm_ray.data import stream
 from trm_ray.distributed.cluster import check_resources
 from trm_ray.distributed.gauges import GAUGES, RunGauges
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.run import RunPlan, claim_folder, plan_run, train_in_process
-from trm_ray.training.optim import NonFiniteError
 
 TOGETHER = "zusammen größer, 实验 🎉"
 
@@ -114,24 +111,13 @@ def test_the_grafana_dashboard_asks_for_numbers_that_there_are(alone_and_togethe
     assert scraped({}, asked - ours).keys() == asked - ours
 
 
-def test_what_the_workers_died_of_is_raised_as_what_it_is(monkeypatch: pytest.MonkeyPatch):
-    """A loss that is not finite is what they return, for to try again would not help."""
-    not_finite = NonFiniteError("the loss nan is not finite: step=2")
-    returned = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=not_finite))
-    with pytest.raises(NonFiniteError, match="step=2"):
-        trainer._fit(returned)  # type: ignore[arg-type]
-    full, bug = OSError(28, "No space left on device"), TypeError("a bug")
-
-    def fails(cause: Exception) -> SimpleNamespace:
-        def fit() -> None:
-            raise WorkerGroupError("workers died", {1: cause})
-
-        return SimpleNamespace(fit=fit)
-
-    with pytest.raises(OSError, match="No space left"):
-        trainer._fit(fails(full))  # type: ignore[arg-type]
-    with pytest.raises(WorkerGroupError):
-        trainer._fit(fails(bug))  # type: ignore[arg-type]
+def test_a_split_that_does_not_fit_into_memory_is_dealt_out(
+    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stream, "MAX_BYTES_IN_MEMORY", 1000)
+    plan = claimed(puzzles, tmp_path / "run", "ray.num_workers=2", "ray.cpus_per_worker=0.5")
+    assert train_on_ray(plan)["eval/loss"] > 0
+    assert sorted(metric_rows(plan.folder)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_more_workers_than_the_machine_holds_are_refused_at_once(puzzles: Path, tmp_path: Path):

@@ -246,12 +246,15 @@ def done_by_workers(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Two workers a trial, who take all CPUs that there are."""
     folder, several = tmp_path_factory.mktemp("sweeps") / "workers", {"ray.num_workers": 2, "ray.cpus_per_worker": 1.5}
     with within(400):
-        return swept(sweep_config(puzzles, folder, [GOOD, IDLE], **several))
+        return swept(sweep_config(puzzles, folder, [GOOD, IDLE, WILD], **several))
 
 
 def test_a_stopped_trial_of_several_workers_gives_its_resources_back(done_by_workers: Swept):
+    """The third trial could start, for which all CPUs of the second are needed, and nothing is held in the end."""
     assert read_run(done_by_workers.folder(GOOD)).finished
     assert json.loads((done_by_workers.folder(IDLE) / STOPPED).read_text())["step"] == 3
+    assert done_by_workers.outcome.failed.keys() == {trial(WILD)}
+    assert "not finite" in done_by_workers.outcome.failed[trial(WILD)]
     assert_all_resources_are_back()
 
 
