@@ -14,13 +14,17 @@ INSTALL = $(PYTHON) -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet --constraint $(TESTED) --upgrade pip && \
 	$(BIN)/python -m pip install --quiet $(LAZY) --constraint $(TESTED) --editable
 
-.PHONY: demo test check package format constraints test-lowest clean
+.PHONY: demo test test-slow check package format constraints test-lowest clean
 
 demo: $(RUNTIME)
 	$(BIN)/trm-ray sweep --config-name five_scenarios --overwrite
 
 test: $(DEV)
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+# Jobs, nodes that come and go, trials of several workers, faults on purpose: as long again as the others.
+test-slow: $(DEV)
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --no-loadscope-reorder
 
 check: $(DEV)
 	$(BIN)/ruff format --check .
@@ -58,7 +62,7 @@ $(VENV)/.uv:
 # The tests without Ray, with the oldest releases that pyproject.toml allows, in an environment of its own.
 test-lowest:
 	$(MAKE) VENV=$(VENV)-lowest TESTED=$(LOWEST) $(VENV)-lowest/.dev
-	$(VENV)-lowest/bin/python -m pytest -m 'not ray' --numprocesses 2 --ignore tests/distributed
+	$(VENV)-lowest/bin/python -m pytest -m 'not ray and not slow' --numprocesses 2 --ignore tests/distributed
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .mypy_cache .ruff_cache

@@ -370,7 +370,6 @@ def test_a_folder_of_any_name_is_trained_in_gone_on_with_and_told(data: Path, tm
     assert (plain / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_to_its_end_though_nobody_reads_its_lines_any_longer(data: Path, tmp_path: Path):
     words = [sys.executable, "-m", "trm_ray", *train_words(data, tmp_path / "run", "max_steps=40")]
     with subprocess.Popen(

@@ -316,6 +316,7 @@ def test_a_run_there_is_the_run_here_and_tensorboard_reads_it(bucket: Path, tmp_
         monkeypatch.delitem(gfile._REGISTERED_FILESYSTEMS, "s3", raising=False)
 
 
+@pytest.mark.slow
 def test_another_machine_resumes_a_killed_run_to_the_same_bytes(bucket: Path, tmp_path: Path):
     data = some_puzzles(bucket / "puzzles", train=64)
     words = ["max_steps=120", "eval_interval=10", "ema=true", "ray.num_workers=0", f"data_paths=[{data}]"]

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def ctrl_c_once(there: Callable[[], object]) -> Iterator[None]:
-    """Send this process a Ctrl-C as soon as something is there."""
+    """Send this process a Ctrl-C as soon as something is there, and at the latest after five minutes."""
+    ended = threading.Event()
 
     def watch() -> None:
         deadline = time.monotonic() + 300
         while not there() and time.monotonic() < deadline:
-            time.sleep(0.05)
+            if ended.wait(0.05):
+                return
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=watch)
@@ -23,4 +25,5 @@ def ctrl_c_once(there: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
+        ended.set()
         thread.join()

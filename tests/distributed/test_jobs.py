@@ -175,6 +175,7 @@ def tiny_run(data: Path, *words: str) -> list[str]:
 # ---- one job after the other -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_told_with_its_own_last_error_and_takes_configs_along(
     head: Head, data: Path, tmp_path: Path
 ):
@@ -196,6 +197,7 @@ def test_a_job_that_fails_is_told_with_its_own_last_error_and_takes_configs_alon
     assert f"results  {head.storage}/runs/mine" in status
 
 
+@pytest.mark.slow
 def test_a_job_that_succeeds_ends_with_0_and_no_secret_goes_along(head: Head, tmp_path: Path):
     output = head.storage / "made"
     words = ["prepare", "sudoku", "--size", "4", "--train", "8", "--test", "2", "--output", output]
@@ -234,6 +236,7 @@ def test_results_on_object_storage_are_fetched_from_there(bucket: Path, tmp_path
     assert fetch(nobody, job, tmp_path / "here", checkpoints=True) == 2  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_on_workers_is_followed_let_go_stopped_and_fetched_both_ways(head: Head, data: Path, tmp_path: Path):
     place = f"ray.storage_path={head.storage}"
     often = ["max_steps=100000", "eval_interval=50", "log_interval=50", "ray.cpus_per_worker=0.5"]
@@ -295,6 +298,7 @@ def ctrl_c_once(command: list[str], seen: bytes, answer: bytes, env: dict[str, s
     return process.wait(30), printed.decode()
 
 
+@pytest.mark.slow
 def test_a_script_of_jobs_runs_by_ray_s_own_command(head: Head, tmp_path: Path):
     output = head.storage / "by_script"
     words = ["sudoku", "--size", "4", "--train", "8", "--test", "2", "--output", str(output)]
@@ -324,6 +328,7 @@ def test_a_script_of_jobs_runs_by_ray_s_own_command(head: Head, tmp_path: Path):
 # ---- what goes wrong before there is a job -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_server_that_wants_a_token_is_told_from_one_that_is_not_there(head: Head, tmp_path: Path):
     nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
     for words, env, code, told in (
@@ -352,6 +357,7 @@ def test_a_server_that_wants_a_token_is_told_from_one_that_is_not_there(head: He
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_is_not_there_is_refused_also_behind_a_proxy_for_the_rest_of_the_world(head: Head):
     proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
     ended = head.ask_here("stop", "train-of-nobody", **proxies, no_proxy=None, NO_PROXY=None)

@@ -11,6 +11,7 @@ from trm_ray.scaling import WEAK, Case, measure_scaling
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
+@pytest.mark.slow
 def test_two_workers_are_measured_against_the_plain_loop(puzzles: Path, tmp_path: Path):
     config = run_config(puzzles, tmp_path / "unused", "ray.cpus_per_worker=0.5")
     (result,) = measure_scaling(config, [Case(WEAK, 2)], num_turns=3, steps=4)

@@ -17,7 +17,7 @@ from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.run import RunPlan, claim_folder, is_finished, plan_run, start_step, train_in_process
 from trm_ray.training.stopping import STOP_FILE, Interrupted
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
 def planned(data: Path, folder: Path | str, steps: int, *words: str) -> RunPlan:

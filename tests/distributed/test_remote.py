@@ -15,7 +15,7 @@ from trm_ray.storage import remove_tree
 from trm_ray.sweeps import compare_trials, plan_sweep, start_sweep
 from trm_ray.training.checkpoint import checkpoints
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
 def test_a_sweep_goes_on_there_with_what_it_finds(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -111,6 +111,7 @@ def test_the_grafana_dashboard_asks_for_numbers_that_there_are(alone_and_togethe
     assert scraped({}, asked - ours).keys() == asked - ours
 
 
+@pytest.mark.slow
 def test_a_split_that_does_not_fit_into_memory_is_dealt_out(
     puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -249,6 +249,7 @@ def done_by_workers(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         return swept(sweep_config(puzzles, folder, [GOOD, IDLE, WILD], **several))
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_of_several_workers_gives_its_resources_back(done_by_workers: Swept):
     """The third trial could start, for which all CPUs of the second are needed, and nothing is held in the end."""
     assert read_run(done_by_workers.folder(GOOD)).finished
@@ -258,6 +259,7 @@ def test_a_stopped_trial_of_several_workers_gives_its_resources_back(done_by_wor
     assert_all_resources_are_back()
 
 
+@pytest.mark.slow
 def test_a_trial_of_several_workers_evaluates_all_test_rows_and_logs_once(done_by_workers: Swept):
     lines = (done_by_workers.folder(GOOD) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -11,8 +11,6 @@ from trm_ray.cli import app
 from trm_ray.selftest import LOCAL_FAULTS, make_faults
 from trm_ray.selftest.ground import HIT_AT, NUM_STEPS, SAVE_EVERY, FaultError, Ground, Outcome, raw_rows
 
-pytestmark = pytest.mark.slow
-
 # Most steps that may be taken again: those since the newest checkpoint, or since the one before where that is damaged.
 # A killed run may have taken some more by then, and may not have finished writing the newest.
 MOST_LOST = {
@@ -28,7 +26,14 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 
 
 # "elsewhere" is "driver" on another machine; `test_checkpoint.py` has more ways to damage one, `test_schema.py` data.
-@pytest.mark.parametrize("name", [name for name in LOCAL_FAULTS if name not in ("driver", "cut", "data")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name != "elsewhere" else [])
+        for name in LOCAL_FAULTS
+        if name not in ("driver", "cut", "data")
+    ],
+)
 def test_a_run_that_was_disturbed_arrives_at_the_bytes_of_one_that_was_left_alone(name: str, ground: Ground):
     (outcome,) = make_faults([name], ground)
     assert outcome.problem is None

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
+from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_placement_groups, list_workers
 
@@ -53,6 +54,10 @@ class LocalNodes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cluster.shutdown()
+        if (
+            ray.is_initialized()
+        ):  # with any cluster of a process, Ray forgets where the one of its own session keeps notes
+            internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
         self._own.close()
         shutil.rmtree(self._place, ignore_errors=True)
 
