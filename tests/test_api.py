@@ -15,8 +15,8 @@ from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
 import trm_ray
 from trm_ray.config import SweepConfig
 from trm_ray.distributed.tuner import Outcome
-from trm_ray.run import claim_folder, train_in_process
-from trm_ray.sweeps import SweepPlan
+from trm_ray.programs.sweep import SweepPlan
+from trm_ray.runs.run import claim_folder, train_in_process
 from trm_ray.training.inference import Solution
 from trm_ray.training.state import build_model
 
@@ -62,7 +62,7 @@ def test_a_sweep_gives_its_folder_and_ranking(data: Path, tmp_path: Path, monkey
             train_in_process(trial)
         return Outcome({})
 
-    monkeypatch.setattr("trm_ray.sweeps.run_trials", in_this_process)
+    monkeypatch.setattr("trm_ray.programs.sweep.run_trials", in_this_process)
     names = ["deep_supervision_baseline", "deep_supervision_linear"]
     overrides = {**TINY_RUN, "data_paths": [str(data)], "ray.num_workers": 0}
     values = {"scenarios": names, "overrides": overrides, "log_dir": str(tmp_path / "sweep")}

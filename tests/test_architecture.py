@@ -13,60 +13,34 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "ray", "matplotlib", "pyarrow"}
 
-# Each part of trm_ray, a package or a module, and the other parts that it may import.
-MAY_IMPORT: dict[str, set[str]] = {
-    "storage": set(),
-    "ownership": {"storage"},
-    "replacement": {"storage", "ownership"},
-    "config": {"storage"},
-    "model": {"config"},
-    "data": {"storage", "ownership", "replacement", "config"},
-    "training": {"storage", "replacement", "config", "model"},
-    "reporting": {"storage", "config"},
-    "conversions": {"storage", "ownership", "replacement", "config", "data", "training"},
-    "run": {
-        *("storage", "ownership", "replacement", "config", "model", "data", "training", "reporting", "conversions"),
-    },
-    "results": {"storage"},
-    "submission": {"storage", "config"},
-    "distributed": {
-        *("storage", "replacement", "config", "model", "data", "training", "reporting", "run", "results", "submission"),
-    },
-    "planning": {"storage", "config", "data", "training", "reporting", "run"},
-    "sweeps": {"storage", "ownership", "replacement", "config", "training", "reporting", "run", "distributed"},
-    "evaluations": {"storage", "replacement", "config", "model", "data", "training", "reporting", "run", "distributed"},
-    "selftest": {"config", "data", "training", "run", "sweeps", "distributed"},
-    "scaling": {"config", "training", "run", "distributed"},
-    "projection": set(),
-    "predictions": {"storage", "config", "model", "data", "training", "reporting"},
-    "api": {"storage", "config", "model", "training", "reporting", "run", "distributed", "sweeps", "evaluations"},
-    "cli": {
-        *("storage", "config", "model", "data", "training", "reporting", "run", "distributed", "sweeps", "predictions"),
-        *("evaluations", "conversions", "selftest", "planning", "submission", "scaling", "projection"),
-    },
-}
+# The floors of trm_ray, packages and modules, from the top down: each imports only what lies below it.
+FLOORS = (
+    "cli",
+    "api",
+    "measure",
+    "programs",
+    "distributed",
+    "runs",
+    "interop",
+    "kinds",
+    "data",
+    "training",
+    "reporting",
+)
+FLOORS += ("model", "replacement", "ownership", "config", "storage")
+# What neighbours have nothing to do with, though they lie above it.
+APART = {"data": {"training", "reporting", "model"}, "training": {"reporting"}, "reporting": {"model", "ownership"}}
 FORBIDDEN: dict[str, set[str]] = {
-    "storage": {"torch", "ray", "numpy", "pyarrow", "matplotlib", "s3fs", "boto3", "botocore"},
-    "ownership": {"torch", "ray", "numpy", "pyarrow", "matplotlib", "yaml"},
-    "replacement": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
-    "config": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
-    "model": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},
-    "training": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},
+    **{floor: {"ray"} for floor in FLOORS},
+    "distributed": set(),
     "data": {"torch", "ray", "matplotlib"},
-    "reporting": {"ray"},
-    "conversions": {"ray", "numpy", "pyarrow", "matplotlib"},
-    "run": {"ray"},
-    "results": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
-    "submission": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
-    "sweeps": {"ray"},
-    "planning": {"ray", "numpy", "pyarrow", "matplotlib"},
-    "selftest": {"ray"},
-    "scaling": {"ray"},
-    "projection": {"ray", "torch", "numpy"},
-    "predictions": {"ray", "matplotlib"},
-    "api": {"ray"},
-    "evaluations": {"ray"},
-    "cli": {"ray"},
+    "kinds": {"torch", "ray", "matplotlib"},
+    "training": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},
+    "model": {"ray", "numpy", "pyarrow", "matplotlib", "tensorboard"},
+    "replacement": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
+    "ownership": {"torch", "ray", "numpy", "pyarrow", "matplotlib", "yaml"},
+    "config": {"torch", "ray", "numpy", "pyarrow", "matplotlib"},
+    "storage": {"torch", "ray", "numpy", "pyarrow", "matplotlib", "s3fs", "boto3", "botocore"},
 }
 
 
@@ -110,14 +84,11 @@ def test_ray_is_imported_in_distributed_in_jobs_and_in_their_tests_alone():
     assert strays == []
 
 
-@pytest.mark.parametrize("part", MAY_IMPORT)
-def test_dependencies_point_one_way(part):
-    strays = {
-        str(path.relative_to(ROOT)): sorted(parts(path) - MAY_IMPORT[part] - {part})
-        for path in sources(f"trm_ray/{part}")
-        if parts(path) - MAY_IMPORT[part] - {part}
-    }
-    assert strays == {}
+@pytest.mark.parametrize("part", FLOORS)
+def test_dependencies_point_downwards(part):
+    allowed = set(FLOORS[FLOORS.index(part) :]) - APART.get(part, set())
+    strays = {str(path.relative_to(ROOT)): sorted(parts(path) - allowed) for path in sources(f"trm_ray/{part}")}
+    assert {path: found for path, found in strays.items() if found} == {}
 
 
 @pytest.mark.parametrize("part", FORBIDDEN)
@@ -142,7 +113,7 @@ def test_no_module_imports_one_that_builds_on_it():
 def test_every_part_of_the_package_is_known_to_this_test():
     package = ROOT / "trm_ray"
     found = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert found - {"__init__", "__main__"} == set(MAY_IMPORT)
+    assert found - {"__init__", "__main__"} == set(FLOORS)
 
 
 def heavy_after(code: str) -> list[str]:

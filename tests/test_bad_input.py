@@ -34,9 +34,9 @@ from typer.testing import CliRunner, Result
 
 from trm_ray.cli import app
 from trm_ray.config import to_yaml
+from trm_ray.interop.original import to_original
+from trm_ray.interop.portable import write_portable
 from trm_ray.training.checkpoint import load_checkpoint
-from trm_ray.training.original import to_original
-from trm_ray.training.portable import write_portable
 from trm_ray.training.state import build_model
 
 Spoil = Callable[[], object]  # works on the current folder, a copy of the world

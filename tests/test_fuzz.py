@@ -21,15 +21,15 @@ from run_helpers import some_puzzles
 from safetensors.torch import save_file
 
 from trm_ray.config import Config, config_from_values, known_keys, load_config, load_sweep, to_yaml
-from trm_ray.data.arc import parse_puzzle
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.kinds import kind_of
-from trm_ray.data.maze import parse_maze
-from trm_ray.data.official import import_original
 from trm_ray.data.schema import open_dataset
-from trm_ray.data.sudoku import parse_board
+from trm_ray.interop.datasets import import_original
+from trm_ray.interop.loading import load_model
+from trm_ray.kinds.arc.read import parse_puzzle
+from trm_ray.kinds.maze.generate import parse_maze
+from trm_ray.kinds.registry import kind_of
+from trm_ray.kinds.sudoku.generate import parse_board
 from trm_ray.reporting.run_log import read_run
-from trm_ray.training.inference import load_model
 
 bounded = settings(
     derandomize=True,

@@ -274,7 +274,7 @@ def test_nothing_is_imported_into_a_run_nor_prepared_in_a_dataset_that_another_p
 
 
 def test_two_that_need_the_same_data_make_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
-    from trm_ray import run
+    from trm_ray.runs import run
 
     monkeypatch.setattr(run, "_LOOK_EVERY_S", 0.02)
     words = ["task=sudoku4", f"data_paths=[{tmp_path / 'data'}]", "generator.train=20", "generator.test=5"]

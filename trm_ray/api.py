@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trm_ray.config import Config, SweepConfig
+    from trm_ray.interop.loading import LoadedModel
     from trm_ray.model.trm import TinyRecursiveModel
-    from trm_ray.reporting.summary import ScenarioSummary
-    from trm_ray.training.inference import LoadedModel, Solution
+    from trm_ray.reporting.numbers.groups import ScenarioSummary
+    from trm_ray.training.inference import Solution
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
         Interrupted: Ctrl-C (a `KeyboardInterrupt`) or another stop signal that the program has no handler for came;
             the step that was under way is saved.
     """
-    from trm_ray.run import is_finished, owned_run, plan_run, train_in_process
+    from trm_ray.runs.run import is_finished, owned_run, plan_run, train_in_process
 
     plan = plan_run(config)
     with owned_run(plan, resume=resume, overwrite=overwrite) as begin:
@@ -139,9 +140,9 @@ def sweep(
     from rich.console import Console
 
     from trm_ray.config import load_sweep
+    from trm_ray.programs.sweep import plan_sweep, start_sweep
+    from trm_ray.reporting.numbers.groups import summarise
     from trm_ray.reporting.run_log import find_runs
-    from trm_ray.reporting.summary import summarise
-    from trm_ray.sweeps import plan_sweep, start_sweep
 
     resolved = load_sweep(sweep, overrides, config_dir=config_dir) if isinstance(sweep, str) else sweep
     quiet, plan = Console(quiet=True, force_terminal=False), plan_sweep(resolved)
@@ -154,7 +155,7 @@ def evaluate(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """Measure a run or a checkpoint on held-out puzzles, writing numbers and a picture into its `report` folder.
 
     Args:
-        options: as of `trm_ray.evaluations.evaluate_run`: `split`, `segments`, `halt`, `averaged`, `data`, `output` …
+        options: of `trm_ray.programs.evaluate.evaluate_run`: `split`, `segments`, `halt`, `averaged`, `data` …
 
     Returns:
         What `evaluation_SPLIT.json` holds.
@@ -162,7 +163,7 @@ def evaluate(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     Raises:
         ValueError: there is no checkpoint, or the data do not fit it.
     """
-    from trm_ray.evaluations import evaluate_run
+    from trm_ray.programs.evaluate import evaluate_run
     from trm_ray.storage import as_path
 
     report = evaluate_run(as_path(path), **options)
@@ -187,9 +188,9 @@ def load_model(
         ValueError: there is no checkpoint, or it is damaged.
     """
     from trm_ray.storage import as_path
-    from trm_ray.training import inference
+    from trm_ray.interop import loading
 
-    return inference.load_model(as_path(path), averaged=averaged, device=device)
+    return loading.load_model(as_path(path), averaged=averaged, device=device)
 
 
 def solve(

@@ -9,7 +9,7 @@ import pytest
 from trm_ray.data import stream
 from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, SplitInfo, TokenBatch
 from trm_ray.data.stream import RowStream, Shard, fits_in_memory
-from trm_ray.data.symmetries import SudokuSymmetry
+from trm_ray.kinds.symmetries import SudokuSymmetry
 
 
 def sudoku_rows(box, count):

@@ -39,9 +39,9 @@ from trm_ray.config import SweepConfig  # noqa: E402
 from trm_ray.distributed.faults import LocalNodes, free_port  # noqa: E402
 from trm_ray.distributed.surroundings import own_cluster  # noqa: E402
 from trm_ray.distributed.trainer import train_on_ray  # noqa: E402
-from trm_ray.run import RunPlan, claim_folder, plan_run, start_step  # noqa: E402
-from trm_ray.selftest.ground import steps_at_risk  # noqa: E402
-from trm_ray.sweeps import plan_sweep, start_sweep  # noqa: E402
+from trm_ray.measure.selftest.ground import steps_at_risk  # noqa: E402
+from trm_ray.programs.sweep import plan_sweep, start_sweep  # noqa: E402
+from trm_ray.runs.run import RunPlan, claim_folder, plan_run, start_step  # noqa: E402
 from trm_ray.training.checkpoint import checkpoint_step, checkpoints  # noqa: E402
 from trm_ray.training.stopping import STOP_FILE, Interrupted  # noqa: E402
 
@@ -227,7 +227,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """Draw nodes and training trials over time."""
     from matplotlib.figure import Figure
 
-    from trm_ray.reporting.style import MUTED, SCENARIO_COLOURS, legend_above, room_for_notes, save, styled
+    from trm_ray.reporting.pictures.style import MUTED, SCENARIO_COLOURS, legend_above, room_for_notes, save, styled
 
     seen, end = record["seen"], record["ended_s"]
     with styled(), room_for_notes():

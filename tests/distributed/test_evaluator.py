@@ -15,7 +15,7 @@ from run_helpers import run_config
 
 from trm_ray.config import ConfigError
 from trm_ray.distributed.evaluator import map_on_ray
-from trm_ray.evaluations import Evaluator, MeasuredBatch, evaluate_run
+from trm_ray.programs.evaluate import Evaluator, MeasuredBatch, evaluate_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 def test_two_workers_give_what_one_process_gives(tmp_path: Path):
     """A run with puzzle embeddings, the votes for whose puzzles travel from the workers."""
     run = arc_run(tmp_path)[0]
-    with patch("trm_ray.evaluations.save_evaluation", lambda evaluation, path, *words: path):
+    with patch("trm_ray.programs.evaluate.save_evaluation", lambda evaluation, path, *words: path):
         here, there = (
             evaluate_run(run, segments=[2, 4], batch_size=1, num_workers=n, output=tmp_path / str(n)) for n in (0, 2)
         )
@@ -49,10 +49,10 @@ def test_a_process_whose_workers_measure_holds_no_weights(puzzles: Path, tmp_pat
         return map(make(), range(count))
 
     with (
-        patch("trm_ray.evaluations.Evaluator", Noted),
+        patch("trm_ray.programs.evaluate.Evaluator", Noted),
         patch("trm_ray.distributed.evaluator.map_on_ray", in_this_process),
-        patch("trm_ray.evaluations.choose_device", side_effect=lambda config: torch.device("cpu")) as chosen,
-        patch("trm_ray.evaluations.save_evaluation", lambda evaluation, path, *words: path),
+        patch("trm_ray.programs.evaluate.choose_device", side_effect=lambda config: torch.device("cpu")) as chosen,
+        patch("trm_ray.programs.evaluate.save_evaluation", lambda evaluation, path, *words: path),
     ):
         evaluate_run(checkpoint(tmp_path, puzzles), num_workers=2)
     driver, worker = opened

@@ -2,8 +2,8 @@
 
 import pytest
 
-from trm_ray.selftest import RAY_FAULTS, make_faults
-from trm_ray.selftest.ground import SAVE_EVERY, Ground
+from trm_ray.measure.selftest import RAY_FAULTS, make_faults
+from trm_ray.measure.selftest.ground import SAVE_EVERY, Ground
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

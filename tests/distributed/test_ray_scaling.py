@@ -6,7 +6,7 @@ import pytest
 from run_helpers import run_config
 
 from trm_ray.config import ConfigError
-from trm_ray.scaling import WEAK, Case, measure_scaling
+from trm_ray.measure.scaling import WEAK, Case, measure_scaling
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 

@@ -10,9 +10,9 @@ from run_helpers import TINY_RUN, final_weights, some_puzzles
 
 from trm_ray.config import SweepConfig
 from trm_ray.distributed.tuner import STOPPED
+from trm_ray.programs.sweep import compare_trials, plan_sweep, start_sweep
 from trm_ray.reporting.run_log import read_run
 from trm_ray.storage import remove_tree
-from trm_ray.sweeps import compare_trials, plan_sweep, start_sweep
 from trm_ray.training.checkpoint import checkpoints
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]

@@ -16,7 +16,7 @@ from trm_ray.data import stream
 from trm_ray.distributed.cluster import check_resources
 from trm_ray.distributed.gauges import GAUGES, RunGauges
 from trm_ray.distributed.trainer import train_on_ray
-from trm_ray.run import RunPlan, claim_folder, plan_run, train_in_process
+from trm_ray.runs.run import RunPlan, claim_folder, plan_run, train_in_process
 
 TOGETHER = "zusammen größer, 实验 🎉"
 

@@ -24,9 +24,9 @@ from run_helpers import TINY_RUN, final_weights, run_config
 from trm_ray.config import SweepConfig, to_yaml
 from trm_ray.distributed.faults import Inventory
 from trm_ray.distributed.tuner import STOPPED, Outcome
+from trm_ray.programs.sweep import SweepPlan, compare_trials, plan_sweep, start_sweep
 from trm_ray.reporting.run_log import find_runs, read_run
-from trm_ray.run import claim_folder, plan_run, train_in_process
-from trm_ray.sweeps import SweepPlan, compare_trials, plan_sweep, start_sweep
+from trm_ray.runs.run import claim_folder, plan_run, train_in_process
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 from trm_ray.training.stopping import Interrupted
 

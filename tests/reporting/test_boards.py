@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from trm_ray.reporting.boards import FILLS, Board, Frame, board_text, frame_text, worth_showing
-from trm_ray.reporting.film import CHANGED_FILL, HALT_FILL, check_gif, draw_frame, save_gif
+from trm_ray.reporting.pictures.boards import FILLS, Board, Frame, board_text, frame_text, worth_showing
+from trm_ray.reporting.pictures.film import CHANGED_FILL, HALT_FILL, check_gif, draw_frame, save_gif
 
 
 def board(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from trm_ray.reporting.evaluation import (
+from trm_ray.reporting.pictures.evaluation import (
     RowResults,
     Share,
     Voting,

@@ -9,11 +9,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from trm_ray.reporting.comparison import draw_comparison, save_comparison
-from trm_ray.reporting.dashboard import draw_dashboard, save_dashboard
-from trm_ray.reporting.report import write_report
+from trm_ray.reporting.page import write_report
+from trm_ray.reporting.pictures.comparison import draw_comparison, save_comparison
+from trm_ray.reporting.pictures.dashboard import draw_dashboard, save_dashboard
+from trm_ray.reporting.pictures.style import SCENARIO_COLOURS, group_looks
 from trm_ray.reporting.run_log import Run
-from trm_ray.reporting.style import SCENARIO_COLOURS, group_looks
 
 MakeRun = Callable[..., Run]
 Rows = Callable[..., list[dict[str, float]]]

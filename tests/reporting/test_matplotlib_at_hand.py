@@ -13,7 +13,7 @@ import logging, os, sys
 from pathlib import Path
 {before}
 settings = {{name: os.environ.get(name) for name in ("MPLBACKEND", "MATPLOTLIBRC")}}
-from trm_ray.reporting import style
+from trm_ray.reporting.pictures import style
 import matplotlib
 from matplotlib.figure import Figure
 look = lambda: {{key: str(matplotlib.rcParams._get(key)) for key in matplotlib.rcParams}}

@@ -298,7 +298,7 @@ def test_importing_the_reports_loads_neither_torch_nor_ray() -> None:
     import sys
 
     code = (
-        "import sys, trm_ray.reporting.dashboard, trm_ray.reporting.comparison\n"
+        "import sys, trm_ray.reporting.pictures.dashboard, trm_ray.reporting.pictures.comparison\n"
         "print(sorted({'torch', 'ray', 'tensorboard', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import SHAPE, local_session, sudoku, tiny_config
 
-from trm_ray.training.inference import load_model, run_segments, solve
+from trm_ray.interop.loading import load_model
+from trm_ray.training.inference import run_segments, solve
 from trm_ray.training.loop import run_training
 from trm_ray.training.state import build_model
 

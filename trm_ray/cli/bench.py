@@ -34,8 +34,8 @@ def bench(
     from rich.console import Console
     from rich.progress import track
 
+    from trm_ray.measure.step_cost import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
     from trm_ray.reporting.terminal import say, show
-    from trm_ray.training.benchmark import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
 
     if context.invoked_subcommand is not None:
         return
@@ -81,10 +81,10 @@ def scaling(
     from rich.console import Console
 
     from trm_ray.config import load_config
-    from trm_ray.reporting.scaling import draw_scaling
-    from trm_ray.reporting.style import save as save_figure
+    from trm_ray.measure.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
+    from trm_ray.reporting.pictures.scaling import draw_scaling
+    from trm_ray.reporting.pictures.style import save as save_figure
     from trm_ray.reporting.terminal import say, show
-    from trm_ray.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
 
     for place, option in ((save, "--save"), (plot, "--plot")):
         check_place(place, option)
@@ -120,7 +120,15 @@ def projection(
 
     from rich.console import Console
 
-    from trm_ray.projection import GROWING, RECIPES, SHARED, Cluster, limit_lines, projection_table, source_lines
+    from trm_ray.measure.projection import (
+        GROWING,
+        RECIPES,
+        SHARED,
+        Cluster,
+        limit_lines,
+        projection_table,
+        source_lines,
+    )
     from trm_ray.reporting.terminal import say, show
 
     if recipe not in RECIPES:

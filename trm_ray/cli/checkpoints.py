@@ -55,7 +55,7 @@ def import_command(
     """
     from rich.console import Console
 
-    from trm_ray.conversions import import_checkpoint
+    from trm_ray.interop.checkpoints import import_checkpoint
     from trm_ray.reporting.terminal import say
 
     done = import_checkpoint(
@@ -107,7 +107,7 @@ def export_command(
     from rich.console import Console
     from rich.text import Text
 
-    from trm_ray.conversions import export_checkpoint
+    from trm_ray.interop.checkpoints import export_checkpoint
     from trm_ray.reporting.terminal import say
 
     console = Console()

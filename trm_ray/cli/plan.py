@@ -40,7 +40,7 @@ def plan(
     from rich.console import Console
     from rich.progress import track
 
-    from trm_ray.planning import (
+    from trm_ray.measure.budget import (
         measured_here,
         plan_cost,
         plan_json,

@@ -13,8 +13,8 @@ from trm_ray.cli.common import app, reported
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from trm_ray.predictions import Prediction
-    from trm_ray.training.inference import LoadedModel
+    from trm_ray.interop.loading import LoadedModel
+    from trm_ray.programs.predict import Prediction
 
 
 @app.command()
@@ -42,7 +42,7 @@ def predict(
     from rich.console import Console
 
     from trm_ray.data.progress import progress
-    from trm_ray.predictions import kind_for, load, predict, read_questions
+    from trm_ray.programs.predict import kind_for, load, predict, read_questions
 
     _check_gif(gif, delay)
     loaded = load(run, averaged=not raw_weights)
@@ -62,15 +62,15 @@ def predict(
 def _check_gif(gif: Path | None, delay: int) -> None:
     """Refuse an impossible GIF before anything is computed."""
     if gif is not None:
-        from trm_ray.reporting.film import check_gif
+        from trm_ray.reporting.pictures.film import check_gif
 
         check_gif(gif, delay)
 
 
 def _show_all(console: Console, loaded: LoadedModel, predictions: Sequence[Prediction], *, every: bool) -> None:
     """Name the model, say what the marks on the boards mean, and print every puzzle."""
-    from trm_ray.predictions import remark
-    from trm_ray.reporting.boards import LEGEND
+    from trm_ray.programs.predict import remark
+    from trm_ray.reporting.pictures.boards import LEGEND
     from trm_ray.reporting.terminal import say
 
     weights = "averaged weights" if loaded.averaged else "weights as they are"
@@ -90,7 +90,7 @@ def _show(console: Console, prediction: Prediction, *, every: bool) -> None:
     from rich.rule import Rule
     from rich.text import Text
 
-    from trm_ray.reporting.boards import frame_text, worth_showing
+    from trm_ray.reporting.pictures.boards import frame_text, worth_showing
     from trm_ray.reporting.terminal import as_it_is, say
 
     frames = prediction.frames()
@@ -124,7 +124,7 @@ def _summary(predictions: Sequence[Prediction]) -> str:
 def _film(console: Console, predictions: Sequence[Prediction], gif: Path, delay: int) -> None:
     """Write the GIF of the first puzzle."""
     from trm_ray.data.progress import progress
-    from trm_ray.reporting.film import save_gif
+    from trm_ray.reporting.pictures.film import save_gif
     from trm_ray.reporting.terminal import say
 
     first = predictions[0]

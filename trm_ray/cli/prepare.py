@@ -57,11 +57,11 @@ def prepare_sudoku_command(
 
     Example: `trm-ray prepare sudoku --size 6 --train 2000 --test 512 --seed 0 --output data/sudoku6`
     """
-    from trm_ray.data import sudoku
+    from trm_ray.kinds.sudoku import generate
 
     if from_csv is not None:
         _refuse(ctx, ("size", "train", "clues", "difficulty"), _GENERATED)
-        sudoku.prepare_sudoku_from_csv(
+        generate.prepare_sudoku_from_csv(
             from_csv,
             output,
             test=test if from_csv.is_file() or is_given(ctx, "test") else None,
@@ -73,7 +73,7 @@ def prepare_sudoku_command(
         )
         return
     _refuse(ctx, ("subsample", "min_difficulty", "keep_ambiguous"), _CHOSEN)
-    sudoku.prepare_sudoku(
+    generate.prepare_sudoku(
         output,
         size=size,
         train=train,
@@ -120,11 +120,11 @@ def prepare_maze_command(
 
     Example: `trm-ray prepare maze --size 30 --min-length 110 --train 1000 --test 1000 --seed 0 --output data/maze30`
     """
-    from trm_ray.data import maze
+    from trm_ray.kinds.maze import generate
 
     if from_csv is not None:
         _refuse(ctx, ("size", "min_length", "train"), _GENERATED)
-        maze.prepare_maze_from_csv(
+        generate.prepare_maze_from_csv(
             from_csv,
             output,
             test=test if from_csv.is_file() or is_given(ctx, "test") else None,
@@ -136,7 +136,7 @@ def prepare_maze_command(
         )
         return
     _refuse(ctx, ("subsample", "keep_ambiguous"), _CHOSEN)
-    maze.prepare_maze(
+    generate.prepare_maze(
         output,
         size=size,
         min_length=min_length,
@@ -199,7 +199,7 @@ def prepare_arc_command(
 
     Example: `trm-ray prepare arc --input arc-agi --subsets training evaluation concept --test-set evaluation`
     """
-    from trm_ray.data.arc import prepare_arc
+    from trm_ray.kinds.arc.read import prepare_arc
 
     prepare_arc(
         output,
@@ -228,7 +228,7 @@ def import_original_command(
 
     Example: `trm-ray prepare import-original data/arc1concept-aug-1000 --output data/arc1`
     """
-    from trm_ray.data.official import import_original
+    from trm_ray.interop.datasets import import_original
 
     import_original(
         folder,

@@ -38,8 +38,8 @@ def evaluate(
     """
     from rich.console import Console
 
-    from trm_ray.evaluations import evaluate_run
-    from trm_ray.reporting.evaluation import evaluation_lines, evaluation_table
+    from trm_ray.programs.evaluate import evaluate_run
+    from trm_ray.reporting.pictures.evaluation import evaluation_lines, evaluation_table
     from trm_ray.reporting.terminal import say, show
 
     console = Console()
@@ -97,8 +97,8 @@ def dashboard(
     """
     from rich.console import Console
 
-    from trm_ray.reporting.dashboard import save_dashboard
-    from trm_ray.reporting.health import health_marks
+    from trm_ray.reporting.numbers.diagnosis import health_marks
+    from trm_ray.reporting.pictures.dashboard import save_dashboard
     from trm_ray.reporting.run_log import read_run
     from trm_ray.reporting.terminal import say
 
@@ -128,9 +128,9 @@ def compare(
     """
     from rich.console import Console
 
-    from trm_ray.reporting.comparison import save_comparison, summarise, summary_table
+    from trm_ray.reporting.pictures.comparison import save_comparison, summarise, summary_table
+    from trm_ray.reporting.pictures.style import is_drawn_by_us
     from trm_ray.reporting.run_log import find_runs
-    from trm_ray.reporting.style import is_drawn_by_us
     from trm_ray.reporting.terminal import say, show
 
     if not is_given(ctx, "save") and save.exists() and not is_drawn_by_us(save):

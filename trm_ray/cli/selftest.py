@@ -31,9 +31,9 @@ def selftest(
 
     from rich.console import Console
 
+    from trm_ray.measure.selftest import chosen_faults, fault_table, faults_json, make_faults
+    from trm_ray.measure.selftest.ground import Ground
     from trm_ray.reporting.terminal import say, show
-    from trm_ray.selftest import chosen_faults, fault_table, faults_json, make_faults
-    from trm_ray.selftest.ground import Ground
 
     check_place(save, "--save")
     if folder is not None and (is_remote(folder) or not folder.is_dir()):

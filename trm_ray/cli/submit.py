@@ -14,7 +14,7 @@ from trm_ray.cli.common import FAILED, HELP, INTERRUPTED, app, complain, jobs_ap
 
 if TYPE_CHECKING:
     from trm_ray.distributed.jobs import Client, Job
-    from trm_ray.submission import Submission
+    from trm_ray.distributed.submission import Submission
 
 # The two lines with which Ray begins the log of every job.
 _RAY_S_OWN = r"^Running entrypoint for job |\bjob_manager\.py:\d+ -- Runtime env is setting up\.$"
@@ -62,7 +62,7 @@ def submit(
 
 def _planned(command: Sequence[str]) -> Submission:
     """Parse a command as it would be here, so that a mistake costs no trip to the cluster."""
-    from trm_ray.submission import plan_submission
+    from trm_ray.distributed.submission import plan_submission
 
     leaf, names = _find(command)
     words = list(command[len(names) :])

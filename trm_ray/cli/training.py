@@ -43,7 +43,7 @@ def train(
     from trm_ray.config import banner, load_config
     from trm_ray.reporting.console import RunDisplay
     from trm_ray.reporting.terminal import say
-    from trm_ray.run import beginning, is_finished, owned_run, plan_run, start_step, train_in_process
+    from trm_ray.runs.run import beginning, is_finished, owned_run, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
 
     begin_from = {} if init_from is None else {"init_from": init_from}
@@ -117,7 +117,7 @@ def sweep(
     from rich.console import Console
 
     from trm_ray.config import load_sweep
-    from trm_ray.sweeps import plan_sweep, start_sweep
+    from trm_ray.programs.sweep import plan_sweep, start_sweep
 
     plan = plan_sweep(load_sweep(config_name, overrides or []))
     outcome = start_sweep(plan, Console(), resume=resume, overwrite=overwrite)

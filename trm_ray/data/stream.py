@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from trm_ray.data.counters import counter_draws
 from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, TokenBatch
-from trm_ray.data.symmetries import Symmetry
 
 # Splits up to this size, as int32 tokens, every worker holds whole: 3.3 million 9×9 boards.
 MAX_BYTES_IN_MEMORY = 2**31
@@ -23,6 +23,40 @@ SHUFFLE_ROWS = 2**18
 
 _HASHED_ROWS = 256  # at once: few enough to stay in the cache
 _SALT_PICK = np.uint64(0xD4)  # so that the puzzle picked says nothing of its augmentation
+
+
+class Symmetry(Protocol):
+    """Transform puzzles into equivalent ones."""
+
+    def augment(
+        self,
+        rows: TokenBatch,
+        *,
+        seed: int,
+        epoch: int | np.ndarray,
+        puzzle_keys: np.ndarray,
+        row_keys: np.ndarray,
+    ) -> TokenBatch:
+        """Transform each row by a symmetry that (seed, epoch, its puzzle, itself) alone decide.
+
+        Args:
+            rows: left as they are.
+            epoch: one for all rows, or (B,): a batch may cross from one epoch into the next.
+            puzzle_keys: (B,) a uint64 that names each row's puzzle; its examples are to be transformed alike.
+            row_keys: (B,) a uint64 that names each row (`stream.row_keys`).
+
+        Returns:
+            New rows of the same shapes and dtypes.
+        """
+        ...
+
+    def num_variants(self, puzzle_identifiers: np.ndarray) -> np.ndarray:
+        """Say in how many forms (B,) the model knows each puzzle, itself included: what an evaluation may vote over."""
+        ...
+
+    def variant(self, rows: TokenBatch, number: np.ndarray) -> TokenBatch:
+        """Bring each row into the form of that number (B,); 0 is the row as it is."""
+        ...
 
 
 @dataclass(frozen=True)

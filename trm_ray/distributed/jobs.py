@@ -31,10 +31,10 @@ import trm_ray
 from trm_ray.config.files import OWN_CONFIGS, find_configs, shipped_configs
 from trm_ray.config.keys import NAME
 from trm_ray.distributed import VERBOSE
+from trm_ray.distributed.results import copy_results, unpack
+from trm_ray.distributed.submission import Submission
 from trm_ray.distributed.surroundings import LOOPBACK, environment, past_proxies, token_path
-from trm_ray.results import copy_results, unpack
 from trm_ray.storage import EXTRAS, as_path, is_remote
-from trm_ray.submission import Submission
 
 # Ray stops a job with SIGTERM and kills it this many seconds later; its default of 3 is too short to save a step. It is
 # read in the job's own environment, so that no cluster has to be prepared.
@@ -396,7 +396,7 @@ def _visible(job: Job) -> Path | None:
 
 def _packed(client: Client, results: str, checkpoints: bool) -> list[str]:
     """Let a small job on the cluster print the results."""
-    words = ["python", "-m", "trm_ray.results", results, "--limit", str(MOST_BYTES)]
+    words = ["python", "-m", "trm_ray.distributed.results", results, "--limit", str(MOST_BYTES)]
     entrypoint = shlex.join([*words, *(["--checkpoints"] if checkpoints else [])])
     told = {"command": _FETCH}
     name = _start(client, _new_name(_FETCH), entrypoint, runtime_env=_package(), metadata=told)

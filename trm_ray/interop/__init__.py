@@ -1,0 +1,1 @@
+"""Files of the original TRM code and of others, in and out."""

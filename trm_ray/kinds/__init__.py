@@ -1,0 +1,1 @@
+"""One home a kind of puzzle: what the tokens of a dataset spell."""

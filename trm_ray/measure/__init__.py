@@ -1,0 +1,1 @@
+"""What the product costs and stands: steps, workers, plans, faults made on purpose."""

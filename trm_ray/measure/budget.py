@@ -1,0 +1,556 @@
+"""What a run or a sweep will ask for, before any of it is spent: trials, machines, time, memory, disk.
+
+Steps are measured on this machine, or told; everything else follows by counting. What had to be assumed is said.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trm_ray.config import Config, ConfigError, SudokuGenerator, SweepConfig, flat, trial_configs
+from trm_ray.config.files import read_file
+from trm_ray.data.schema import DatasetInfo, SplitInfo, is_dataset
+from trm_ray.data.stream import fits_in_memory
+from trm_ray.reporting.run_log import read_run
+from trm_ray.runs.run import open_data
+from trm_ray.storage import as_path, tree_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trm_ray.measure.step_cost import StepCost
+
+_MIB = 2**20
+# What the cost of a step depends on, besides `arch.*`, the rows a worker takes and whether cycles are supervised.
+_COST_KEYS = ("optimizer", "loss_type", "ema", "freeze_weights", "device", "ray.use_gpu", "ray.cpus_per_worker")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a plan. `disk_mib` is None for data that has yet to be made."""
+
+    paths: tuple[str, ...]
+    train_rows: int
+    test_rows: int
+    disk_mib: float | None
+    object_store_mib: float
+    worker_mib: float
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Hours of training; the three are equal without early stopping.
+
+    least: all but the best of each group stop as soon as they may. halving: every rung stops its share. most: nobody is
+    stopped.
+    """
+
+    least: float
+    halving: float
+    most: float
+
+    def times(self, factor: float) -> Hours:
+        """Multiply all three."""
+        return Hours(self.least * factor, self.halving * factor, self.most * factor)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Trials that cost the same.
+
+    step_ms: mean over the steps, with its share of evaluations. weights_mib … carry_mib: a worker's memory; activations
+    are None where no step was taken. checkpoints: what a trial leaves at most, for the best may be among the latest.
+    hours: of all these trials.
+    """
+
+    scenario: str
+    num_trials: int
+    num_steps: int
+    first_stop: int
+    parameters: int
+    step_ms: float
+    weights_mib: float
+    optimizer_mib: float
+    average_mib: float
+    carry_mib: float
+    activations_mib: float | None
+    checkpoint_mib: float
+    checkpoints: int
+    hours: Hours
+
+    @property
+    def memory_mib(self) -> float:
+        """What a worker's tensors take, gradients included."""
+        counted = self.weights_mib + self.optimizer_mib + self.average_mib + self.carry_mib
+        return counted + self.weights_mib + (self.activations_mib or 0)
+
+    @property
+    def disk_mib(self) -> float:
+        """What the checkpoints of all these trials take in the end."""
+        return self.num_trials * self.checkpoints * self.checkpoint_mib
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be asked for; hours count a trial's time, whatever it runs on."""
+
+    name: str
+    num_trials: int
+    at_once: int
+    workers: int
+    cpus_of_trial: float
+    gpus_of_trial: float
+    data: tuple[Data, ...]
+    trials: tuple[Trials, ...]
+    hours: Hours
+    longest_trial_h: float
+    step_source: str
+    assumed: tuple[str, ...] = field(default=())
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        """What is paid for, and how many of them a trial takes."""
+        return ("GPU", self.gpus_of_trial) if self.gpus_of_trial else ("CPU", self.cpus_of_trial)
+
+
+StepTimer = Callable[[Config, DatasetInfo], "StepCost"]
+
+
+# ---- step times ------------------------------------------------------------------------------------------
+
+
+def measured_here(num_steps: int) -> StepTimer:
+    """Take `num_steps` steps of every distinct network in this process."""
+
+    def measure(config: Config, info: DatasetInfo) -> StepCost:
+        from trm_ray.measure.step_cost import measure_config
+        from trm_ray.training.state import TokenShape
+
+        return measure_config(config, TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers), num_steps)
+
+    return measure
+
+
+def told_ms(step_ms: float) -> StepTimer:
+    """Take a step time as the user gives it."""
+
+    def tell(config: Config, info: DatasetInfo) -> StepCost:
+        from trm_ray.measure.step_cost import StepCost
+
+        return StepCost(step_ms, None, None)
+
+    return tell
+
+
+def run_step_ms(folder: Path) -> float:
+    """Read the median step time of a run's log.
+
+    Raises:
+        ValueError: it is no run, or its log tells no rates yet.
+    """
+    rates = read_run(folder).series("throughput/steps_per_s").values
+    if not len(rates):
+        raise ValueError(f"--from-run {folder}: its log holds no throughput yet; name a run that has logged some steps")
+    return 1e3 / statistics.median(rates.tolist())
+
+
+# ---- planning --------------------------------------------------------------------------------------------
+
+
+def plan_cost(
+    asked: SweepConfig | Config,
+    timer: StepTimer,
+    step_source: str,
+    progress: Callable[[Sequence[Config]], Iterator[Config]] = iter,
+) -> Plan:
+    """Work out what a sweep or a single run will ask for; makes no data and starts no Ray.
+
+    Args:
+        timer: gives the time of a step of a config.
+        step_source: where that time comes from, in words.
+        progress: walks over the configs to be timed, showing how far it is.
+
+    Raises:
+        ValueError: data that is not made by a generator is missing, or the config leaves nothing to train.
+    """
+    configs = trial_configs(asked) if isinstance(asked, SweepConfig) else [asked]
+    samples = asked.num_samples if isinstance(asked, SweepConfig) else 1
+    infos = _Infos()
+    cases: dict[str, tuple[Config, int]] = {}
+    for config in configs:
+        key = _case(config, infos.of(config)) + config.config_name
+        cases[key] = (config, cases.get(key, (config, 0))[1] + samples)
+    costs = _costs([config for config, _ in cases.values()], infos, timer, progress)
+    trials = tuple(_trials(config, number, infos.of(config), costs, asked) for config, number in cases.values())
+    first = configs[0]
+    number = len(configs) * samples
+    most = asked.max_concurrent_trials if isinstance(asked, SweepConfig) else None
+    workers = max(1, first.ray.most_workers)
+    return Plan(
+        name=asked.name if isinstance(asked, SweepConfig) else asked.config_name,
+        num_trials=number,
+        at_once=min(number, most or number),
+        workers=workers,
+        cpus_of_trial=first.ray.cpus_per_worker * workers,
+        gpus_of_trial=first.ray.gpus_of_worker * workers if first.ray.use_gpu else 0.0,
+        data=infos.sizes(),
+        trials=trials,
+        hours=_total(trials, asked),
+        longest_trial_h=max(one.hours.most / one.num_trials for one in trials),
+        step_source=step_source,
+        assumed=tuple(_assumptions(first, trials, infos)),
+    )
+
+
+class _Infos:
+    """What the datasets of configs hold, each read once; those that a generator would make are described."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[Config, DatasetInfo, bool]] = {}
+
+    def of(self, config: Config) -> DatasetInfo:
+        key = str((config.data_paths, config.data_paths_test, config.generator))
+        if key not in self._found:
+            missing = config.generator is not None and not all(is_dataset(as_path(path)) for path in config.data_paths)
+            info = _described(config.generator, config) if missing and config.generator else open_data(config)
+            self._found[key] = (config, info, missing)
+        return self._found[key][1]
+
+    def to_be_made(self) -> list[str]:
+        return [path for config, _, missing in self._found.values() if missing for path in config.data_paths]
+
+    def sizes(self) -> tuple[Data, ...]:
+        return tuple(_data(*found) for found in self._found.values())
+
+
+def _described(generator: SudokuGenerator, config: Config) -> DatasetInfo:
+    rows = {"train": generator.train * len(config.data_paths), "test": generator.test * len(config.data_paths)}
+    splits = {name: SplitInfo(number, number, 1.0, {}) for name, number in rows.items()}
+    size = generator.size
+    return DatasetInfo(2, size**2, size + 2, 0, -100, 1, splits, generator.name, {}, generator.seed, None, {})
+
+
+def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
+    train, test = info.split("train").rows, _test_rows(config, info)
+    paths = (*config.data_paths, *config.data_paths_test)
+    disk = None if missing else sum(tree_bytes(as_path(path)) for path in paths) / _MIB
+    row_bytes = 4 * (2 * info.seq_len + 3)
+    held = 2 * info.seq_len * (1 if info.vocab_size < 2**7 else 2) * train if fits_in_memory(info, "train") else 0
+    return Data(paths, train, test, disk, row_bytes * (train + test) / _MIB, (held + row_bytes * test) / _MIB)
+
+
+def _test_rows(config: Config, info: DatasetInfo) -> int:
+    return (
+        DatasetInfo.load(config.data_paths_test[0]).split("test").rows
+        if config.data_paths_test
+        else info.split("test").rows
+    )
+
+
+def _case(config: Config, info: DatasetInfo) -> str:
+    """Name what the cost of a config's step depends on, and how many there are."""
+    values = flat(config)
+    keys = [key for key in values if key in _COST_KEYS or key.startswith("arch.")]
+    told = [values[key] for key in keys]
+    steps = (_num_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
+    return str((told, _rows_of_worker(config), _supervised_steps(config, info), steps, config.data_paths))
+
+
+def _rows_of_worker(config: Config) -> int:
+    return -(-config.global_batch_size // max(1, config.ray.most_workers))
+
+
+def _num_steps(config: Config, info: DatasetInfo) -> int:
+    from trm_ray.training.state import total_steps
+
+    train = info.split("train")
+    return total_steps(config, train.groups, train.mean_puzzle_examples)
+
+
+def _supervised_steps(config: Config, info: DatasetInfo) -> int:
+    """Count the steps that carry gradients through all H-cycles; a curriculum begins without."""
+    steps = _num_steps(config, info)
+    if not config.deep_supervision_enabled or config.deep_supervision_weight == 0 or config.arch.H_cycles == 1:
+        return 0
+    return max(0, steps - config.curriculum_start_step - 1) if config.curriculum_enabled else steps
+
+
+# ---- time ------------------------------------------------------------------------------------------------
+
+
+class _Costs:
+    """Step times of every network that is to be trained, with and without supervision."""
+
+    def __init__(self, found: dict[str, StepCost]):
+        self._found = found
+
+    def of(self, config: Config, *, supervised: bool) -> StepCost:
+        return self._found[_network(_as_measured(config, supervised=supervised))]
+
+
+def _costs(
+    configs: Sequence[Config], infos: _Infos, timer: StepTimer, progress: Callable[[Sequence[Config]], Iterator[Config]]
+) -> _Costs:
+    wanted: dict[str, tuple[Config, DatasetInfo]] = {}
+    for config in configs:
+        info = infos.of(config)
+        steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
+        for kind in {supervised > 0, supervised == steps}:
+            one = _as_measured(config, supervised=kind)
+            wanted.setdefault(_network(one), (one, info))
+    infos_of = {id(config): info for config, info in wanted.values()}
+    timed = {
+        _network(config): timer(config, infos_of[id(config)]) for config in progress([c for c, _ in wanted.values()])
+    }
+    return _Costs(timed)
+
+
+def _as_measured(config: Config, *, supervised: bool) -> Config:
+    """Take the share of one worker, and one kind of step."""
+    changes = {"global_batch_size": _rows_of_worker(config), "deep_supervision_enabled": supervised}
+    ray = config.ray.model_copy(update={"num_workers": 1, "gpus_per_trial": None, "gpus_per_worker": None})
+    return config.model_copy(update={**changes, "curriculum_enabled": False, "ray": ray})
+
+
+def _network(config: Config) -> str:
+    values = flat(config)
+    told = {key: value for key, value in values.items() if key in _COST_KEYS or key.startswith("arch.")}
+    return str((told, config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
+
+
+def _trials(config: Config, number: int, info: DatasetInfo, costs: _Costs, asked: SweepConfig | Config) -> Trials:
+    steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
+    parameters, state = _state_mib(config, info)
+    plain = costs.of(config, supervised=False) if supervised < steps else costs.of(config, supervised=True)
+    full = costs.of(config, supervised=True) if supervised else plain
+    step_ms = (plain.step_ms * (steps - supervised) + full.step_ms * supervised) / steps
+    step_ms += _evaluation_ms(config, info, plain) / config.eval_interval
+    rungs = stopping_steps(asked, config, steps) if isinstance(asked, SweepConfig) else [steps]
+    kept = isinstance(asked, SweepConfig) and config.config_name in asked.keep
+    factor = asked.asha.reduction_factor if isinstance(asked, SweepConfig) else 1.0
+    taken = (float(rungs[-1]), float(rungs[-1])) if kept else (float(rungs[0]), halved_steps(rungs, factor))
+    hours = Hours(*taken, float(rungs[-1])).times(number * step_ms / 3.6e6)
+    saved = None if full.activation_bytes is None else full.activation_bytes / _MIB
+    return Trials(
+        scenario=config.config_name,
+        num_trials=number,
+        num_steps=steps,
+        first_stop=rungs[0] if not kept else rungs[-1],
+        parameters=parameters,
+        step_ms=step_ms,
+        **state,
+        activations_mib=saved,
+        checkpoint_mib=_checkpoint_mib(config, state),
+        checkpoints=checkpoints_left(config, steps),
+        hours=hours,
+    )
+
+
+def _evaluation_ms(config: Config, info: DatasetInfo, cost: StepCost) -> float:
+    """Estimate an evaluation from the forward pass: every segment of a worker's share of the test rows."""
+    if cost.forward_ms is None:
+        return 0.0
+    rows = min(_test_rows(config, info), config.eval_max_puzzles or math.inf) / max(1, config.ray.most_workers)
+    return config.arch.halt_max_steps * cost.forward_ms * rows / _rows_of_worker(config)
+
+
+def stopping_steps(sweep: SweepConfig, config: Config, num_steps: int) -> list[int]:
+    """List the steps at which ASHA may stop a trial, which it looks at when it evaluates, and the last step."""
+    if not sweep.asha.enabled:
+        return [num_steps]
+
+    def looked_at(step: float) -> int:
+        return min(num_steps, math.ceil(step / config.eval_interval) * config.eval_interval)
+
+    end = looked_at((sweep.asha.max_t or num_steps) + 1)
+    rungs, rung = [], float(sweep.asha.grace_period)
+    while looked_at(rung) < end:
+        rungs.append(looked_at(rung))
+        rung *= sweep.asha.reduction_factor
+    return [*dict.fromkeys(rungs), end]
+
+
+def halved_steps(rungs: Sequence[int], factor: float) -> float:
+    """Give the mean steps of a trial if every rung but the last stops all but 1 in `factor`."""
+    steps, alive = float(rungs[0]), 1.0
+    for before, after in itertools.pairwise(rungs):
+        alive /= factor
+        steps += alive * (after - before)
+    return steps
+
+
+def _total(trials: Sequence[Trials], asked: SweepConfig | Config) -> Hours:
+    """Add up; ASHA lets the best of those that compete train to the end, whoever that is."""
+    least, halving, most = (sum(getattr(one.hours, name) for one in trials) for name in ("least", "halving", "most"))
+    if isinstance(asked, SweepConfig) and not any(one.first_stop == one.num_steps for one in trials):
+        rest = min((one.hours.most - one.hours.least) / one.num_trials for one in trials)
+        groups = _num_groups(asked)
+        least, halving = least + groups * rest, max(halving, least + groups * rest)
+    return Hours(least, min(halving, most), most)
+
+
+def _num_groups(sweep: SweepConfig) -> int:
+    if sweep.group_by is None:
+        return 1
+    return len(Counter(str(flat(config)[sweep.group_by]) for config in trial_configs(sweep)))
+
+
+# ---- memory and disk -------------------------------------------------------------------------------------
+
+
+def _state_mib(config: Config, info: DatasetInfo) -> tuple[int, dict[str, float]]:
+    """Count what a worker holds from step to step; the weights are built for it."""
+    from trm_ray.training.state import TokenShape, build_model
+
+    model = build_model(config, TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers))
+    trained = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    places = config.arch.prefix_len + info.seq_len
+    row = 2 * places * config.arch.hidden_size * (2 if config.arch.forward_dtype == "bfloat16" else 4)
+    row += 4 * (2 * info.seq_len + 2) + 1  # the puzzle, its identifier, how many segments it had, whether it halted
+    sizes = {
+        "weights_mib": held,
+        "optimizer_mib": 0 if config.freeze_weights else 2 * trained,
+        "average_mib": trained if config.ema else 0,
+        "carry_mib": row * _rows_of_worker(config),
+    }
+    return sum(weight.numel() for weight in model.parameters()), {key: size / _MIB for key, size in sizes.items()}
+
+
+def _checkpoint_mib(config: Config, state: dict[str, float]) -> float:
+    """Add up what a checkpoint holds: a worker's state, and the carry of all of them."""
+    return sum(state.values()) + state["carry_mib"] * (config.global_batch_size / _rows_of_worker(config) - 1)
+
+
+def checkpoints_left(config: Config, num_steps: int) -> int:
+    """Count the checkpoints that a finished run leaves at most, its final model included."""
+    evaluations = -(-num_steps // config.eval_interval) if config.checkpoint_every_eval else 1
+    kept = evaluations if config.keep_last is None else min(evaluations, config.keep_last + config.keep_best)
+    return kept + 1
+
+
+# ---- telling ---------------------------------------------------------------------------------------------
+
+
+def _assumptions(config: Config, trials: Sequence[Trials], infos: _Infos) -> Iterator[str]:
+    ray = config.ray
+    if made := infos.to_be_made():
+        yield f"{', '.join(made)} will be made when the training starts; its rows are those of the generator's keys"
+    if ray.is_elastic:
+        yield f"all {ray.most_workers} workers are there all the time"
+    if ray.most_workers > 1:
+        yield "exchanging gradients takes no time, and neither does waiting for other workers"
+    if ray.use_gpu and ray.gpus_of_worker < 1:
+        yield "trials that share a GPU do not slow each other down"
+    measured = any(one.activations_mib is not None for one in trials)
+    if measured and ray.use_gpu and not _gpu_here():
+        yield "steps on a GPU take as long as here on a CPU, which no GPU does: give --step-ms or --from-run"
+    if not measured:
+        yield "activations and evaluations are left out, for no step was taken"
+    else:
+        yield "an evaluation takes the forward pass of all its segments; activations are what autograd keeps of a step"
+    yield "starting, saving and waiting for nodes take no time"
+
+
+def told_measure(num_steps: int) -> str:
+    """Say how steps are measured here."""
+    clock = "on its GPU" if _gpu_here() else "in processor time of a CPU"
+    return f"measured on this machine {clock}, {num_steps} steps of every network"
+
+
+def _gpu_here() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def plan_json(plan: Plan, price_per_hour: float | None) -> str:
+    """Write a plan as JSON."""
+    kind, amount = plan.unit
+    hours = {"trial_hours": asdict(plan.hours), f"{kind.lower()}_hours": asdict(plan.hours.times(amount))}
+    cost = {"price": asdict(plan.hours.times(amount * price_per_hour))} if price_per_hour is not None else {}
+    trials = [{**asdict(one), "memory_mib": one.memory_mib, "disk_mib": one.disk_mib} for one in plan.trials]
+    values: dict[str, Any] = {"format_version": 1, **asdict(plan), "trials": trials, **hours, **cost}
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def plan_table(plan: Plan) -> Table:
+    """Lay out the trials of a plan."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("\nscenario", no_wrap=True)
+    for heading in ("\ntrials", "\nsteps", "ms\na step", "hours,\nleast", "hours,\nmost", "para-\nmeters"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("MiB in\nmemory", "of it acti-\nvations", "MiB a\ncheckpoint", "check-\npoints", "MiB on\ndisk"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in plan.trials:
+        activations = "–" if one.activations_mib is None else f"{one.activations_mib:,.1f}"
+        table.add_row(
+            one.scenario, f"{one.num_trials}", f"{one.num_steps:,}", f"{one.step_ms:,.1f}",
+            f"{one.hours.least:.3g}", f"{one.hours.most:.3g}", f"{one.parameters:,}", f"{one.memory_mib:,.1f}",
+            activations, f"{one.checkpoint_mib:,.1f}", f"{one.checkpoints}", f"{one.disk_mib:,.0f}",
+        )  # fmt: skip
+    return table
+
+
+def plan_lines(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
+    """Say what a plan comes to, line by line."""
+    gpus = f" and {_amount(plan.gpus_of_trial, 'GPU')}" if plan.gpus_of_trial else ""
+    shared = f" ({plan.workers} workers)" if plan.workers > 1 else ""
+    yield f"{plan.name}: {_amount(plan.num_trials, 'trial')}, each {_amount(plan.cpus_of_trial, 'CPU')}{gpus}{shared}"
+    yield f"At once: {plan.at_once} of them, {_together(plan, plan.at_once)}; this machine has {os.cpu_count()} CPUs"
+    for data in plan.data:
+        disk = "not made yet" if data.disk_mib is None else f"{data.disk_mib:,.1f} MiB on disk"
+        yield (
+            f"Data {', '.join(data.paths)}: {data.train_rows:,} training and {data.test_rows:,} test rows, {disk}, "
+            f"{data.object_store_mib:,.1f} MiB in the object store, {data.worker_mib:,.1f} MiB in each worker"
+        )
+    kind, amount = plan.unit
+    hours = plan.hours.times(amount)
+    yield f"{kind}-hours: {_range(hours)}; all at once, the longest trial takes {plan.longest_trial_h:.3g} h"
+    if price_per_hour is not None:
+        yield f"At {price_per_hour:g} a {kind}-hour: {_range(hours.times(price_per_hour))}"
+    yield f"Checkpoints: {sum(one.disk_mib for one in plan.trials):,.0f} MiB on disk in the end"
+    yield f"Step times: {plan.step_source}"
+    yield from (f"Assumed: {one}" for one in plan.assumed)
+
+
+def _together(plan: Plan, number: int) -> str:
+    gpus = f" and {_amount(math.ceil(number * plan.gpus_of_trial), 'GPU')}" if plan.gpus_of_trial else ""
+    return f"{_amount(number * plan.cpus_of_trial, 'CPU')}{gpus}"
+
+
+def _amount(number: float, unit: str) -> str:
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+
+
+def _range(hours: Hours) -> str:
+    if hours.least == hours.most:
+        return f"{hours.most:.3g}"
+    return f"{hours.least:.3g} to {hours.most:.3g} (about {hours.halving:.3g} if ASHA stops its share at every rung)"
+
+
+def planned(name: str, overrides: Sequence[str]) -> SweepConfig | Config:
+    """Load a sweep, or else a scenario, by its name or path.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    from trm_ray.config import config_names, load_config, load_sweep
+
+    path = as_path(name)
+    is_sweep = "scenarios" in read_file(path) if path.is_file() else name in config_names("sweep")
+    if not is_sweep and not path.is_file() and name not in config_names():
+        there = ", ".join([*config_names("sweep"), *config_names()])
+        raise ConfigError(f"{name} must name a sweep or a scenario; there are {there}")
+    return load_sweep(name, overrides) if is_sweep else load_config(name, overrides)

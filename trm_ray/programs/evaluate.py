@@ -1,0 +1,448 @@
+"""Evaluation of a trained model: every row of a split at every segment, in this process or on workers of Ray."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trm_ray import __version__
+from trm_ray.config.surroundings import check_surroundings
+from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.progress import progress
+from trm_ray.data.schema import (
+    IGNORED_LABEL,
+    INFO_NAME,
+    DatasetInfo,
+    Rows,
+    TokenBatch,
+    first_puzzles,
+    open_datasets,
+    read_identifiers,
+    read_json,
+    read_splits,
+    sha256,
+)
+from trm_ray.interop.loading import LoadedModel, load_model
+from trm_ray.kinds.arc.read import TEST_PUZZLES_NAME
+from trm_ray.kinds.arc.voting import ArcResult, Counts, Votes
+from trm_ray.kinds.symmetries import symmetry_from
+from trm_ray.model.trm import Batch
+from trm_ray.replacement import is_ours, report_content, told_names
+from trm_ray.reporting.aside import aside
+from trm_ray.reporting.pictures.evaluation import (
+    Evaluation,
+    RowResults,
+    Share,
+    Voting,
+    evaluation_json,
+    save_evaluation,
+    summarise_evaluation,
+    wilson,
+)
+from trm_ray.runs.run import choose_device, open_data
+from trm_ray.storage import as_path
+from trm_ray.training.evaluation import MeasuredRows, measure_rows
+from trm_ray.training.losses import LOSSES
+from trm_ray.training.threads import num_threads_kept
+
+SUBMISSION = "submission.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know. A board is a row of the split in one of its variants.
+
+    Args:
+        folders: datasets, the rows of which follow each other.
+        num_variants: the most variants of a row, itself included; None = as many as it has.
+        max_puzzles: only so many puzzles, the first; None = all.
+    """
+
+    checkpoint: Path
+    averaged: bool
+    folders: tuple[Path, ...]
+    split: str
+    num_segments: int
+    halt: bool
+    num_variants: int | None
+    batch_size: int
+    max_puzzles: int | None
+
+
+@dataclass(frozen=True)
+class MeasuredBatch:
+    """What came of a batch of B boards.
+
+    rows: the rows as they are that have labels, which the numbers count.
+    num_run: segments that were computed, over all boards.
+    votes: of all boards for the answers to ARC's puzzles; empty elsewhere.
+    """
+
+    num_boards: int
+    rows: RowResults
+    num_run: int
+    votes: Counts
+
+
+class Evaluator:
+    """Measure batch k of a job's boards; whoever does it, batch k holds the same boards in the same order.
+
+    Args:
+        loaded: the job's model, where it has been loaded already.
+
+    Raises:
+        ValueError: checkpoint or data are bad, or do not belong together.
+    """
+
+    def __init__(self, job: Job, loaded: LoadedModel | None = None):
+        self.job, self.loaded = job, loaded or load_model(job.checkpoint, averaged=job.averaged)
+        self.identifiers = read_identifiers(*job.folders)
+        self._is_arc = any((folder / TEST_PUZZLES_NAME).is_file() for folder in job.folders)
+        self.rows = self._wanted(read_splits(job.folders, job.split))
+        self._embedded_as = embedding_rows(self.loaded, self.identifiers, job.folders)
+        self._symmetry = symmetry_from(DatasetInfo.load(job.folders[0]).symmetry, self.identifiers)
+        self.test_puzzles = self._asked_puzzles() if job.split == "test" else {}
+        if job.num_variants is not None and not self.test_puzzles:
+            raise ValueError(
+                f"--augmentations={job.num_variants - 1} is for the votes of ARC's test split; leave it out for the "
+                f"{job.split} split of {_told(job.folders)}"
+            )
+        variants = self._count_variants()
+        self._row_of = np.repeat(np.arange(len(self.rows)), variants)
+        self._variant_of = np.arange(len(self._row_of)) - np.repeat(np.cumsum(variants) - variants, variants)
+        self._as_it_is = (self._variant_of == 0) & (self._stored_variants(self.rows)[self._row_of] == 0)
+
+    def _wanted(self, rows: Rows) -> Rows:
+        """Choose the rows of what is wanted; of ARC, a puzzle is one together with its stored augmentations."""
+        if self._is_arc:
+            owners = self.identifiers.puzzle_of(rows.puzzle_identifiers)
+            rows = replace(rows, puzzles=np.where(owners < 0, -1 - rows.puzzles, owners).astype(np.int32))
+            # Only those of the test split have something to vote for.
+            most = self.job.num_variants or len(self.identifiers) if self.job.split == "test" else 1
+            wanted = self._stored_variants(rows) < most
+            rows = rows if wanted.all() else rows[wanted]
+        return first_puzzles(rows, self.job.max_puzzles)
+
+    def _stored_variants(self, rows: Rows) -> np.ndarray:
+        """Say which variant of its ARC puzzle each row is in the dataset: (N,); 0 is the puzzle as it is."""
+        owners = self.identifiers.puzzle_of(rows.puzzle_identifiers)
+        is_blank = owners < 0 if self._is_arc else np.ones(len(rows), bool)
+        return np.where(is_blank, 0, rows.puzzle_identifiers - np.append(self.identifiers.first, 0)[owners])
+
+    def _count_variants(self) -> np.ndarray:
+        if self._symmetry is None or not self.test_puzzles:  # nothing to vote for
+            return np.ones(len(self.rows), np.int64)
+        variants = self._symmetry.num_variants(self.rows.puzzle_identifiers)
+        return np.minimum(variants, self.job.num_variants or variants.max())
+
+    def _asked_puzzles(self) -> dict[str, Any]:
+        """Read what ARC asks: all its puzzles, also those that no row asks about, unless only some are wanted."""
+        asked: dict[str, Any] = {}
+        for path in (folder / TEST_PUZZLES_NAME for folder in self.job.folders):
+            if path.is_file():
+                asked |= read_json(path)
+        if self.job.max_puzzles is None:
+            return asked
+        numbers = np.unique(self.identifiers.puzzle_of(self.rows.puzzle_identifiers))
+        chosen = {self.identifiers.names[number] for number in numbers if number >= 0}
+        return {name: task for name, task in asked.items() if name in chosen}
+
+    @property
+    def num_boards(self) -> int:
+        """Count the rows in all their variants."""
+        return len(self._row_of)
+
+    @property
+    def num_batches(self) -> int:
+        """Count the batches."""
+        return -(-self.num_boards // self.job.batch_size)
+
+    @property
+    def notes(self) -> list[str]:
+        """Say what was taken for granted, as nothing could tell."""
+        num, loaded = len(self.identifiers), self.loaded
+        if loaded.config.arch.puzzle_emb_ndim == 0 or loaded.identifiers is not None or num == 1:
+            return []
+        return [
+            f"{loaded.path} has no identifiers.json: its {num:,} puzzle embeddings are taken to be those of "
+            f"{_told(self.job.folders)}, in the same order"
+        ]
+
+    @functools.cached_property
+    def _device(self) -> torch.device:
+        """Move the model to where it measures, on the first batch: a process that measures nothing takes no GPU."""
+        device = choose_device(self.loaded.config)
+        self.loaded.to(device)
+        return device
+
+    def __call__(self, number: int) -> MeasuredBatch:
+        """Measure a batch, on the run's number of threads."""
+        config = self.loaded.config
+        torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
+        boards = slice(number * self.job.batch_size, (number + 1) * self.job.batch_size)
+        rows, variants = self._row_of[boards], self._variant_of[boards]
+        tokens = self._tokens(rows, variants)
+        arrays = (tokens.inputs, tokens.labels, self._embedded_as[tokens.puzzle_identifiers])
+        batch = Batch(*map(torch.from_numpy, arrays)).to(self._device)
+        cell_loss, model = LOSSES[config.loss_type], self.loaded
+        measured = measure_rows(model, batch, self.job.num_segments, cell_loss, halt=self.job.halt)
+        num_cells = (tokens.labels != IGNORED_LABEL).sum(1)
+        kept = _counted(measured, self._as_it_is[boards], units=self.rows.groups[rows], num_cells=num_cells)
+        return MeasuredBatch(len(rows), kept, int(measured.num_run.sum()), self._votes(tokens, measured))
+
+    def _tokens(self, rows: np.ndarray, variants: np.ndarray) -> TokenBatch:
+        tokens = TokenBatch(self.rows.inputs[rows], self.rows.labels[rows], self.rows.puzzle_identifiers[rows])
+        return self._symmetry.variant(tokens, variants) if self._symmetry and variants.any() else tokens
+
+    def _votes(self, tokens: TokenBatch, measured: MeasuredRows) -> Counts:
+        votes = Votes(self.identifiers)
+        if self.test_puzzles:
+            halt = measured.halt_logits[-1].double().sigmoid().cpu().numpy()
+            votes.add(tokens.puzzle_identifiers, tokens.inputs, measured.answers.cpu().numpy(), halt)
+        return votes.counts
+
+
+def _counted(measured: MeasuredRows, as_they_are: np.ndarray, **columns: np.ndarray) -> RowResults:
+    """Keep the rows with labels that are as they are, with what else is known of each."""
+    counted = measured.labelled.cpu().numpy() & as_they_are
+    names = (field.name for field in fields(RowResults) if field.name not in columns)
+    columns |= {name: getattr(measured, name).cpu().numpy() for name in names}
+    return RowResults(**{name: values[..., counted] for name, values in columns.items()})
+
+
+def embedding_rows(loaded: LoadedModel, identifiers: PuzzleIdentifiers, folders: Sequence[Path]) -> np.ndarray:
+    """Find the row of a model's puzzle embedding for each identifier of a dataset: (N,) int32.
+
+    Where the dataset is another one than the model was trained on, a puzzle is known by its name.
+
+    Raises:
+        ValueError: the model knows other puzzles, so it would be given wrong embeddings.
+    """
+    if loaded.config.arch.puzzle_emb_ndim == 0:
+        return np.zeros(len(identifiers), np.int32)
+    same = np.arange(len(identifiers), dtype=np.int32)
+    if loaded.identifiers is None:  # an imported checkpoint whose map nobody has kept
+        if len(identifiers) == loaded.shape.num_puzzle_identifiers:
+            return same
+        raise ValueError(
+            f"{loaded.path} has embeddings of {loaded.shape.num_puzzle_identifiers} puzzle identifiers and no "
+            f"identifiers.json; {_told(folders)} has {len(identifiers)}: name the dataset of its training with --data"
+        )
+    known = PuzzleIdentifiers.from_bytes(loaded.identifiers)
+    if known.digest() == identifiers.digest():
+        return same
+    place = {name: row for row, name in reversed(list(enumerate(known.all_names())))}
+    names = identifiers.all_names()
+    missing = [name for name in names if name not in place]
+    if missing:
+        raise ValueError(
+            f"{_told(folders)} has {len(missing)} puzzle identifiers that {loaded.path} does not know, such as "
+            f"{missing[0]}; name the dataset of its training with --data, or prepare this one with the same puzzles, "
+            "seed and augmentations"
+        )
+    return np.array([place[name] for name in names], np.int32)
+
+
+def _told(folders: Sequence[Path]) -> str:
+    return ", ".join(map(str, folders))
+
+
+# ---- a whole evaluation ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What `evaluate_run` found and wrote.
+
+    provenance: what was evaluated, on what.
+    compute: `boards`, `segments` run over all of them, `halt`, `share_saved` by it, `seconds`.
+    voting: what the votes for ARC's puzzles come to; None elsewhere.
+    """
+
+    evaluation: Evaluation
+    provenance: dict[str, Any]
+    compute: dict[str, float]
+    voting: Voting | None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """Say what was evaluated."""
+        told = self.provenance
+        return (
+            f"{told['run']}, step {told['step']:,}, {told['weights']} weights, on the {told['split']} split: "
+            f"{told['puzzles']:,} puzzles, {self.evaluation.num_rows:,} rows with labels"
+        )
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    split: str = "test",
+    segments: Sequence[int] | None = None,
+    halt: bool = False,
+    averaged: bool = True,
+    data: Sequence[str | Path] = (),
+    augmentations: int | None = None,
+    num_workers: int = 0,
+    batch_size: int | None = None,
+    max_puzzles: int | None = None,
+    output: str | Path | None = None,
+) -> EvaluationReport:
+    """Evaluate a run's final model (else its latest checkpoint), or a checkpoint; write numbers and a picture.
+
+    Args:
+        run: folder of a run or a checkpoint, or an exported .safetensors file. The architecture is always its own.
+        segments: numbers of segments to tell the accuracy at; `halt_max_steps`, as trained, if not given.
+        halt: stop each row where its halt logit is above 0.
+        averaged: take the averaged weights if there are any.
+        data: dataset folders instead of the run's own.
+        augmentations: of each puzzle, to vote over (ARC); None = all.
+        num_workers: workers of Ray; 0 = this process.
+        output: folder to write into; `report` in the run's folder, `NAME_report` beside a file, if not given.
+
+    Raises:
+        ValueError: there is no checkpoint, the data are bad, or they do not belong together.
+    """
+    if segments is not None and min(segments, default=0) < 1:
+        raise ValueError(f"segments={list(segments)} must be at least one number of at least 1, such as [16, 32]")
+    loaded = load_model(run, averaged=averaged)
+    if num_workers:
+        check_surroundings(loaded.config.ray.address)
+    folders = _open(loaded, tuple(as_path(path).resolve() for path in data), split)
+    asked = sorted({*(segments or [loaded.halt_max_steps])})
+    evaluator = Evaluator(
+        Job(
+            checkpoint=loaded.path.resolve(),
+            averaged=averaged,
+            folders=folders,
+            split=split,
+            num_segments=asked[-1],
+            halt=halt,
+            num_variants=None if augmentations is None else 1 + augmentations,
+            batch_size=batch_size or loaded.config.eval_batch_size or loaded.config.global_batch_size,
+            max_puzzles=max_puzzles,
+        ),
+        loaded,
+    )
+    folder = _made_folder(as_path(run), output, split)
+    with num_threads_kept():
+        rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
+    evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.halt_max_steps)
+    voted = votes.result(evaluator.test_puzzles) if evaluator.test_puzzles else None
+    provenance = _provenance(as_path(run), evaluator)
+    report = EvaluationReport(evaluation, provenance, compute, _voting(voted) if voted else None)
+    return _written(report, folder, voted.submission if voted else None)
+
+
+def _made_folder(run: Path, output: str | Path | None, split: str) -> Path:
+    """Make the folder to write into, before anything is measured; what others have written there is not replaced."""
+    beside = run.with_name(f"{run.stem}_report") if run.is_file() else run / "report"
+    folder = as_path(output or beside)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {folder} must be a folder to write into: {error.strerror}; name another") from error
+    names = (f"evaluation_{split}.json", f"evaluation_{split}.png", SUBMISSION)
+    there = [name for name in names if (folder / name).is_file()]
+    if there and not any(is_ours(folder, report_content(path.name)) for path in folder.glob("evaluation_*.json")):
+        raise ValueError(f"--output {folder} holds {told_names(there)}, not written by trm-ray; choose another folder")
+    return folder
+
+
+def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+    """Check the data, those of the run if none are named, and make what a generated task lacks."""
+    config = loaded.config
+    if not data and config.generator is not None:
+        open_data(config)
+    own = (split == "test" and config.data_paths_test) or config.data_paths
+    folders = data or tuple(as_path(path).resolve() for path in own)
+    info = open_datasets(folders, command_hint=config.prepare_command, require=[split])
+    for key in ("seq_len", "vocab_size"):
+        if getattr(info, key) != getattr(loaded.shape, key):
+            raise ValueError(
+                f"{_told(folders)} has {key}={getattr(info, key)}, {loaded.path} was trained with "
+                f"{getattr(loaded.shape, key)}; name a dataset of the same kind with --data"
+            )
+    return folders
+
+
+def _measured(evaluator: Evaluator, num_workers: int) -> Iterator[MeasuredBatch]:
+    if num_workers == 0:
+        return map(evaluator, range(evaluator.num_batches))
+    from trm_ray.distributed.evaluator import map_on_ray
+
+    evaluator.loaded.to("meta")  # whose weights take no memory: the workers load their own
+    opened = functools.partial(Evaluator, evaluator.job)
+    return map_on_ray(opened, evaluator.num_batches, evaluator.loaded.config, num_workers)
+
+
+def _collect(evaluator: Evaluator, batches: Iterable[MeasuredBatch]) -> tuple[RowResults, dict[str, float], Votes]:
+    """Put batches together, in their order."""
+    began, kept, votes, num_run = time.perf_counter(), [], Votes(evaluator.identifiers), 0
+    with progress("boards", evaluator.num_boards) as advance:
+        for batch in batches:
+            kept.append(batch.rows)
+            votes.merge(batch.votes)
+            num_run += batch.num_run
+            advance(batch.num_boards)
+    names = [field.name for field in fields(RowResults)]
+    rows = RowResults(*(np.concatenate([getattr(part, name) for part in kept], axis=-1) for name in names))
+    compute = {
+        "halt": evaluator.job.halt,
+        "boards": evaluator.num_boards,
+        "segments": num_run,
+        "share_saved": 1 - num_run / (evaluator.num_boards * evaluator.job.num_segments),
+        "seconds": time.perf_counter() - began,
+    }
+    return rows, compute, votes
+
+
+def _voting(result: ArcResult) -> Voting:
+    shares = {k: Share(share, *wilson(share, result.num_scored)) for k, share in (result.pass_at or {}).items()}
+    return Voting(shares, result.num_puzzles, result.num_scored, result.without_predictions)
+
+
+def _provenance(run: Path, evaluator: Evaluator) -> dict[str, Any]:
+    job, loaded = evaluator.job, evaluator.loaded
+    return {
+        "trm_ray": __version__,
+        "run": str(run),
+        "checkpoint": str(loaded.path),
+        "step": loaded.step,
+        "weights": "averaged" if loaded.averaged else "raw",
+        "split": job.split,
+        "datasets": [{"folder": str(path), INFO_NAME: sha256(path / INFO_NAME)} for path in job.folders],
+        "rows": len(evaluator.rows),
+        "puzzles": len(np.unique(evaluator.rows.puzzles)),
+        "max_puzzles": job.max_puzzles,
+        "augmentations": None if not evaluator.test_puzzles else job.num_variants - 1 if job.num_variants else "all",
+        "batch_size": job.batch_size,
+        "notes": evaluator.notes,
+    }
+
+
+def _written(report: EvaluationReport, folder: Path, submission: Any) -> EvaluationReport:
+    told, name = report.provenance, f"evaluation_{report.provenance['split']}"
+    files = [folder / f"{name}.json"]
+    words = evaluation_json(report.evaluation, told, compute=report.compute, voting=report.voting)
+    files[0].write_text(words, encoding="utf-8")
+    title = f"{as_path(told['run']).resolve().name} · {told['split']} split · {report.evaluation.num_rows:,} rows"
+    subtitle = f"step {told['step']:,}, {told['weights']} weights"
+    if submission is not None:
+        files.append(folder / SUBMISSION)
+        files[-1].write_text(json.dumps(submission) + "\n", encoding="utf-8")
+    picture = aside(
+        f"no picture of the evaluation was drawn; the numbers are in {files[0]}",
+        lambda: save_evaluation(report.evaluation, folder / f"{name}.png", title, subtitle),
+    )
+    files += [] if picture is None else [picture]
+    return replace(report, files=tuple(files))

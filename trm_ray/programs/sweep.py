@@ -1,0 +1,196 @@
+"""A sweep from config to comparison: its folder, its trials, and the report that it leaves."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from trm_ray.config import (
+    Config,
+    ConfigError,
+    SweepConfig,
+    flat,
+    load_config,
+    run_dir,
+    to_yaml,
+    trial_configs,
+    typed,
+)
+from trm_ray.config.trials import TrialNames
+from trm_ray.ownership import Ownership, refuse_if_held
+from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
+from trm_ray.runs.run import RunPlan, plan_run
+from trm_ray.storage import check_is_folder, join, resolved, write_whole
+
+if TYPE_CHECKING:
+    from trm_ray.distributed.tuner import Outcome
+
+SWEEP_FILE = "sweep.yaml"
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that has passed all checks: one plan a variant, in the order of `sweep.variants()`."""
+
+    sweep: SweepConfig
+    folder: Path
+    runs: list[RunPlan]
+
+
+def plan_sweep(sweep: SweepConfig) -> SweepPlan:
+    """Check every trial's config and data; nothing is written but missing datasets.
+
+    Raises:
+        ValueError: a trial's data is missing or bad.
+    """
+    configs = trial_configs(sweep)
+    by_data: dict[str, RunPlan] = {}
+    runs = []
+    for config in configs:
+        key = str((config.data_paths, config.data_paths_test, config.generator))
+        if key not in by_data:
+            by_data[key] = plan_run(config)
+        runs.append(by_data[key].vary(config, run_dir(config)))
+    return SweepPlan(sweep, resolved(join(configs[0].ray.storage_path, sweep.log_dir)), runs)
+
+
+def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Outcome:
+    """Hold the sweep's folder, run its trials on Ray and compare them."""
+    with owned_sweep(plan, resume=resume, overwrite=overwrite) as begin:
+        outcome = run_trials(plan, console, begin)
+        compare_trials(plan, outcome, console)
+    return outcome
+
+
+def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> Outcome:
+    """Run the trials of a sweep on Ray, showing them while they run.
+
+    Args:
+        begin: is called before anything is written.
+    """
+    from trm_ray.distributed.tuner import run_sweep
+    from trm_ray.reporting.console import SweepDisplay
+    from trm_ray.reporting.terminal import say
+
+    names, planned = TrialNames(plan.sweep), enumerate(plan.runs if not plan.sweep.random_space() else ())
+    known = {(name := names.of(i, run.config, {})): (plan.folder / name, run.num_steps) for i, run in planned}
+    number = len(plan.runs) * plan.sweep.num_samples
+    where = plan.sweep.log_dir if plan.runs[0].config.ray.storage_path is None else plan.folder
+    say(console, f"Sweep {plan.sweep.name}: {number} trials in {where}")
+    say(console, "Starting Ray and reading the data; trials begin in half a minute …")
+    with ExitStack() as shown:
+        display = SweepDisplay(console, known)
+
+        def begin_and_show() -> None:
+            begin()
+            shown.enter_context(display)
+
+        return run_sweep(plan.sweep, plan.runs, plan.folder, display, begin_and_show)
+
+
+@contextmanager
+def owned_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> Iterator[Callable[[], None]]:
+    """Hold the sweep's folder while this lasts, after all checks of what lies in it.
+
+    Yields:
+        What begins to write there, to be called when nothing else can keep the sweep from starting. An old sweep that
+        is overwritten is back in its place afterwards unless a trial of the new one has saved a checkpoint.
+
+    Raises:
+        ValueError: the folder holds a sweep and neither `resume` nor `overwrite` was asked for, it holds something
+            else, the sweep is another one, or another process writes the folder or one of its trials.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; choose one")
+    told, way_out = f"log_dir={plan.sweep.log_dir}", "choose another log_dir"
+    check_is_folder(plan.folder, told, way_out)
+    _check_sweep(plan, resume=resume, overwrite=overwrite)
+    with Ownership(plan.folder, told, way_out):
+        for trial in (path for path in plan.folder.iterdir() if path.is_dir()):
+            refuse_if_held(trial, f"the trial {trial.name} in {told}", way_out)
+        with settled(plan.folder, SWEEP, _has_trained):
+            _check_sweep(plan, resume=resume, overwrite=overwrite)
+            yield lambda: _begin(plan, overwrite=overwrite)
+
+
+def _check_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that the sweep must not be written into; nothing is changed."""
+    names = foreign_names(plan.folder)
+    if not names:
+        return
+    if not is_ours(plan.folder, SWEEP):
+        raise ConfigError(
+            f"log_dir={plan.sweep.log_dir} holds files but no sweep ({told_names(names)}); choose another log_dir"
+        )
+    if not overwrite and not resume:
+        raise ConfigError(
+            f"log_dir={plan.sweep.log_dir} already holds a sweep; go on with it with --resume, replace it with "
+            "--overwrite, or choose another log_dir"
+        )
+    if resume and (plan.folder / SWEEP_FILE).read_text(encoding="utf-8") != to_yaml(plan.sweep):
+        raise ConfigError(
+            f"the sweep in log_dir={plan.sweep.log_dir} has another {SWEEP_FILE}; resume it with the same values "
+            "or choose another log_dir"
+        )
+
+
+def _begin(plan: SweepPlan, *, overwrite: bool) -> None:
+    if overwrite and is_ours(plan.folder, SWEEP):
+        set_aside(plan.folder, SWEEP)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(plan.folder / SWEEP_FILE, to_yaml(plan.sweep))
+
+
+def _has_trained(folder: Path) -> bool:
+    from trm_ray.training.checkpoint import has_checkpoint
+
+    return any(has_checkpoint(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:
+    """Print the ranking, the best trial as a command, and where the report is."""
+    from trm_ray.reporting.numbers.groups import summarise, summary_table
+    from trm_ray.reporting.page import write_report
+    from trm_ray.reporting.run_log import find_runs, is_run
+    from trm_ray.reporting.terminal import say, show
+
+    for name, error in outcome.failed.items():
+        say(console, ("failed", "red"), f" {name}: {error}")
+    if not any(is_run(folder) for folder in plan.folder.iterdir()):
+        return
+    runs = find_runs([plan.folder])
+    summaries = summarise(runs, threshold=plan.sweep.threshold)
+    show(console, summary_table(summaries), names=2)
+    best = next(run for run in runs if str(run.folder) == summaries[0].best_run)
+    say(console, "Best trial, to be trained again or longer:")
+    say(console, f"  {best_command(best.config)}")
+    picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold)
+    say(console, f"Comparison: {picture}")
+
+
+def best_command(values: dict[str, object]) -> str:
+    """Write the command that trains a run's config, from its scenario and whatever differs from that."""
+    given = {key: value for key, value in values.items() if key != "format_version"}
+    config = Config(**given)
+    task = [f"task={typed(config.task)}"]
+    # Whoever has no task names data and length himself; they must be there for the scenario to load.
+    needed = (
+        [f"{key}={typed(flat(config)[key])}" for key in ("data_paths", "max_steps", "epochs")]
+        if config.task is None
+        else []
+    )
+    plain = flat(load_config(config.config_name, [*task, *needed]))
+    skipped = ("config_name", "task", "log_dir")
+    values_now = {key: value for key, value in flat(config).items() if key not in skipped}
+    different = [
+        *needed,
+        *(f"{key}={typed(value)}" for key, value in values_now.items() if plain.get(key, ...) != value),
+    ]
+    words = ["trm-ray", "train", "--config-name", config.config_name, *task, *different]
+    return " ".join(map(shlex.quote, words))

@@ -1,0 +1,34 @@
+"""What a sweep leaves: ranking as tables, and the picture, which it can do without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trm_ray.reporting.aside import aside
+from trm_ray.reporting.numbers.groups import DEFAULT_THRESHOLD, summarise, summary_json, summary_markdown
+from trm_ray.reporting.run_log import Run
+
+
+def write_report(runs: Sequence[Run], folder: Path, threshold: float = DEFAULT_THRESHOLD) -> list[Path]:
+    """Write picture and ranking of some runs: comparison.png, summary.md and summary.json.
+
+    Returns:
+        The files written; the picture is left out, with a warning, where it cannot be drawn.
+    """
+    summaries = summarise(runs, threshold=threshold)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = [folder / "summary.md", folder / "summary.json"]
+    tables[0].write_text(summary_markdown(summaries), encoding="utf-8")
+    tables[1].write_text(summary_json(summaries), encoding="utf-8")
+    picture = aside(
+        f"no picture of the comparison was drawn; the tables are in {folder}",
+        lambda: _draw(runs, folder / "comparison.png", threshold),
+    )
+    return tables if picture is None else [picture, *tables]
+
+
+def _draw(runs: Sequence[Run], path: Path, threshold: float) -> Path:
+    from trm_ray.reporting.pictures.comparison import save_comparison  # here: matplotlib may be what fails
+
+    return save_comparison(runs, path, threshold)

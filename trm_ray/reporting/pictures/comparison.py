@@ -1,0 +1,347 @@
+"""The picture of several runs: held-out numbers over steps and time, refinement, steps to a threshold."""
+
+from __future__ import annotations
+
+import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
+
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from trm_ray.reporting.numbers.groups import (
+    DEFAULT_THRESHOLD,
+    Band,
+    Group,
+    ScenarioSummary,
+    Spread,
+    group_runs,
+    reach,
+    spread,
+    spread_over_seeds,
+    summarise,
+    summary_json,
+    summary_markdown,
+    summary_table,
+)
+from trm_ray.reporting.pictures import style
+from trm_ray.reporting.pictures.style import FAINT, INK, MUTED, LineLook
+from trm_ray.reporting.run_log import EVAL_CYCLE_LOSS, TRAIN_CYCLE_LOSS, Run, Series
+
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "ScenarioSummary",
+    "Spread",
+    "draw_comparison",
+    "save_comparison",
+    "summarise",
+    "summary_json",
+    "summary_markdown",
+    "summary_table",
+]
+
+MAX_COLOURED_GROUPS = 10  # more lines than this nobody tells apart: the best ones are drawn, the others left grey
+WIDTH_IN, HEIGHT_IN = 16.0, 10.0
+BAR_CHARACTERS, BOLD_BAR_CHARACTERS = 56, 44  # what fits over a bar
+
+Styled = tuple[Group, LineLook]
+Read = Callable[[Run], Series]
+
+
+def draw_comparison(runs: Sequence[Run], threshold: float = DEFAULT_THRESHOLD) -> Figure:
+    """Draw several runs against each other by their held-out numbers.
+
+    Seeds of one config make one line, their mean, in a band from the lowest to the highest of them.
+
+    Args:
+        threshold: exact accuracy whose first crossing the last panel tells.
+    """
+    with style.styled():
+        groups = _coloured(group_runs(runs), runs)
+        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(2, 3)
+        _draw_lines(panels[0, 0], "Held-out loss over steps", groups, _reader("eval/loss"), "loss")
+        _draw_lines(panels[0, 1], "Exact accuracy over steps", groups, _reader("eval/exact_accuracy"), "share")
+        _draw_refinement(panels[0, 2], groups)
+        _draw_lines(panels[1, 0], "Held-out loss over time", groups, _reader("eval/loss"), "loss", over_time=True)
+        exact = _reader("eval/exact_accuracy")
+        _draw_lines(panels[1, 1], "Exact accuracy over time", groups, exact, "share", over_time=True)
+        for axes in panels[:, 1]:
+            _draw_threshold(axes, threshold)
+        _draw_steps_to(panels[1, 2], groups, threshold)
+        _frame(figure, groups, runs)
+        return figure
+
+
+def save_comparison(runs: Sequence[Run], path: Path, threshold: float = DEFAULT_THRESHOLD) -> Path:
+    """Draw the comparison into a file; its ending (`.png`, `.svg`, `.pdf`) chooses the format."""
+    return style.save(draw_comparison(runs, threshold), path)
+
+
+# ---- which group looks how -------------------------------------------------------------------------------
+
+
+def _coloured(groups: list[Group], runs: Sequence[Run]) -> list[Styled]:
+    """Give each group its look; when there are too many, all but the best are grey and drawn first."""
+    looks = style.group_looks([group.scenario for group in groups])
+    if len(groups) <= MAX_COLOURED_GROUPS:
+        return list(zip(groups, looks, strict=True))
+    best = {summary.label for summary in summarise(runs)[:MAX_COLOURED_GROUPS]}
+    kept = [group for group in groups if group.label in best]
+    looks = style.group_looks([group.scenario for group in kept])
+    grey = LineLook(FAINT, "-", "")
+    return [(group, grey) for group in groups if group.label not in best] + list(zip(kept, looks, strict=True))
+
+
+def _reader(tag: str) -> Read:
+    return lambda run: run.series(tag)
+
+
+# ---- panels ----------------------------------------------------------------------------------------------
+
+
+def _draw_lines(
+    axes: Axes, title: str, groups: Sequence[Styled], read: Read, kind: str, over_time: bool = False
+) -> None:
+    axes.set_title(title)
+    bands = [(group, look, spread_over_seeds([read(run) for run in group.runs])) for group, look in groups]
+    if not any(band.num_seeds for _, _, band in bands):
+        style.say(axes, _why_no_evaluation([run for group, _ in groups for run in group.runs]))
+        return
+    divisor, unit = _time_unit(bands) if over_time else (1.0, "")
+    for group, look, band in bands:
+        _draw_band(axes, band, band.wall_s / divisor if over_time else band.steps, look)
+        _mark_early_stops(axes, group, read, look, divisor if over_time else None)
+    style.step_axis(axes, f"training time ({unit})" if over_time else "step")
+    _finish_values(axes, kind)
+
+
+def _draw_band(axes: Axes, band: Band, x: np.ndarray, look: LineLook) -> None:
+    """Draw the mean, thin where a seed has ended and the mean is over fewer of them."""
+    if not band.num_seeds:
+        return
+    last_full = int(np.flatnonzero(band.count == band.num_seeds)[-1]) if (band.count == band.num_seeds).any() else 0
+    line: dict[str, Any] = {
+        "color": look.colour,
+        "linestyle": look.line_style,
+        "zorder": 3 if look.marker else 2,
+    }
+    whole, rest = slice(0, last_full + 1), slice(last_full, None)
+    marks: dict[str, Any] = {
+        "marker": look.marker or None,
+        "markevery": max(1, len(x) // 12),
+        "markersize": 6,
+        "markeredgecolor": "white",
+    }
+    axes.plot(x[whole], band.mean[whole], markeredgewidth=0.6, **marks, **line)
+    if last_full + 1 < len(x):
+        axes.plot(x[rest], band.mean[rest], linewidth=0.9, **line)
+    if band.num_seeds > 1 and look.marker:
+        axes.fill_between(x, band.low, band.high, color=look.colour, alpha=0.16, linewidth=0)
+
+
+def _mark_early_stops(axes: Axes, group: Group, read: Read, look: LineLook, divisor: float | None) -> None:
+    for run in group.runs:
+        steps, wall_s, values = read(run)
+        if run.stopped_early and len(steps) and look.marker:
+            x = steps[-1] if divisor is None else wall_s[-1] / divisor
+            axes.plot([x], [values[-1]], "x", color=look.colour, markersize=8, markeredgewidth=2.2, zorder=4)
+
+
+def _finish_values(axes: Axes, kind: str) -> None:
+    if kind == "share":
+        top = axes.dataLim.y1 if np.isfinite(axes.dataLim.y1) else 1.0
+        axes.set_ylim(-0.02 * max(top, 0.01), 1.03 if top > 0.6 else max(0.01, 1.15 * top))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+        axes.set_ylabel("puzzles solved")
+    elif kind == "loss":
+        style.log_axis(axes)
+        axes.set_ylabel("cross-entropy, last H-cycle")
+
+
+def _draw_refinement(axes: Axes, groups: Sequence[Styled]) -> None:
+    all_runs = [run for group, _ in groups for run in group.runs]
+    is_held_out = any(len(run.refinement(EVAL_CYCLE_LOSS).steps) for run in all_runs)
+    template = EVAL_CYCLE_LOSS if is_held_out else TRAIN_CYCLE_LOSS
+    if not any(len(run.refinement(template).steps) for run in all_runs):
+        axes.set_title("Refinement")
+        style.say(axes, _why_no_cycles(all_runs))
+        return
+    title = "Refinement: first − last H-cycle" + ("" if is_held_out else " (training)")
+    _draw_lines(axes, title, groups, lambda run: run.refinement(template), "difference")
+    axes.set_ylabel("loss that the later H-cycles take away")
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+
+
+def _draw_threshold(axes: Axes, threshold: float) -> None:
+    if axes.lines and axes.get_ylim()[0] < threshold < axes.get_ylim()[1]:
+        axes.axhline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+
+
+def _draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> None:
+    """Draw a bar a group, its seeds as dots, and words for who never got there."""
+    axes.set_title(f"Steps to {100 * threshold:g} % exact accuracy")
+    shown = [(group, look) for group, look in groups if look.marker]
+    if not any(len(run.series("eval/exact_accuracy").steps) for group, _ in shown for run in group.runs):
+        style.say(axes, _why_no_evaluation([run for group, _ in shown for run in group.runs]))
+        return
+    for row, (group, look) in enumerate(shown):
+        _draw_bar(axes, row, group, look, threshold)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(shown) - 0.35, -0.55)
+    style.step_axis(axes)
+    axes.set_xlim(0, 1.02 * max(run.last_step for group, _ in shown for run in group.runs))
+
+
+def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: float) -> None:
+    """Draw a group's name and words over its bar: there no word meets a bar or leaves the panel."""
+    series = [run.series("eval/exact_accuracy") for run in group.runs]
+    reached = [found for one in series if (found := reach(one, threshold)) is not None]
+    steps = [step for step, _ in reached]
+    if steps:
+        axes.barh(row + 0.2, spread(steps).mean, height=0.34, color=look.colour, alpha=0.9)
+        if len(group.runs) > 1:
+            axes.plot(
+                steps,
+                [row + 0.2] * len(steps),
+                "o",
+                color="white",
+                markeredgecolor=INK,
+                markersize=5,
+                zorder=4,
+            )
+    words = _bar_words(series, reached, max(run.last_step for run in group.runs))
+    name = _shortened(group.label, BAR_CHARACTERS - len(words))
+    place: dict[str, Any] = {
+        "xycoords": ("axes fraction", "data"),
+        "textcoords": "offset points",
+        "va": "bottom",
+    }
+    weight = "bold" if len(name) + len(words) <= BOLD_BAR_CHARACTERS else "normal"
+    axes.annotate(
+        name,
+        (0, row),
+        (2, 1),
+        color=look.colour if _is_dark(look.colour) else INK,
+        fontweight=weight,
+        **place,
+    )
+    axes.annotate(words, (1, row), (0, 1), ha="right", **place)
+
+
+def _bar_words(series: Sequence[Series], reached: Sequence[tuple[int, float]], last_step: int) -> str:
+    evaluated = [one for one in series if len(one.values)]
+    if not evaluated:
+        return "not evaluated"
+    if not reached:
+        best = max(float(np.nanmax(one.values, initial=0.0)) for one in evaluated)
+        return f"not in {last_step:,} steps (best {100 * best:.1f} %)"
+    seconds = spread(second for _, second in reached).mean
+    some = f" ({len(reached)}/{len(series)} seeds)" if len(reached) < len(series) else ""
+    return f"{spread(step for step, _ in reached).mean:,.0f} steps · {_duration(seconds)}{some}"
+
+
+# ---- around the panels -----------------------------------------------------------------------------------
+
+
+def _frame(figure: Figure, groups: Sequence[Styled], runs: Sequence[Run]) -> None:
+    """Write the heading, one legend for all panels and the caption, and leave the panels the room between."""
+    figure.text(0.012, 0.985, _heading(groups, runs), va="top", fontsize=15, fontweight="bold")
+    coloured = [(group, look) for group, look in groups if look.marker]
+    handles = [_handle(look) for _, look in coloured]
+    labels = [group.label + _seed_words(group) for group, _ in coloured]
+    if len(coloured) < len(groups):
+        handles.append(Line2D([], [], color=FAINT))
+        labels.append(f"{len(groups) - len(coloured)} others")
+    widest = max(map(len, labels), default=1)
+    columns = max(1, min(len(labels), int((WIDTH_IN - 0.4) / (0.078 * widest + 0.65))))
+    legend = figure.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(0.006, 0.952), ncols=columns, fontsize=10,
+        columnspacing=1.8, handlelength=2.4, borderaxespad=0.2,
+    )  # fmt: skip
+    caption = figure.text(0.012, 0.012, _caption(coloured, runs), va="bottom", fontsize=9, color=MUTED)
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    height = figure.bbox.height
+    top = legend.get_window_extent(renderer).y0 / height - 0.012
+    bottom = caption.get_window_extent(renderer).y1 / height + 0.012
+    style.lay_out(figure, (0.005, bottom, 0.99, top - bottom), wspace=0.04, hspace=0.06)
+
+
+def _heading(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
+    tasks = sorted({str(run.config.get("task", "")) for run in runs} - {""})
+    noun = "scenario" if len({group.scenario for group, _ in groups}) == len(groups) else "variant"
+    counts = [(len(groups), noun), (len(runs), "run")]
+    return " · ".join([", ".join(tasks) or "Comparison", *(f"{n} {word}{'s' * (n != 1)}" for n, word in counts)])
+
+
+def _caption(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
+    told = ["Held-out puzzles only."]
+    if any(len(group.runs) > 1 for group, _ in groups):
+        told.append("Line: mean over seeds (time: theirs at that step); band: lowest to highest seed; dots: seeds.")
+    else:
+        told.append("One seed each: differences under 3 to 5 points of exact accuracy are noise.")
+    if any(run.stopped_early for run in runs):
+        told.append("×: run ended before its planned steps; thin line: mean of the seeds left.")
+    silent = [run.name for run in runs if not len(run.series("eval/loss").steps)]
+    if silent and len(silent) < len(runs):
+        told.append(f"Not evaluated yet: {', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}.")
+    return "\n".join(textwrap.wrap("  ".join(told), 225))
+
+
+def _handle(look: LineLook) -> Line2D:
+    return Line2D(
+        [],
+        [],
+        color=look.colour,
+        linestyle=look.line_style,
+        marker=look.marker,
+        markeredgecolor="white",
+        markersize=7,
+    )
+
+
+def _seed_words(group: Group) -> str:
+    return f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
+
+
+def _why_no_evaluation(runs: Sequence[Run]) -> str:
+    intervals = sorted({int(run.config["eval_interval"]) for run in runs if run.config.get("eval_interval")})
+    furthest = max((run.last_step for run in runs), default=0)
+    due = f"\nThe first is due at step {intervals[0]:,}; the furthest run is at step {furthest:,}." if intervals else ""
+    return f"No run has been evaluated yet.{due}"
+
+
+def _why_no_cycles(runs: Sequence[Run]) -> str:
+    if all((run.config.get("arch") or {}).get("H_cycles") == 1 for run in runs):
+        return "One H-cycle (arch.H_cycles=1):\nthere is nothing to refine."
+    if all(run.config.get("log_per_step_losses") is False for run in runs):
+        return "log_per_step_losses is off:\nset it to true to see each H-cycle."
+    return "No loss of the single H-cycles has been logged yet."
+
+
+def _time_unit(bands: Sequence[tuple[Group, LineLook, Band]]) -> tuple[float, str]:
+    longest = max(float(np.nanmax(band.wall_s)) for _, _, band in bands if band.num_seeds)
+    return (3600.0, "h") if longest > 3 * 3600 else (60.0, "min") if longest > 3600 else (1.0, "s")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _shortened(label: str, most: int) -> str:
+    return label if len(label) <= most else label[: most - 1].rstrip(" ·.=") + "…"
+
+
+def _is_dark(colour: str) -> bool:
+    """Tell whether text of `colour` can be read on white."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.5

@@ -1,0 +1,476 @@
+"""The picture of one run: twelve panels, from its losses to a summary with health marks."""
+
+from __future__ import annotations
+
+import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from trm_ray.reporting.numbers.diagnosis import health_marks
+from trm_ray.reporting.numbers.groups import scenario_name
+from trm_ray.reporting.pictures import style
+from trm_ray.reporting.pictures.style import INK, MUTED
+from trm_ray.reporting.run_log import EVAL_CYCLE_LOSS, TRAIN_CYCLE_LOSS, Run, Series
+
+GRADIENT_NORM = "train/gradients/step_{i}_grad_norm_"
+MAX_MAP_COLUMNS = 40
+SMOOTH_FROM = 40  # fewer points are drawn as they are
+SUMMARY_CHARACTERS = 51  # a line of the summary panel
+MAX_NUMBERS, MAX_FLAT_NUMBERS = 16, 6  # bars that get a number, and that have room for one lying flat
+
+CYCLE_COLOURS = LinearSegmentedColormap.from_list("cycles", ["#8EC1E0", "#2F7FB8", "#08306B"])
+
+
+def draw_dashboard(run: Run) -> Figure:
+    """Draw everything that a run logged; a panel without data says why."""
+    with style.styled(), style.room_for_notes():
+        figure = Figure(figsize=(18, 12), dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, draw in zip(figure.subplots(3, 4).flat, PANELS, strict=True):
+            draw(axes, run)
+        title = f"{scenario_name(run)} · {run.config.get('task', '')} · seed {run.seed}"
+        figure.text(0.010, 0.988, title, va="top", fontsize=15, fontweight="bold")
+        figure.text(0.990, 0.985, _tail(str(run.folder), 90), va="top", ha="right", color=MUTED)
+        style.lay_out(figure, (0.004, 0.004, 0.992, 0.95), wspace=0.03, hspace=0.05)
+        return figure
+
+
+def save_dashboard(run: Run, path: Path) -> Path:
+    """Draw the dashboard into a file; its ending (`.png`, `.svg`, `.pdf`) chooses the format."""
+    return style.save(draw_dashboard(run), path)
+
+
+# ---- panels, in their order ------------------------------------------------------------------------------
+
+
+def draw_losses(axes: Axes, run: Run) -> None:
+    """Draw total, ACT and supervised training loss; no logarithm shows the baseline's supervised 0."""
+    axes.set_title("Training loss")
+    parts = [
+        ("total", "train/total_loss", INK),
+        ("ACT", "train/act_loss", "#D55E00"),
+        ("supervised", "train/supervised_loss", "#56B4E9"),
+    ]
+    drawn = [(name, run.series(tag), colour) for name, tag, colour in parts]
+    if not any(np.isfinite(series.values).any() for _, series, _ in drawn):
+        style.say(axes, _why_nothing(run))
+        return
+    for name, series, colour in drawn:
+        if len(series.values) and not np.any(series.values > 0):
+            axes.plot([], [], color=colour, label=f"{name}: always 0")
+        else:
+            # The baseline's ACT loss is its total: the wider line shows at both sides of the other.
+            _line(axes, _positive(series), colour, name, width=3.6 if name == "total" else 1.5)
+    _mark_not_finite(axes, drawn[0][1])
+    _finish_lines(axes, "loss", log=True)
+
+
+def draw_cycle_losses(axes: Axes, run: Run) -> None:
+    """Draw the loss of each H-cycle, with its held-out loss as rings."""
+    axes.set_title("Loss of each H-cycle")
+    training, held_out = run.cycle_series(TRAIN_CYCLE_LOSS), run.cycle_series(EVAL_CYCLE_LOSS)
+    if not training and not held_out:
+        style.say(axes, _why_no_cycles(run))
+        return
+    colours = _cycle_colours(max(len(training), len(held_out)))
+    for i, series in enumerate(training):
+        _line(axes, series, colours[i], _cycle_name(i, len(training)))
+    for i, series in enumerate(held_out):
+        axes.plot(series.steps, series.values, "o", color=colours[i], markerfacecolor="white", zorder=4)
+    if held_out:
+        axes.plot([], [], "o", color=MUTED, markerfacecolor="white", label="held out")
+    _finish_lines(axes, "cross-entropy", log=True)
+
+
+def draw_refinement(axes: Axes, run: Run) -> None:
+    """Draw first − last cycle's loss: above 0, the later cycles improve the answer."""
+    axes.set_title("Refinement: first − last H-cycle")
+    training, held_out = run.refinement(TRAIN_CYCLE_LOSS), run.refinement(EVAL_CYCLE_LOSS)
+    if not len(training.steps) and not len(held_out.steps):
+        style.say(axes, _why_no_cycles(run))
+        return
+    _line(axes, training, _colour(run), "training")
+    if len(held_out.steps):
+        _held_out_line(axes, held_out)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    _finish_lines(axes, "difference of losses")
+
+
+def draw_curriculum(axes: Axes, run: Run) -> None:
+    """Draw the effective base weight of the supervised loss."""
+    axes.set_title("Supervision weight")
+    weight = run.series("train/curriculum_weight")
+    if not len(weight.steps):
+        style.say(axes, _why_nothing(run))
+        return
+    axes.plot(weight.steps, weight.values, color=_colour(run), marker=_dot(weight), linewidth=2.2)
+    axes.fill_between(weight.steps, 0, weight.values, color=_colour(run), alpha=0.12, linewidth=0)
+    axes.set_ylim(-0.02, max(1.25 * float(np.nanmax(weight.values)), 0.6))
+    style.note(axes, _curriculum_words(run))
+    _finish_lines(axes, "base weight")
+
+
+def draw_gradient_norm(axes: Axes, run: Run) -> None:
+    """Draw the gradient norm before clipping, and where it is clipped."""
+    axes.set_title("Gradient norm")
+    norm = run.series("train/grad_norm")
+    if not np.isfinite(norm.values).any():
+        style.say(axes, _why_nothing(run))
+        return
+    _line(axes, norm, _colour(run), "before clipping")
+    _mark_not_finite(axes, norm)
+    clip = run.config.get("grad_clip_norm")
+    if clip:
+        axes.axhline(clip, color="#C2260C", linewidth=1.2, linestyle=(0, (4, 3)), label=f"clip at {clip:g}")
+    _finish_lines(axes, "norm", log=True)
+
+
+def draw_cycle_gradients(axes: Axes, run: Run) -> None:
+    """Draw the mean gradient norm that each H-cycle causes, in a band from the smallest to the largest."""
+    axes.set_title("Gradient norm of each H-cycle")
+    means = run.cycle_series(GRADIENT_NORM + "mean")
+    if not means:
+        style.say(axes, _why_no_gradients(run))
+        return
+    for i, (series, colour) in enumerate(zip(means, _cycle_colours(len(means)), strict=True)):
+        axes.plot(series.steps, series.values, color=colour, marker=_dot(series), label=_cycle_name(i, len(means)))
+        low, high = (run.series((GRADIENT_NORM + end).replace("{i}", str(i))) for end in ("min", "max"))
+        if len(low.steps) == len(high.steps) == len(series.steps):
+            axes.fill_between(series.steps, low.values, high.values, color=colour, alpha=0.14, linewidth=0)
+    _finish_lines(axes, "mean norm (band: min to max)")
+
+
+def draw_learning_rate(axes: Axes, run: Run) -> None:
+    """Draw the learning rate."""
+    axes.set_title("Learning rate")
+    rate = run.series("train/learning_rate")
+    if not len(rate.steps):
+        style.say(axes, _why_nothing(run))
+        return
+    axes.plot(rate.steps, rate.values, color=_colour(run), marker=_dot(rate))
+    axes.set_ylim(0, 1.1 * max(float(np.nanmax(rate.values)), 1e-12))
+    if "lr" in run.config:
+        style.note(axes, f"highest {run.config['lr']:g}, warm-up of {run.config.get('lr_warmup_steps', 0):,} steps")
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # no step whose labels need a third digit
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _exponent(value)))
+    _finish_lines(axes, "lr")
+
+
+def draw_act_steps(axes: Axes, run: Run) -> None:
+    """Draw the mean number of segments that a puzzle gets."""
+    axes.set_title("Mean ACT steps")
+    training, held_out = run.series("train/act/steps"), run.series("eval/act_steps")
+    if not np.isfinite(np.concatenate([training.values, held_out.values])).any():
+        style.say(axes, _why_nothing(run))
+        return
+    _line(axes, training, _colour(run), "training")
+    if len(held_out.steps):
+        _held_out_line(axes, held_out)
+    most = (run.config.get("arch") or {}).get("halt_max_steps")
+    if most:
+        axes.axhline(most, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"most: {most}")
+    axes.set_ylim(0, 1.1 * max(most or 0, axes.dataLim.y1))
+    _finish_lines(axes, "segments a puzzle")
+
+
+def draw_cycle_map(axes: Axes, run: Run) -> None:
+    """Draw the recent losses as a map: a column a log, a row an H-cycle."""
+    axes.set_title("Recent loss map")
+    cycles = _common(run.cycle_series(TRAIN_CYCLE_LOSS))
+    if not cycles:
+        style.say(axes, _why_no_cycles(run))
+        return
+    losses = np.array([series.values[-MAX_MAP_COLUMNS:] for series in cycles])
+    style.note(axes, f"training, the last {losses.shape[1]} logs" if losses.shape[1] > 1 else "training, one log")
+    # Drawn inside the panel: a colour bar beside it would narrow every panel of the column.
+    axes.set_axis_off()
+    panel, bar = axes.inset_axes((0, 0, 0.84, 1)), axes.inset_axes((0.87, 0, 0.035, 1))
+    image = panel.imshow(losses, aspect="auto", cmap="viridis_r", norm=_loss_norm(losses), interpolation="nearest")
+    _name_map_axes(panel, cycles[0].steps[-MAX_MAP_COLUMNS:], len(cycles))
+    axes.figure.colorbar(image, cax=bar).outline.set_visible(False)
+    _write_plain_numbers(bar.yaxis, isinstance(image.norm, LogNorm))
+
+
+def draw_spread(axes: Axes, run: Run) -> None:
+    """Draw how far the H-cycles lie apart, relative to their mean."""
+    axes.set_title("Spread across H-cycles")
+    cycles = _common(run.cycle_series(TRAIN_CYCLE_LOSS))
+    if len(cycles) < 2:
+        style.say(axes, _why_no_cycles(run))
+        return
+    losses = np.array([series.values for series in cycles])
+    relative = (losses.max(axis=0) - losses.min(axis=0)) / losses.mean(axis=0)
+    _line(axes, Series(cycles[0].steps, cycles[0].wall_s, 100 * relative), _colour(run), "")
+    style.note(axes, "training; at 0 % every H-cycle gives the same loss")
+    axes.set_ylim(0, None)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    _finish_lines(axes, "(highest − lowest) / mean loss")
+
+
+def draw_latest(axes: Axes, run: Run) -> None:
+    """Draw the latest loss of each H-cycle, in training and held out."""
+    axes.set_title("Latest loss of each H-cycle")
+    training, held_out = run.cycle_series(TRAIN_CYCLE_LOSS), run.cycle_series(EVAL_CYCLE_LOSS)
+    both = (("training", training, 1.0), ("held out", held_out, 0.45))
+    sets = [(name, series, shade) for name, series, shade in both if series]
+    if not sets:
+        style.say(axes, _why_no_cycles(run))
+        return
+    width = 0.8 / len(sets)
+    for index, (name, cycles, shade) in enumerate(sets):
+        at = np.arange(len(cycles)) + (index - (len(sets) - 1) / 2) * width
+        latest = np.array([series.values[-1] for series in cycles])
+        label = f"{name}, step {cycles[0].steps[-1]:,}"
+        axes.bar(at, latest, 0.92 * width, color=_colour(run), alpha=shade, label=label)
+        _write_values(axes, at, latest, len(sets) * len(cycles))
+    axes.set_xticks(range(len(sets[0][1])))
+    axes.grid(False, axis="x")
+    axes.set_xlabel("H-cycle")
+    axes.set_ylabel("cross-entropy")
+    axes.margins(y=0.18 if len(sets) * len(sets[0][1]) > MAX_FLAT_NUMBERS else 0.1)
+    style.legend_above(axes)
+
+
+def draw_summary(axes: Axes, run: Run) -> None:
+    """Write what the run reached, and a mark for each thing that is right or wrong with it."""
+    axes.set_title("Summary")
+    axes.set_axis_off()
+    height = -18.0  # in points from the top of the panel: the line under the title is free here
+    for text, sign, colour in _summary_lines(run):
+        wrapped = textwrap.wrap(text, SUMMARY_CHARACTERS) or [""]
+        for number, line in enumerate(wrapped):
+            _write_line(axes, line, sign if number == 0 else "", colour, height)
+            height += 12.5
+        height += 2
+
+
+PANELS = (
+    draw_losses,
+    draw_cycle_losses,
+    draw_refinement,
+    draw_curriculum,
+    draw_gradient_norm,
+    draw_cycle_gradients,
+    draw_learning_rate,
+    draw_act_steps,
+    draw_cycle_map,
+    draw_spread,
+    draw_latest,
+    draw_summary,
+)
+
+
+# ---- lines -----------------------------------------------------------------------------------------------
+
+
+def _line(axes: Axes, series: Series, colour: str, label: str, width: float = 1.8) -> None:
+    """Draw a series; a long one pale, with its moving mean on top."""
+    if len(series.steps) < SMOOTH_FROM:
+        axes.plot(series.steps, series.values, color=colour, marker=_dot(series), label=label, linewidth=width)
+        return
+    axes.plot(series.steps, series.values, color=colour, alpha=0.28, linewidth=0.9)
+    axes.plot(series.steps, _moving_mean(series.values), color=colour, label=label, linewidth=width)
+
+
+def _mark_not_finite(axes: Axes, series: Series) -> None:
+    broken = series.steps[~np.isfinite(series.values)]
+    if len(broken):
+        axes.axvline(broken[0], color=style.MARK_COLOURS["bad"], linewidth=1.6, label="not finite")
+
+
+def _held_out_line(axes: Axes, series: Series) -> None:
+    axes.plot(
+        *(series.steps, series.values, "o-"),
+        color=INK,
+        markerfacecolor="white",
+        linewidth=1,
+        label="held out",
+    )
+
+
+def _exponent(value: float) -> str:
+    return f"{value:.1e}".replace("e-0", "e-") if value else "0"
+
+
+def _moving_mean(values: np.ndarray) -> np.ndarray:
+    """Average over the finite neighbours, a thirtieth of the run to each side; a gap stays a gap."""
+    reach = max(2, len(values) // 30)
+    window = np.ones(2 * reach + 1)
+    finite = np.isfinite(values)
+    sums = np.convolve(np.where(finite, values, 0.0), window, "same")
+    counts = np.convolve(finite.astype(np.float64), window, "same")
+    return np.where(finite, sums / np.maximum(counts, 1.0), np.nan)
+
+
+def _positive(series: Series) -> Series:
+    """Leave gaps where a loss is 0, as the supervised one is before a curriculum starts."""
+    return series._replace(values=np.where(series.values > 0, series.values, np.nan))
+
+
+def _common(cycles: Sequence[Series]) -> list[Series]:
+    """Keep the cycles that were logged at the same steps as the first."""
+    return [series for series in cycles if np.array_equal(series.steps, cycles[0].steps)]
+
+
+def _dot(series: Series) -> str:
+    """A lone point or a few need a marker to be seen."""
+    return "o" if len(series.steps) <= 12 else ""
+
+
+def _finish_lines(axes: Axes, label: str, log: bool = False) -> None:
+    style.step_axis(axes)
+    if log:
+        style.log_axis(axes)
+    axes.set_ylabel(label)
+    style.legend_above(axes)
+
+
+def _colour(run: Run) -> str:
+    name = scenario_name(run)
+    return style.scenario_colours([name])[name]
+
+
+def _cycle_name(index: int, count: int) -> str:
+    """Name a cycle in a legend of one line: `H-cycle 0`, then `1`, `2`; of many, the first and the last."""
+    if index == 0:
+        return "H-cycle 0"
+    if count > 4:
+        return f"… {index}" if index == count - 1 else "_"
+    return str(index)
+
+
+def _cycle_colours(count: int) -> list[str]:
+    """Shade the cycles from pale (first) to dark (last)."""
+    return [to_hex(CYCLE_COLOURS(i / max(1, count - 1) if count > 1 else 1.0)) for i in range(count)]
+
+
+# ---- map and bars ----------------------------------------------------------------------------------------
+
+
+def _loss_norm(losses: np.ndarray) -> Normalize:
+    finite = losses[np.isfinite(losses)]
+    if not len(finite):
+        return Normalize(0, 1)
+    low, high = float(finite.min()), float(finite.max())
+    return LogNorm(low, high) if low > 0 and high > 3 * low else Normalize(low, high)
+
+
+def _name_map_axes(axes: Axes, steps: np.ndarray, num_cycles: int) -> None:
+    axes.grid(False)
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(5, len(steps))).round().astype(int))
+    axes.set_xticks(chosen, [f"{steps[i]:,}" for i in chosen])
+    axes.set_yticks(range(num_cycles))
+    axes.set_xlabel("step")
+    axes.set_ylabel("H-cycle")
+
+
+def _write_plain_numbers(axis: Axis, is_log: bool) -> None:
+    if is_log:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _write_values(axes: Axes, at: np.ndarray, values: np.ndarray, num_bars: int) -> None:
+    """Write each bar's number above it, upright where bars are narrow."""
+    if num_bars > MAX_NUMBERS:
+        return
+    for x, value in zip(at, values, strict=True):
+        words = f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if np.isfinite(value) else "NaN"
+        axes.annotate(
+            words, (x, value if np.isfinite(value) else 0), (0, 3), textcoords="offset points", ha="center",
+            rotation=90 if num_bars > MAX_FLAT_NUMBERS else 0,
+        )  # fmt: skip
+
+
+# ---- words -----------------------------------------------------------------------------------------------
+
+
+def _why_nothing(run: Run) -> str:
+    if not run.rows:
+        return f"Nothing logged yet.\nThe first row is due at step {run.config.get('log_interval', '?')}."
+    return "No training row has been logged yet."
+
+
+def _why_no_cycles(run: Run) -> str:
+    if (run.config.get("arch") or {}).get("H_cycles") == 1:
+        return "One H-cycle (arch.H_cycles=1):\nthere is nothing to compare."
+    if run.config.get("log_per_step_losses") is False:
+        return "log_per_step_losses is off:\nset it to true to see each H-cycle."
+    return _why_nothing(run)
+
+
+def _why_no_gradients(run: Run) -> str:
+    if not run.config.get("compute_gradient_stats"):
+        return "compute_gradient_stats is off:\nset it to true to see which H-cycle\ndrives the update."
+    interval = int(run.config.get("gradient_stats_interval") or 500)
+    at = f"the run is at step {run.last_step:,}"
+    return f"The first is due at step {interval:,},\n{at}\n(gradient_stats_interval)."
+
+
+def _curriculum_words(run: Run) -> str:
+    config = run.config
+    if not config.get("deep_supervision_enabled", True):
+        return "baseline: only the last H-cycle is supervised"
+    schedule = str(config.get("deep_supervision_schedule", "constant")).replace("_", " ")
+    if not config.get("curriculum_enabled"):
+        return f"no curriculum, schedule {schedule}"
+    start, end = (config.get(f"curriculum_{name}_step", 0) for name in ("start", "end"))
+    return f"ramp from step {start:,} to {end:,}, schedule {schedule}"
+
+
+def _summary_lines(run: Run) -> list[tuple[str, str, str]]:
+    """Text, sign in front and colour of each line."""
+    lines = [(text, "", INK) for text in (_progress_words(run), *_result_words(run))]
+    lines.append((" ", "", INK))
+    for mark, text in health_marks(run):
+        lines.append((text, style.MARK_SIGNS[mark], style.MARK_COLOURS[mark]))
+    return lines
+
+
+def _tail(text: str, most: int) -> str:
+    return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def _progress_words(run: Run) -> str:
+    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
+    state = "finished" if run.finished else "not finished"
+    return f"step {run.last_step:,}{planned} · {run.wall_s:,.0f} s · {state}"
+
+
+def _result_words(run: Run) -> list[str]:
+    loss, exact = run.series("eval/loss"), run.series("eval/exact_accuracy")
+    if not len(loss.steps) or not len(exact.steps):
+        return []
+    best = int(np.nanargmax(exact.values)) if np.isfinite(exact.values).any() else 0
+    return [
+        f"held-out loss {loss.values[-1]:.4f}, exact accuracy {100 * exact.values[-1]:.1f} %",
+        f"best exact accuracy {100 * exact.values[best]:.1f} % at step {exact.steps[best]:,}",
+    ]
+
+
+def _write_line(axes: Axes, text: str, sign: str, colour: str, height: float) -> None:
+    """Write a line at a fixed distance in points below the title, so that no line meets another."""
+    place: dict[str, Any] = {
+        "xycoords": "axes fraction",
+        "textcoords": "offset points",
+        "va": "top",
+        "fontsize": 9,
+    }
+    drawn = [axes.annotate(text, (0, 1), (14, -height), color=INK, **place)]
+    if sign:
+        drawn.append(axes.annotate(sign, (0, 1), (0, -height), color=colour, fontweight="bold", **place))
+    for one in drawn:
+        one.set_in_layout(False)  # a long line shall not push the other panels aside

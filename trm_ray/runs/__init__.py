@@ -1,0 +1,1 @@
+"""One training run, below Ray: its plan, its folder, its execution."""
