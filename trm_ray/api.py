@@ -187,8 +187,8 @@ def load_model(
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
-    from trm_ray.storage import as_path
     from trm_ray.interop import loading
+    from trm_ray.storage import as_path
 
     return loading.load_model(as_path(path), averaged=averaged, device=device)
 

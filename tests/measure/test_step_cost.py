@@ -27,9 +27,9 @@ from trm_ray.measure.step_cost import (
     step_flops,
     summary_rows,
 )
-from trm_ray.training.loop import train_step
 from trm_ray.training.session import Session
 from trm_ray.training.state import TokenShape, TrainState, build_recipe
+from trm_ray.training.step import train_step
 
 CPU = torch.device("cpu")
 TOKENS = TokenShape(seq_len=16, vocab_size=6)

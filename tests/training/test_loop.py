@@ -29,14 +29,16 @@ from helpers import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_ray.config import Config
-from trm_ray.training import loop, store
+from trm_ray.training import store
 from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from trm_ray.training.clock import Clock
 from trm_ray.training.evaluation import evaluate
-from trm_ray.training.loop import run_training, train_step
+from trm_ray.training.loop import run_training
 from trm_ray.training.losses import softmax_cross_entropy
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import ExchangeTime, Session
 from trm_ray.training.state import TrainState, build_model, build_recipe, total_steps
+from trm_ray.training.step import _exploration, gradient_stats, train_step
 
 CURRICULUM = supervised(curriculum_enabled=True, curriculum_start_step=3, curriculum_end_step=6)
 
@@ -96,7 +98,7 @@ def test_steps_equal_a_transcription_with_torchs_own_parts(tmp_path, weights):
 
 def test_exploration_draws_nothing_mostly_and_else_two_to_the_most_steps_alike(tmp_path):
     state, recipe, _ = set_up(tmp_path, arch={"halt_max_steps": 5, "halt_exploration_prob": 0.2})
-    drawn = Counter(loop._exploration(state, replace(recipe, global_batch_size=20_000)).tolist())
+    drawn = Counter(_exploration(state, replace(recipe, global_batch_size=20_000)).tolist())
     assert set(drawn) == {0, 2, 3, 4, 5}
     assert drawn[0] / 20_000 == pytest.approx(0.8, abs=0.01)  # 0.2 ± 0.003
     for steps in (2, 3, 4, 5):
@@ -107,7 +109,7 @@ def test_exploration_draws_nothing_mostly_and_else_two_to_the_most_steps_alike(t
 def test_exploration_at_its_edges(tmp_path, most, probability, expected):
     arch = {"halt_max_steps": most, "halt_exploration_prob": probability}
     state, recipe, _ = set_up(tmp_path, arch=arch)
-    assert set(loop._exploration(state, recipe).tolist()) == expected
+    assert set(_exploration(state, recipe).tolist()) == expected
 
 
 @pytest.mark.parametrize(("probability", "going_on"), [(0.0, 0), (1.0, 8)])
@@ -335,7 +337,7 @@ def test_a_row_has_the_tags_that_the_reports_read(tmp_path):
 def test_pauses_count_neither_as_busy_nor_as_exchange(monkeypatch):
     now, exchange = [0.0], ExchangeTime()
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = loop.Clock(0.0, exchange)
+    clock = Clock(0.0, exchange)
     with clock.waiting():
         now[0] += 1
     now[0] += 5
@@ -413,7 +415,7 @@ def test_gradients_are_measured_when_due_for_every_cycle_that_has_any(tmp_path):
 def test_a_cycles_gradient_norms_are_those_of_its_own_loss(tmp_path):
     state, recipe, session = set_up(tmp_path, **supervised())
     batch = next(session.train_batches(0))
-    row = loop.gradient_stats(state, recipe, batch, session)
+    row = gradient_stats(state, recipe, batch, session)
     for cycle in range(3):
         model = copy.deepcopy(state.model)
         output = model(model.initial_carry(batch), batch, supervise_all_cycles=True)

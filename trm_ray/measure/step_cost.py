@@ -27,9 +27,9 @@ from torch import Tensor
 
 from trm_ray.config import Config, load_config, with_overrides
 from trm_ray.model.layers import Linear, swiglu_inner_size
-from trm_ray.training.loop import train_step
 from trm_ray.training.session import Session
 from trm_ray.training.state import TokenShape, TrainState, build_recipe
+from trm_ray.training.step import train_step
 
 if TYPE_CHECKING:
     from rich.table import Table

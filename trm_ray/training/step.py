@@ -1,0 +1,91 @@
+"""One optimizer step: what is computed, exchanged and updated, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trm_ray.model.trm import Batch, Carry
+from trm_ray.training.losses import puzzle_loss
+from trm_ray.training.metrics import train_sums
+from trm_ray.training.session import Session
+from trm_ray.training.state import Recipe, TrainState
+from trm_ray.training.supervision import segment_losses, supervision_weights
+
+
+def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> None:
+    """Run one segment and update the weights; nothing here waits for the device."""
+    model, weights = state.model, cycle_weights(state, recipe)
+    min_steps = session.own_rows(_exploration(state, recipe)).to(session.device, non_blocking=True)
+    output = model(_carry(state, batch), batch, supervises(weights), min_steps)
+    losses = segment_losses(output, weights, recipe.cell_loss, recipe.global_batch_size)
+    losses.total.backward()
+    # Losses and gradients are shares of the global batch, so their sums over the workers are those of one large batch.
+    total = losses.total.detach().to(torch.float32, copy=True)
+    stop_votes = torch.full_like(total, session.stop_requested())
+    session.sum_over_ranks(total, stop_votes, *(p.grad for p in model.parameters() if p.grad is not None))
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip_norm)
+    rate = recipe.rate_at(state.step)
+    state.guard.watch(
+        {
+            "step": torch.full_like(total, state.step + 1),
+            "total_loss": total,
+            "act_loss": losses.act,
+            "supervised_loss": losses.supervised,
+            "lm_loss": losses.lm,
+            "grad_norm": grad_norm,
+            "lr": torch.full_like(total, rate),
+        }
+    )
+    state.stop_votes.add(stop_votes)
+    state.update_weights(rate)
+    state.update_puzzle_embedding(output, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
+    state.sums.add(train_sums(output, losses, grad_norm, session.world_size))
+    state.carry, state.step = output.carry, state.step + 1
+
+
+def cycle_weights(state: TrainState, recipe: Recipe) -> tuple[float, ...]:
+    """Weigh the H-cycles at the step to come."""
+    base = recipe.supervision.base_weight(state.step)
+    return supervision_weights(recipe.supervision.schedule, state.model.H_cycles, base)
+
+
+def supervises(weights: tuple[float, ...]) -> bool:
+    """Tell whether any cycle before the last weighs something; if not, the step is the baseline's."""
+    return any(weights[:-1])
+
+
+def _carry(state: TrainState, batch: Batch) -> Carry:
+    return state.carry or state.model.initial_carry(batch)
+
+
+def _exploration(state: TrainState, recipe: Recipe) -> Tensor:
+    """Draw the fewest segments of each row of the global batch: mostly 0, now and then 2 to `halt_max_steps`.
+
+    Source: the original's `min_halt_steps`.
+    """
+    rows, most = recipe.global_batch_size, state.model.halt_max_steps
+    explores = torch.rand(rows, generator=state.generator) < recipe.exploration_prob
+    return explores * torch.randint(min(2, most), most + 1, (rows,), generator=state.generator)
+
+
+def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> dict[str, float]:
+    """Measure the gradient norms that each H-cycle's loss gives: mean, max and min over the parameter tensors.
+
+    One more forward pass and one backward pass a cycle, on the step's own batch; neither weights, gradients nor
+    generators change. Without supervision only the last cycle has a gradient. Synchronises with the device.
+    """
+    weights, model = cycle_weights(state, recipe), state.model
+    output = model(_carry(state, batch), batch, supervises(weights))
+    parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("q_head")]
+    row: dict[str, float] = {}
+    for cycle, (logits, weight) in enumerate(zip(output.cycle_logits, weights, strict=True)):
+        if weight == 0:
+            continue
+        loss = puzzle_loss(recipe.cell_loss, logits, output.carry.puzzles.labels).sum() / recipe.global_batch_size
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+        session.sum_over_ranks(*gradients)
+        norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
+        for name, value in (("mean", norms.mean()), ("max", norms.max()), ("min", norms.min())):
+            row[f"train/gradients/step_{cycle}_grad_norm_{name}"] = value.item()
+    return row
