@@ -16,7 +16,8 @@ import trm_ray
 from trm_ray.config import SweepConfig
 from trm_ray.distributed.tuner import Outcome
 from trm_ray.programs.sweep import SweepPlan
-from trm_ray.runs.run import claim_folder, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
 from trm_ray.training.inference import Solution
 from trm_ray.training.state import build_model
 
@@ -45,8 +46,10 @@ def test_a_run_is_trained_gone_on_with_and_begun_again(data: Path, tmp_path: Pat
     assert trm_ray.train(config, overwrite=True).metrics["eval/loss"] == result.metrics["eval/loss"]
 
 
-def test_training_says_nothing(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    trm_ray.train(run_config(data, tmp_path / "run", "ray.num_workers=0"))
+@pytest.mark.parametrize("makes_data", [False, True])
+def test_training_says_nothing(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], makes_data: bool):
+    words = ["task=sudoku4", "generator.train=64", "generator.test=5", "ray.num_workers=0"] if makes_data else []
+    trm_ray.train(run_config(tmp_path / "made" if makes_data else data, tmp_path / "run", "ray.num_workers=0", *words))
     assert capfd.readouterr() == ("", "")
 
 

@@ -274,15 +274,16 @@ def test_nothing_is_imported_into_a_run_nor_prepared_in_a_dataset_that_another_p
 
 
 def test_two_that_need_the_same_data_make_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
-    from trm_ray.runs import run
+    from trm_ray.runs import data as data_of_runs
 
-    monkeypatch.setattr(run, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(data_of_runs, "_LOOK_EVERY_S", 0.02)
     words = ["task=sudoku4", f"data_paths=[{tmp_path / 'data'}]", "generator.train=20", "generator.test=5"]
     config = trm_ray.load_config("deep_supervision_linear", words)
     with another_process(tmp_path / "data") as maker:
         assert says(maker) == "held"
         threading.Timer(0.3, maker.kill).start()  # the dead one's work is done by who waits
-        info = run.open_data(config)
+        data_of_runs.make_missing(config)
+    info = data_of_runs.open_data(config)
     assert info.split("train").rows == 20
     assert [message for message in caplog.messages if "waiting for the data" in message][1:] == []
     assert any(f"process {maker.pid}" in message for message in caplog.messages)

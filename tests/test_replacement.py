@@ -19,7 +19,9 @@ from trm_ray.cli import app
 from trm_ray.config import ConfigError, to_yaml
 from trm_ray.data.schema import DatasetError, open_dataset, write_dataset
 from trm_ray.replacement import ASIDE, DATASET, RUN, SWEEP, is_ours, our_files, set_aside, settle
-from trm_ray.runs.run import owned_run, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import owned_run
+from trm_ray.runs.plan import plan_run
 from trm_ray.storage import as_path, move
 from trm_ray.training.checkpoint import has_checkpoint
 

@@ -26,7 +26,9 @@ from trm_ray.data.schema import DatasetError, open_dataset, read_split
 from trm_ray.reporting.console import read_new_rows
 from trm_ray.reporting.mirrored_log import MirroredLog
 from trm_ray.reporting.run_log import read_run
-from trm_ray.runs.run import claim_folder, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import plan_run
 from trm_ray.storage import RemotePath, StorageError, as_path, join, remove_tree
 from trm_ray.training.checkpoint import (
     checkpoint_step,

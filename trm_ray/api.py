@@ -61,12 +61,15 @@ def load_config(
 
 @contextmanager
 def _left_as_found() -> Iterator[None]:
-    """Take back afterwards what Ray, where it is started, and its settings do to the whole process."""
+    """Print nothing; take back afterwards what Ray, where it is started, and its settings do to the whole process."""
+    from trm_ray.data.progress import silence
+
     loggers = [logging.getLogger(), logging.getLogger("trm_ray")]
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     names = set(os.environ)
     try:
-        yield
+        with silence():
+            yield
     finally:
         for logger, level, handlers in before:
             logger.setLevel(level)
@@ -92,27 +95,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
         Interrupted: Ctrl-C (a `KeyboardInterrupt`) or another stop signal that the program has no handler for came;
             the step that was under way is saved.
     """
-    from trm_ray.runs.run import is_finished, owned_run, plan_run, train_in_process
+    from trm_ray.programs.train import train as train_run
 
-    plan = plan_run(config)
-    with owned_run(plan, resume=resume, overwrite=overwrite) as begin:
-        if resume and is_finished(plan):
-            return TrainResult(plan.folder, _last_evaluation(plan.folder))
-        if config.ray.most_workers == 0:
-            begin()
-            return TrainResult(plan.folder, train_in_process(plan) or _last_evaluation(plan.folder))
-        from trm_ray.distributed.trainer import train_on_ray
-
-        # Workers that were started anew after the last step have evaluated nothing.
-        return TrainResult(plan.folder, train_on_ray(plan, begin=begin) or _last_evaluation(plan.folder))
-
-
-def _last_evaluation(folder: Path) -> dict[str, float]:
-    """Read the last evaluation that a run has logged."""
-    from trm_ray.reporting.run_log import read_run
-
-    evaluated = [row for row in read_run(folder).rows if "eval/loss" in row]
-    return {tag: value for tag, value in evaluated[-1].items() if tag.startswith("eval/")} if evaluated else {}
+    trained = train_run(config, resume=resume, overwrite=overwrite)
+    return TrainResult(trained.plan.folder, trained.metrics)
 
 
 @stops_at_once()
@@ -140,14 +126,12 @@ def sweep(
     from rich.console import Console
 
     from trm_ray.config import load_sweep
-    from trm_ray.programs.sweep import plan_sweep, start_sweep
-    from trm_ray.reporting.numbers.groups import summarise
-    from trm_ray.reporting.run_log import find_runs
+    from trm_ray.programs.sweep import sweep as run_sweep
 
     resolved = load_sweep(sweep, overrides, config_dir=config_dir) if isinstance(sweep, str) else sweep
-    quiet, plan = Console(quiet=True, force_terminal=False), plan_sweep(resolved)
-    outcome = start_sweep(plan, quiet, resume=resume, overwrite=overwrite)
-    return SweepResult(plan.folder, summarise(find_runs([plan.folder]), threshold=resolved.threshold), outcome.failed)
+    quiet = Console(quiet=True, force_terminal=False)
+    swept = run_sweep(resolved, quiet, resume=resume, overwrite=overwrite)
+    return SweepResult(swept.plan.folder, swept.ranking, swept.outcome.failed)
 
 
 @_left_as_found()

@@ -11,7 +11,7 @@ from trm_ray.data import schema
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import DatasetError, DatasetInfo, Rows
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
-from trm_ray.runs.run import open_data
+from trm_ray.runs.data import open_data
 
 
 def some_rows(count=10, length=4, seed=0):

@@ -41,7 +41,8 @@ from trm_ray.distributed.surroundings import own_cluster  # noqa: E402
 from trm_ray.distributed.trainer import train_on_ray  # noqa: E402
 from trm_ray.measure.selftest.ground import steps_at_risk  # noqa: E402
 from trm_ray.programs.sweep import plan_sweep, start_sweep  # noqa: E402
-from trm_ray.runs.run import RunPlan, claim_folder, plan_run, start_step  # noqa: E402
+from trm_ray.runs.folder import claim_folder, start_step  # noqa: E402
+from trm_ray.runs.plan import RunPlan, plan_run  # noqa: E402
 from trm_ray.training.checkpoint import checkpoint_step, checkpoints  # noqa: E402
 from trm_ray.training.stopping import STOP_FILE, Interrupted  # noqa: E402
 
@@ -175,7 +176,7 @@ def autoscaling(data: Path, folder: Path, num_trials: int = 2, node_cpus: int = 
     with autoscaling_head(node_cpus) as address:
         joined(address)
         watch, console = NodeWatch(folder / "sweep"), Console(file=(folder / "printed.txt").open("w"), width=200)
-        outcome = start_sweep(
+        swept = start_sweep(
             plan_sweep(_sweep(data, folder / "sweep", address, num_trials)), console, resume=False, overwrite=False
         )
         ended_s = watch.seconds()
@@ -183,7 +184,7 @@ def autoscaling(data: Path, folder: Path, num_trials: int = 2, node_cpus: int = 
         time.sleep(3)  # and none comes back
         watch.end()
         ray.shutdown()
-    return {"failed": outcome.failed, "seen": watch.seen, "ended_s": ended_s, "node_cpus": node_cpus}
+    return {"failed": swept.outcome.failed, "seen": watch.seen, "ended_s": ended_s, "node_cpus": node_cpus}
 
 
 def _sweep(data: Path, folder: Path, address: str, num_trials: int) -> SweepConfig:

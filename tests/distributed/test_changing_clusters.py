@@ -18,7 +18,9 @@ import pytest
 from helpers import metric_rows
 
 from trm_ray.config import Config, config_from_run, with_overrides
-from trm_ray.runs.run import claim_folder, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import plan_run
 from trm_ray.training.checkpoint import read_manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -14,7 +14,9 @@ from helpers import metric_rows
 from run_helpers import run_config
 
 from trm_ray.distributed.trainer import train_on_ray
-from trm_ray.runs.run import RunPlan, claim_folder, is_finished, plan_run, start_step, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder, is_finished, start_step
+from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.training.stopping import STOP_FILE, Interrupted
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]

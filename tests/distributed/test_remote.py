@@ -40,7 +40,7 @@ def test_a_sweep_goes_on_there_with_what_it_finds(bucket: Path, tmp_path: Path, 
     assert (idle / STOPPED).is_file()
     remove_tree(good / "final_model")
     remove_tree(good / "checkpoint_step_6")
-    outcome = start_sweep(plan, console, resume=True, overwrite=False)
+    outcome = start_sweep(plan, console, resume=True, overwrite=False).outcome
     compare_trials(plan, outcome, console)
     assert outcome.failed == {}
     assert_same(final_weights(good), weights)

@@ -10,7 +10,7 @@ from run_helpers import TINY_RUN
 from trm_ray.config import SweepConfig, trial_configs
 from trm_ray.data.schema import DatasetInfo
 from trm_ray.distributed.tuner import PLAN, GroupedScheduler, build_scheduler
-from trm_ray.runs.run import RunPlan
+from trm_ray.runs.plan import RunPlan
 
 BASELINE, LINEAR = "deep_supervision_baseline", "deep_supervision_linear"
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP

@@ -16,7 +16,9 @@ from trm_ray.data import stream
 from trm_ray.distributed.cluster import check_resources
 from trm_ray.distributed.gauges import GAUGES, RunGauges
 from trm_ray.distributed.trainer import train_on_ray
-from trm_ray.runs.run import RunPlan, claim_folder, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import RunPlan, plan_run
 
 TOGETHER = "zusammen größer, 实验 🎉"
 

@@ -26,7 +26,9 @@ from trm_ray.distributed.faults import Inventory
 from trm_ray.distributed.tuner import STOPPED, Outcome
 from trm_ray.programs.sweep import SweepPlan, compare_trials, plan_sweep, start_sweep
 from trm_ray.reporting.run_log import find_runs, read_run
-from trm_ray.runs.run import claim_folder, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import plan_run
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 from trm_ray.training.stopping import Interrupted
 
@@ -83,7 +85,7 @@ class Swept:
 
 def swept(sweep: SweepConfig, *, resume: bool = False) -> Swept:
     plan, console = plan_sweep(sweep), Console(file=io.StringIO(), width=200)
-    outcome = start_sweep(plan, console, resume=resume, overwrite=False)
+    outcome = start_sweep(plan, console, resume=resume, overwrite=False).outcome
     assert isinstance(console.file, io.StringIO)
     return Swept(plan, outcome, console.file.getvalue())
 

@@ -21,7 +21,8 @@ from run_helpers import ROOT, run_config, some_puzzles, tiny_overrides
 from trm_ray.distributed.surroundings import StartError
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.distributed.waiting import TellsOfWorkers, WorkerWatch, has_room, wait_beside
-from trm_ray.runs.run import RunPlan, claim_folder, plan_run
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.training.stopping import STOP_FILE, Interrupted
 
 pytestmark = pytest.mark.ray

@@ -384,7 +384,7 @@ def test_the_commands_tell_what_they_did(case):
 
 def test_training_does_not_go_on_from_weights_alone(case):
     from trm_ray.config import ConfigError
-    from trm_ray.runs.run import check_folder
+    from trm_ray.runs.folder import check_folder
 
     imported(case)
     plan = SimpleNamespace(folder=case / "run", config=config_from_run(case / "run"))

@@ -24,7 +24,9 @@ from trm_ray.measure.budget import (
     stopping_steps,
     told_ms,
 )
-from trm_ray.runs.run import claim_folder, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import plan_run
 
 BASELINE, LINEAR, CURRICULUM = (f"deep_supervision_{kind}" for kind in ("baseline", "linear", "curriculum"))
 

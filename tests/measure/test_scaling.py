@@ -22,7 +22,7 @@ from trm_ray.measure.scaling import (
     scaling_table,
 )
 from trm_ray.reporting.pictures.scaling import draw_scaling
-from trm_ray.runs.run import RunPlan, plan_run
+from trm_ray.runs.plan import RunPlan, plan_run
 
 
 @pytest.fixture(scope="module")

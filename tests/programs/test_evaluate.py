@@ -27,7 +27,9 @@ from trm_ray.kinds.arc.symmetry import ArcSymmetry
 from trm_ray.kinds.arc.voting import Votes
 from trm_ray.model.trm import Batch
 from trm_ray.programs.evaluate import EvaluationReport, embedding_rows, evaluate_run
-from trm_ray.runs.run import claim_folder, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import plan_run
 from trm_ray.training.inference import run_segments
 
 NUM_ROWS = 13

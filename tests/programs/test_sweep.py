@@ -14,7 +14,9 @@ from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
 from trm_ray.config import Config, ConfigError, SweepConfig, config_names, flat, load_config, load_sweep, to_yaml
 from trm_ray.data.schema import DatasetInfo, SplitInfo
 from trm_ray.programs.sweep import SweepPlan, best_command, compare_trials, plan_sweep, start_sweep
-from trm_ray.runs.run import claim_folder, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import plan_run
 
 CONFIGS = ROOT / "configs"
 LINEAR, BASELINE = "deep_supervision_linear", "deep_supervision_baseline"
@@ -56,7 +58,7 @@ def test_data_that_is_not_there_is_told_before_anything_starts(tmp_path: Path):
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_file_plans(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Making 9×9 boards takes minutes, and benchmarks are downloaded: here the datasets are only described."""
-    from trm_ray.runs import run
+    from trm_ray.runs import plan as planning
 
     def described(config: Config) -> DatasetInfo:
         made = config.generator
@@ -64,7 +66,7 @@ def test_every_shipped_file_plans(path: Path, monkeypatch: pytest.MonkeyPatch):
         splits = {name: SplitInfo(rows, rows, 1.0, {}) for name, rows in (("train", train), ("test", test))}
         return DatasetInfo(2, size**2, size + 2, 0, -100, 1, splits, "sudoku", {}, 0, None, {})
 
-    monkeypatch.setattr(run, "open_data", described)
+    monkeypatch.setattr(planning, "open_data", described)
     if path.parent.name == "sweep":
         runs = plan_sweep(load_sweep(path.stem, config_dir=CONFIGS)).runs
     else:

@@ -17,7 +17,10 @@ from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, read_split, read_splits, write_dataset
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.reporting.run_log import read_run
-from trm_ray.runs.run import RunPlan, claim_folder, is_finished, owned_run, plan_run, start_step, train_in_process
+from trm_ray.runs.data import make_missing
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder, is_finished, owned_run, start_step
+from trm_ray.runs.plan import RunPlan, plan_run
 
 GENERATED = ["generator.size=4", "generator.train=40", "generator.test=8", "generator.seed=3"]
 
@@ -183,7 +186,7 @@ def test_the_rows_as_they_were_read_are_gone_while_a_run_trains(data: Path, tmp_
         alive.append([rows() is not None for rows in read])
         return batches(*share)
 
-    monkeypatch.setattr("trm_ray.runs.run.read_splits", remember)
+    monkeypatch.setattr("trm_ray.runs.execute.read_splits", remember)
     monkeypatch.setattr(stream, "test_batches", look)
     begin(planned(data, tmp_path / "run"), steps_left=0)
     assert alive == [[True, False]] * 2  # test split, train split
@@ -245,6 +248,11 @@ def test_to_resume_what_has_not_begun_is_to_begin(data: Path, tmp_path: Path):
     assert start_step(plan) == 0
 
 
+def made_and_planned(config: Config) -> RunPlan:
+    make_missing(config)
+    return plan_run(config)
+
+
 def test_epochs_count_passes_over_the_training_puzzles(data: Path, tmp_path: Path):
     """64 puzzles in batches of 8 are 8 steps an epoch."""
     assert planned(data, tmp_path / "run", "epochs=5", "max_steps=null").num_steps == 40
@@ -253,12 +261,12 @@ def test_epochs_count_passes_over_the_training_puzzles(data: Path, tmp_path: Pat
 
 def test_a_missing_dataset_of_a_generated_task_is_made_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = [*GENERATED, "generator.clues=[6,8]"]
-    plan = plan_run(run_config(tmp_path / "made", tmp_path / "run", *words))
+    plan = made_and_planned(run_config(tmp_path / "made", tmp_path / "run", *words))
     assert "Making 48 Sudoku puzzles 4×4 with 6–8 clues" in capsys.readouterr().out
     info = DatasetInfo.load(tmp_path / "made")
     assert (info.seed, info.split("train").rows, info.split("test").rows) == (3, 40, 8)
     assert plan.info.seq_len == 16
-    plan_run(run_config(tmp_path / "made", tmp_path / "run", *words))
+    made_and_planned(run_config(tmp_path / "made", tmp_path / "run", *words))
     assert capsys.readouterr().out == ""
 
 
@@ -274,9 +282,9 @@ def test_a_missing_dataset_of_a_generated_task_is_made_with_a_word(tmp_path: Pat
     ],
 )
 def test_a_dataset_that_was_made_with_other_arguments_is_refused(tmp_path: Path, words: Sequence[str], told: str):
-    plan_run(run_config(tmp_path / "made", tmp_path / "run", *GENERATED))
+    made_and_planned(run_config(tmp_path / "made", tmp_path / "run", *GENERATED))
     with pytest.raises(ConfigError, match=told):
-        plan_run(run_config(tmp_path / "made", tmp_path / "run", *GENERATED, *words))
+        made_and_planned(run_config(tmp_path / "made", tmp_path / "run", *GENERATED, *words))
 
 
 def four(folder: Path, log_dir: Path, *words: str) -> Config:
@@ -306,7 +314,7 @@ def test_one_s_own_puzzles_of_another_size_and_number_are_used_beside_a_folder_t
 ):
     mine, missing = tmp_path / "mine", tmp_path / "missing"
     prepare_sudoku(mine, size=4, train=50, test=8, seed=7)
-    plan = plan_run(four(mine, tmp_path / "run", f"data_paths=[{mine},{missing}]"))
+    plan = made_and_planned(four(mine, tmp_path / "run", f"data_paths=[{mine},{missing}]"))
     assert (plan.info.split("train").rows, plan.info.split("test").rows) == (2050, 264)
     assert caplog.messages == [
         f"using data_paths={mine} as it is (made by sudoku; train=50, not 2000; test=8, not 256; seed=7, not 0)"
@@ -356,6 +364,6 @@ def test_a_test_split_whose_identifiers_mean_other_puzzles_is_refused(data: Path
 
 def test_a_test_split_of_other_puzzles_is_refused(data: Path, tmp_path: Path):
     words = ["generator.size=6", "generator.train=4", "generator.test=2"]
-    plan_run(run_config(tmp_path / "six", tmp_path / "run", *words))
+    made_and_planned(run_config(tmp_path / "six", tmp_path / "run", *words))
     with pytest.raises(ConfigError, match=r"data_paths_test=.* has seq_len=36, data_paths has 16; they must be equal"):
         planned(data, tmp_path / "run", f"data_paths_test=[{tmp_path / 'six'}]")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,11 @@ from trm_ray.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from trm_ray.config import Config
+    from trm_ray.reporting.console import RunDisplay
+    from trm_ray.runs.plan import RunPlan
 
 
 @app.command()
@@ -40,61 +44,64 @@ def train(
     """
     from rich.console import Console
 
-    from trm_ray.config import banner, load_config
-    from trm_ray.reporting.console import RunDisplay
+    from trm_ray.config import load_config
+    from trm_ray.programs.train import train as train_run
     from trm_ray.reporting.terminal import say
-    from trm_ray.runs.run import beginning, is_finished, owned_run, plan_run, start_step, train_in_process
     from trm_ray.training.optim import NonFiniteError
 
-    begin_from = {} if init_from is None else {"init_from": init_from}
-    config = load_config(config_name, overrides or [], options=begin_from)
+    config = load_config(config_name, overrides or [], options={} if init_from is None else {"init_from": init_from})
     console = Console()
+    try:
+        trained = train_run(config, resume=resume, overwrite=overwrite, watch=_Shown(console, resume))
+    except NonFiniteError as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from error
+    if not trained.before:
+        where = config.log_dir if config.ray.storage_path is None else trained.plan.folder
+        told = f"Finished {trained.plan.num_steps} steps. See it:"
+        say(console, f"{told} trm-ray dashboard {quote(str(where))} --save dashboard.png")
 
-    def tell(text: str) -> None:
-        say(console, text)
 
-    plan = plan_run(config)
-    with owned_run(plan, resume=resume, overwrite=overwrite) as begin, ExitStack() as shown:
-        first_step = 0 if overwrite else start_step(plan)
-        if config.init_from is not None and first_step == 0:
-            tell(beginning(plan).told)
-        tell(banner(config))
-        if resume:
-            none = f"No checkpoint in {config.log_dir}: starting anew"
-            tell(f"Going on after step {first_step} of {plan.num_steps}" if first_step else none)
-        if resume and is_finished(plan):
-            tell(f"{config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
-            return
+@dataclass(frozen=True)
+class _Shown:
+    """Shows a run on the console."""
 
-        display = RunDisplay(
+    console: Console
+    resume: bool
+
+    def planned(self, plan: RunPlan, first_step: int) -> None:
+        from trm_ray.config import banner
+        from trm_ray.programs.train import told_beginning
+
+        if plan.config.init_from is not None and first_step == 0:
+            self.tell(told_beginning(plan))
+        self.tell(banner(plan.config))
+        if self.resume:
+            none = f"No checkpoint in {plan.config.log_dir}: starting anew"
+            self.tell(f"Going on after step {first_step} of {plan.num_steps}" if first_step else none)
+
+    def finished_before(self, plan: RunPlan, first_step: int) -> None:
+        self.tell(f"{plan.config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
+
+    def starts_ray(self, plan: RunPlan, first_step: int) -> None:
+        self.tell(f"Starting Ray with {_told_workers(plan.config)} …")
+
+    def tell(self, text: str) -> None:
+        from trm_ray.reporting.terminal import say
+
+        say(self.console, text)
+
+    def following(self, plan: RunPlan, first_step: int) -> RunDisplay:
+        from trm_ray.reporting.console import RunDisplay
+
+        return RunDisplay(
             plan.folder,
-            console,
-            num_cycles=config.arch.H_cycles,
-            schedule=config.deep_supervision_schedule,
+            self.console,
+            num_cycles=plan.config.arch.H_cycles,
+            schedule=plan.config.deep_supervision_schedule,
             first_step=first_step,
             num_steps=plan.num_steps,
         )
-
-        def begin_and_show() -> None:
-            begin()
-            shown.enter_context(display)
-
-        try:
-            if config.ray.most_workers == 0:
-                begin_and_show()
-                train_in_process(plan)
-            else:
-                from trm_ray.distributed.trainer import train_on_ray
-
-                tell(f"Starting Ray with {_told_workers(config)} …")
-                train_on_ray(plan, tell, begin=begin_and_show)
-        except NonFiniteError as error:
-            shown.close()
-            complain(str(error))
-            raise typer.Exit(FAILED) from error
-    where = config.log_dir if config.ray.storage_path is None else plan.folder
-    told = f"Finished {plan.num_steps} steps. See it: trm-ray dashboard {quote(str(where))} --save dashboard.png"
-    tell(told)
 
 
 def _told_workers(config: Config) -> str:
@@ -117,9 +124,8 @@ def sweep(
     from rich.console import Console
 
     from trm_ray.config import load_sweep
-    from trm_ray.programs.sweep import plan_sweep, start_sweep
+    from trm_ray.programs.sweep import sweep as run_sweep
 
-    plan = plan_sweep(load_sweep(config_name, overrides or []))
-    outcome = start_sweep(plan, Console(), resume=resume, overwrite=overwrite)
-    if outcome.failed:
+    swept = run_sweep(load_sweep(config_name, overrides or []), Console(), resume=resume, overwrite=overwrite)
+    if swept.outcome.failed:
         raise typer.Exit(FAILED)

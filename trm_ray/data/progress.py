@@ -1,10 +1,13 @@
-"""A progress bar for what takes more than a few seconds."""
+"""What making and reading data tells while it goes on: lines, and a bar for what takes more than a few seconds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
+
+_SILENT: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 class Advance(Protocol):
@@ -15,6 +18,22 @@ class Advance(Protocol):
 
 
 @contextmanager
+def silence() -> Iterator[None]:
+    """Tell nothing while this lasts, as the Python API does."""
+    before = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(before)
+
+
+def tell(text: str) -> None:
+    """Print a line at once."""
+    if not _SILENT.get():
+        print(text, flush=True)
+
+
+@contextmanager
 def progress(unit: str, total: int) -> Iterator[Advance]:
     """Show a bar with the time left on a terminal, and nothing elsewhere."""
     from rich.console import Console
@@ -22,7 +41,8 @@ def progress(unit: str, total: int) -> Iterator[Advance]:
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     console = Console()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    shown = console.is_terminal and not _SILENT.get()
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(unit, total=total)
 
         def advance(amount: int) -> None:

@@ -26,7 +26,7 @@ from ray.util.state import list_actors, list_placement_groups, list_workers
 from trm_ray.distributed.surroundings import own_cluster
 
 # Ray takes half a minute to believe that a node is lost.
-_LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 4000}
+_LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 10_000}
 
 
 class LocalNodes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ray.util.metrics import Gauge
 
 from trm_ray.config.errors import printable
-from trm_ray.runs.run import RunPlan
+from trm_ray.runs.plan import RunPlan
 
 # What each tag of a row of metrics is called on the endpoint, where Ray puts `ray_` before it, and what it tells.
 GAUGES = {

@@ -10,7 +10,7 @@ import ray
 from trm_ray.config import Config, with_overrides
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.distributed.worker import TrainSession
-from trm_ray.runs.run import RunPlan
+from trm_ray.runs.plan import RunPlan
 from trm_ray.runs.turns import TurnSession
 
 

@@ -29,7 +29,8 @@ from trm_ray.distributed.elastic import SavesBeforeResize
 from trm_ray.distributed.surroundings import StartError, environment
 from trm_ray.distributed.waiting import TellsOfWorkers, WorkerWatch, await_worker, wait_beside
 from trm_ray.distributed.worker import TrainSession, TrialTrainSession, train_worker
-from trm_ray.runs.run import RunPlan, is_finished, start_step
+from trm_ray.runs.folder import is_finished, start_step
+from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import StorageError, remove_tree
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals, stopped_after

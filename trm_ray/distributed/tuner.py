@@ -30,7 +30,8 @@ from trm_ray.distributed.worker import train_trial
 from trm_ray.replacement import RUN, drop_replaced, is_ours
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
-from trm_ray.runs.run import RunPlan, claim_folder
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import as_path, is_whole, remove_tree, retried
 from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, has_checkpoint, latest_checkpoint
 from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals

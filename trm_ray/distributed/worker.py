@@ -19,7 +19,8 @@ from trm_ray.data.stream import Shard, fits_in_memory
 from trm_ray.distributed.dataset import iter_rows, read_rows
 from trm_ray.distributed.elastic import RESIZE_FILE
 from trm_ray.distributed.gauges import RunGauges
-from trm_ray.runs.run import RunPlan, choose_device, execute
+from trm_ray.runs.execute import choose_device, execute
+from trm_ray.runs.plan import RunPlan
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import Session
 from trm_ray.training.stopping import Interrupted, StopFile

@@ -22,7 +22,7 @@ import numpy as np
 from trm_ray.config.keys import NAME, NAME_RULE
 from trm_ray.config.text import read_text
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.progress import Advance, progress
+from trm_ray.data.progress import Advance, progress, tell
 from trm_ray.data.schema import (
     IDENTIFIERS_NAME,
     IGNORED_LABEL,
@@ -142,7 +142,7 @@ def import_original(
             overwrite=overwrite,
         )
     for name, split in info.splits.items():
-        print(f"Wrote {output}: {name} has {split.rows:,} of {splits[name].num_rows:,} rows in {split.groups:,} groups")
+        tell(f"Wrote {output}: {name} has {split.rows:,} of {splits[name].num_rows:,} rows in {split.groups:,} groups")
     return info
 
 
@@ -390,9 +390,7 @@ def _check_computable(splits: dict[str, _Split], identifiers: PuzzleIdentifiers)
                 checked += rows
             if differs is not None:
                 raise DatasetError(f"{one.path}: {differs}; mend it, or {_cost_of_a_copy(splits)}")
-    print(
-        f"{checked:,} rows of stored augmentations were computed anew: all equal, up to where the grids lie", flush=True
-    )
+    tell(f"{checked:,} rows of stored augmentations were computed anew: all equal, up to where the grids lie")
 
 
 def _cost_of_a_copy(splits: dict[str, _Split]) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from trm_ray.config.text import opened_text
 from trm_ray.data.counters import counter_draws
-from trm_ray.data.progress import progress
+from trm_ray.data.progress import progress, tell
 from trm_ray.data.schema import DatasetError, sha256
 
 # What others call the columns; the first name goes before the others.
@@ -243,7 +243,7 @@ class _Ambiguous:
         became = "are kept" if self._kept else "are left out; --keep-ambiguous keeps them"
         first = f"the first is {found[0]}" if len(found) > 1 else found[0]
         told = f"{len(found):,} of {self._num_seen:,} puzzles have {self._kind.told_ambiguous} ({first})"
-        print(f"{told} and {became}", flush=True)
+        tell(f"{told} and {became}")
 
 
 def _clear(table: CsvTable, order: np.ndarray, limit: int | None, ambiguous: _Ambiguous) -> np.ndarray:
@@ -303,7 +303,7 @@ class _Columns:
 
 
 def _read(kind: CsvKind, path: Path, min_difficulty: float | None) -> CsvTable:
-    print(f"Reading {path}", flush=True)
+    tell(f"Reading {path}")
     blocks = []
     try:
         with opened_text(path) as (text, file), progress("bytes", path.stat().st_size) as advance:

@@ -14,7 +14,7 @@ from itertools import count
 
 import numpy as np
 
-from trm_ray.data.progress import progress
+from trm_ray.data.progress import progress, tell
 from trm_ray.kinds.chunk_workers import ChunkWorkers, MakeChunk
 from trm_ray.kinds.chunk_workers import Puzzles as Puzzles
 
@@ -43,7 +43,7 @@ def generate(make: MakeChunk, *, train: int, test: int, processes: int, unit: st
             advance(collected.take(chunk))
             if collected.complete:
                 break
-    print(collected.told())
+    tell(collected.told())
     return {name: part.puzzles() for name, part in collected.parts.items() if part.wanted}
 
 

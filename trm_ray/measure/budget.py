@@ -21,7 +21,7 @@ from trm_ray.config.files import read_file
 from trm_ray.data.schema import DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.reporting.run_log import read_run
-from trm_ray.runs.run import open_data
+from trm_ray.runs.data import open_data
 from trm_ray.storage import as_path, tree_bytes
 
 if TYPE_CHECKING:

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trm_ray.config import Config, with_overrides
-from trm_ray.runs.run import RunPlan, claim_folder, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.runs.turns import ENDED, TurnSession, read_turns
 
 if TYPE_CHECKING:

@@ -47,7 +47,8 @@ from trm_ray.reporting.pictures.evaluation import (
     summarise_evaluation,
     wilson,
 )
-from trm_ray.runs.run import choose_device, open_data
+from trm_ray.runs.data import make_missing
+from trm_ray.runs.execute import choose_device
 from trm_ray.storage import as_path
 from trm_ray.training.evaluation import MeasuredRows, measure_rows
 from trm_ray.training.losses import LOSSES
@@ -361,8 +362,8 @@ def _made_folder(run: Path, output: str | Path | None, split: str) -> Path:
 def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path, ...]:
     """Check the data, those of the run if none are named, and make what a generated task lacks."""
     config = loaded.config
-    if not data and config.generator is not None:
-        open_data(config)
+    if not data:
+        make_missing(config)
     own = (split == "test" and config.data_paths_test) or config.data_paths
     folders = data or tuple(as_path(path).resolve() for path in own)
     info = open_datasets(folders, command_hint=config.prepare_command, require=[split])

@@ -25,11 +25,13 @@ from trm_ray.config import (
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
-from trm_ray.runs.run import RunPlan, plan_run
+from trm_ray.runs.data import make_missing
+from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
+    from trm_ray.reporting.numbers.groups import ScenarioSummary
 
 SWEEP_FILE = "sweep.yaml"
 
@@ -43,8 +45,31 @@ class SweepPlan:
     runs: list[RunPlan]
 
 
+@dataclass(frozen=True)
+class Swept:
+    """A sweep that has ended: how, and its groups of trials with the best first."""
+
+    plan: SweepPlan
+    outcome: Outcome
+    ranking: list[ScenarioSummary]
+
+
+def sweep(config: SweepConfig, console: Console, *, resume: bool = False, overwrite: bool = False) -> Swept:
+    """Run scenarios and variants as concurrent trials on Ray, stop the bad ones early, and write the comparison.
+
+    Raises:
+        ValueError: a config or its data is bad, the folder holds a sweep and neither option is given, or another
+            process writes it.
+        Interrupted: a stop signal came; the running trials have saved where they stood.
+    """
+    for trial in {_data_of(trial): trial for trial in trial_configs(config)}.values():
+        check_machine(trial)
+        make_missing(trial)
+    return start_sweep(plan_sweep(config), console, resume=resume, overwrite=overwrite)
+
+
 def plan_sweep(sweep: SweepConfig) -> SweepPlan:
-    """Check every trial's config and data; nothing is written but missing datasets.
+    """Check every trial's config and data; nothing is written.
 
     Raises:
         ValueError: a trial's data is missing or bad.
@@ -53,19 +78,22 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     by_data: dict[str, RunPlan] = {}
     runs = []
     for config in configs:
-        key = str((config.data_paths, config.data_paths_test, config.generator))
+        key = _data_of(config)
         if key not in by_data:
             by_data[key] = plan_run(config)
         runs.append(by_data[key].vary(config, run_dir(config)))
     return SweepPlan(sweep, resolved(join(configs[0].ray.storage_path, sweep.log_dir)), runs)
 
 
-def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Outcome:
+def _data_of(config: Config) -> str:
+    return str((config.data_paths, config.data_paths_test, config.generator))
+
+
+def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Swept:
     """Hold the sweep's folder, run its trials on Ray and compare them."""
     with owned_sweep(plan, resume=resume, overwrite=overwrite) as begin:
         outcome = run_trials(plan, console, begin)
-        compare_trials(plan, outcome, console)
-    return outcome
+        return Swept(plan, outcome, compare_trials(plan, outcome, console))
 
 
 def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> Outcome:
@@ -153,8 +181,8 @@ def _has_trained(folder: Path) -> bool:
     return any(has_checkpoint(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:
-    """Print the ranking, the best trial as a command, and where the report is."""
+def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[ScenarioSummary]:
+    """Print the ranking, the best trial as a command, and where the report is; return the ranking."""
     from trm_ray.reporting.numbers.groups import summarise, summary_table
     from trm_ray.reporting.page import write_report
     from trm_ray.reporting.run_log import find_runs, is_run
@@ -163,7 +191,7 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:
     for name, error in outcome.failed.items():
         say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
-        return
+        return []
     runs = find_runs([plan.folder])
     summaries = summarise(runs, threshold=plan.sweep.threshold)
     show(console, summary_table(summaries), names=2)
@@ -172,6 +200,7 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> None:
     say(console, f"  {best_command(best.config)}")
     picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold)
     say(console, f"Comparison: {picture}")
+    return summaries
 
 
 def best_command(values: dict[str, object]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from trm_ray.data.counters import GOLDEN, mixed
 from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers
-from trm_ray.data.progress import progress
+from trm_ray.data.progress import progress, tell
 from trm_ray.data.schema import Rows
 
 # Gives for each of some rows the sums of the colours' weights under each turn, (2, 8, 10) of input and output, and
@@ -51,10 +51,10 @@ class Duplicates:
             names = _listed(f"{name} of {', '.join(asked)}" for name, asked in self.tested.items())
             became = "kept" if kept else "left out (--keep-duplicates keeps them, as the original does)"
             told = "Training rows that are a test pair of another puzzle, up to turns and colours"
-            print(f"{told}: {int(self.leaking.sum()):,}, {became}: {names}", flush=True)
+            tell(f"{told}: {int(self.leaking.sum()):,}, {became}: {names}")
         if self.shared:
             names = _listed(f"{one} and {other} ({count})" for (one, other), count in self.shared.items())
-            print(f"Puzzles that have training pairs in common, which are kept: {names}", flush=True)
+            tell(f"Puzzles that have training pairs in common, which are kept: {names}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from trm_ray.data.counters import counter_draws, mixed
 from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers, draw_transforms
-from trm_ray.data.progress import progress
+from trm_ray.data.progress import progress, tell
 from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, DatasetError, DatasetInfo, Rows, owns_output, read_json, sha256
 from trm_ray.data.schema import write_dataset as write_rows
 from trm_ray.kinds.arc.duplicates import find_duplicates
@@ -417,17 +417,15 @@ def _tell(
     members: Mapping[str, Sequence[Puzzle]],
 ) -> None:
     rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in info.splits.items())
-    print(f"Wrote {output}: {rows}, {len(identifiers.names):,} puzzles, {len(identifiers):,} identifiers")
+    tell(f"Wrote {output}: {rows}, {len(identifiers.names):,} puzzles, {len(identifiers):,} identifiers")
     found = identifiers.counts - 1
     if found.min() < augmentations:
         least = int(found.argmin())
-        print(
+        tell(
             f"{int((found < augmentations).sum()):,} puzzles have fewer than {augmentations:,} augmentations that "
             f"differ; {identifiers.names[least]} has the fewest, {found[least]:,}"
         )
     for subset, puzzles in members.items():
         hidden = sum(pair.output is None for puzzle in puzzles for pair in puzzle.test)
         if hidden:
-            print(
-                f"Subset {subset}: {hidden:,} test outputs are not known; they are in no training row and no accuracy"
-            )
+            tell(f"Subset {subset}: {hidden:,} test outputs are not known; they are in no training row and no accuracy")

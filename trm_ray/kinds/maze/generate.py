@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trm_ray.data.progress import tell
 from trm_ray.data.schema import DatasetInfo, Rows, owns_output, write_dataset
 from trm_ray.kinds.csv import Choice, CsvKind, CsvTable, check_rules, codes_of, read_csv_splits
 from trm_ray.kinds.generation import Puzzles, generate, num_processes
@@ -293,7 +294,7 @@ def prepare_maze(
     """
     recipe = _checked_recipe(size, min_length, train, test, seed)
     symmetry = symmetry_of(augment)
-    print(f"Making {train + test:,} mazes {size}×{size} with paths of at least {min_length} steps", flush=True)
+    tell(f"Making {train + test:,} mazes {size}×{size} with paths of at least {min_length} steps")
     if processes is None:
         processes = num_processes(train + test, _MAZES_PER_PROCESS)
     made = generate(
@@ -332,7 +333,7 @@ def _write(
         symmetry=symmetry,
         **more,
     )
-    print(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
+    tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
     return info
 
 
@@ -400,7 +401,7 @@ def prepare_maze_from_csv(
     read = read_csv_splits(_CSV, as_path(csv_path), None, choice)
     longer = [_num_longer(table) for table in (read.train, read.test)]
     if any(longer):
-        print(f"{sum(longer):,} answers are paths with a shorter way; they are kept as they are")
+        tell(f"{sum(longer):,} answers are paths with a shorter way; they are kept as they are")
     splits = {"train": _rows(read.train), "test": _rows(read.test)}
     more = {"side_files": read.side_files, "overwrite": overwrite}
     return _write(output, splits, "maze_csv", read.arguments, seed, symmetry, **more)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trm_ray.data.progress import tell
 from trm_ray.data.schema import DatasetInfo, Rows, owns_output, write_dataset
 from trm_ray.kinds.csv import Choice, CsvKind, check_rules, codes_of, read_csv_splits
 from trm_ray.kinds.generation import Puzzles, generate, num_processes
@@ -370,7 +371,7 @@ def prepare_sudoku(
     """
     recipe = _checked_recipe(size, train, test, clues, difficulty, seed)
     told = f"{train + test:,} Sudoku puzzles {size}×{size} with {recipe.clues[0]}–{recipe.clues[1]} clues"
-    print(f"Making {told}", flush=True)
+    tell(f"Making {told}")
     if processes is None:
         processes = num_processes(train + test, _BOARDS_PER_PROCESS[size])
     made = generate(
@@ -390,7 +391,7 @@ def prepare_sudoku(
         "difficulty": difficulty,
     }
     info = _write(output, splits, size, "sudoku", arguments, seed, overwrite=overwrite)
-    print(_told_clues(np.concatenate([part.questions for part in made.values()])))
+    tell(_told_clues(np.concatenate([part.questions for part in made.values()])))
     return info
 
 
@@ -443,7 +444,7 @@ def _write(
         symmetry={"name": "sudoku", "box": list(box_of(size))},
         **more,
     )
-    print(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
+    tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
     return info
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from trm_ray.config import Config, to_yaml, with_overrides
-from trm_ray.runs.run import RunPlan, claim_folder, is_finished, plan_run, train_in_process
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder, is_finished
+from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.training.checkpoint import FINAL_MODEL, STATE_FILE, checkpoint_step, checkpoints, damage
 
 # A run of 40 steps that saves every 5 is hit as soon as it has logged step 23.

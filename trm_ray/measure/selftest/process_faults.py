@@ -24,7 +24,7 @@ from trm_ray.measure.selftest.ground import (
     steps_at_risk,
     wait_for_hit,
 )
-from trm_ray.runs.run import RunPlan, plan_run
+from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.training.checkpoint import STATE_FILE, checkpoints
 
 STORAGE_GONE_S = 3.0

@@ -29,7 +29,7 @@ from trm_ray.measure.selftest.ground import (
     train,
     wait_for_hit,
 )
-from trm_ray.runs.run import claim_folder
+from trm_ray.runs.folder import claim_folder
 from trm_ray.training.checkpoint import FINAL_MODEL, STATE_FILE, checkpoint_step, checkpoints
 
 # A learning rate with which every trial fails at its second step.
@@ -132,7 +132,7 @@ def kill_trial(ground: Ground) -> Outcome:
     trials = [plan.folder / f"{_SCENARIO}-seed{seed}" for seed in (0, 1)]
 
     def sweep() -> None:
-        failed = start_sweep(plan, Console(file=io.StringIO()), resume=False, overwrite=False).failed
+        failed = start_sweep(plan, Console(file=io.StringIO()), resume=False, overwrite=False).outcome.failed
         if failed:
             raise FaultError(f"trials failed: {failed}")
 
@@ -209,7 +209,7 @@ def _run_trials(ground: Ground, name: str, number: int) -> Path:
     sweep = _sweep(ground, name, seeds=list(range(number // 2)), search_space=search, asha=asha)
     overrides = sweep.overrides | {"ray.max_failures": 0}
     plan = plan_sweep(sweep.model_copy(update={"max_concurrent_trials": 2, "overrides": overrides}))
-    failed = start_sweep(plan, Console(file=io.StringIO()), resume=False, overwrite=False).failed
+    failed = start_sweep(plan, Console(file=io.StringIO()), resume=False, overwrite=False).outcome.failed
     if len(failed) != number // 2 or not all(f"lr={_LR_THAT_FAILS:g}" in told for told in failed.values()):
         raise FaultError(f"other trials failed than those that had to: {failed}")
     return plan.folder / f"{_SCENARIO}-seed0-lr={_LR:g}"

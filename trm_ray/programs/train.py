@@ -1,0 +1,115 @@
+"""Train one run: check, make what data are missing, hold the folder, and train here or on Ray."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from trm_ray.runs.data import make_missing
+from trm_ray.runs.execute import beginning, train_in_process
+from trm_ray.runs.folder import is_finished, owned_run, start_step
+from trm_ray.runs.plan import RunPlan, check_machine, plan_run
+
+if TYPE_CHECKING:
+    from trm_ray.config import Config
+
+
+class Watch(Protocol):
+    """Shows a run while it trains."""
+
+    def planned(self, plan: RunPlan, first_step: int) -> None:
+        """Show what will be trained, and after which step it goes on."""
+
+    def finished_before(self, plan: RunPlan, first_step: int) -> None:
+        """Show that nothing is left to train."""
+
+    def starts_ray(self, plan: RunPlan, first_step: int) -> None:
+        """Show that workers come up."""
+
+    def tell(self, text: str) -> None:
+        """Show what the run waits for."""
+
+    def following(self, plan: RunPlan, first_step: int) -> AbstractContextManager[object]:
+        """Show its steps while this lasts."""
+
+
+class Unwatched:
+    """Shows nothing, but warns in the log of what the run waits for."""
+
+    def planned(self, plan: RunPlan, first_step: int) -> None:
+        """Be silent."""
+
+    finished_before = starts_ray = planned
+
+    def tell(self, text: str) -> None:
+        """Warn in the log."""
+        logging.getLogger("trm_ray").warning(text)
+
+    def following(self, plan: RunPlan, first_step: int) -> AbstractContextManager[object]:
+        """Be silent."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has ended, its last evaluation by tag, and whether it had ended before."""
+
+    plan: RunPlan
+    metrics: dict[str, float]
+    before: bool = False
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, watch: Watch | None = None) -> Trained:
+    """Train one run: in this process with `ray.num_workers=0`, else on Ray.
+
+    Args:
+        resume: go on from the last checkpoint in the run's folder.
+        overwrite: replace the run that the folder holds, once the new one has saved a checkpoint.
+
+    Raises:
+        ValueError: the data is missing or bad, the folder holds a run and neither option is given, or another process
+            writes it.
+        NonFiniteError: the loss or a gradient is not finite; the last checkpoint stands.
+        Interrupted: a stop signal came; the step that was under way is saved.
+    """
+    watch = watch or Unwatched()
+    check_machine(config)
+    make_missing(config)
+    plan = plan_run(config)
+    with owned_run(plan, resume=resume, overwrite=overwrite) as begin, ExitStack() as shown:
+        first_step = 0 if overwrite else start_step(plan)
+        watch.planned(plan, first_step)
+        if resume and is_finished(plan):
+            watch.finished_before(plan, first_step)
+            return Trained(plan, _last_evaluation(plan.folder), before=True)
+
+        def begin_and_show() -> None:
+            begin()
+            shown.enter_context(watch.following(plan, first_step))
+
+        if config.ray.most_workers == 0:
+            begin_and_show()
+            metrics = train_in_process(plan)
+        else:
+            from trm_ray.distributed.trainer import train_on_ray
+
+            watch.starts_ray(plan, first_step)
+            metrics = train_on_ray(plan, watch.tell, begin=begin_and_show)
+    # Workers that were started anew after the last step have evaluated nothing.
+    return Trained(plan, metrics or _last_evaluation(plan.folder))
+
+
+def told_beginning(plan: RunPlan) -> str:
+    """Say which weights a run with `init_from` begins with."""
+    return beginning(plan).told
+
+
+def _last_evaluation(folder: Path) -> dict[str, float]:
+    """Read the last evaluation that a run has logged."""
+    from trm_ray.reporting.run_log import read_run
+
+    evaluated = [row for row in read_run(folder).rows if "eval/loss" in row]
+    return {tag: value for tag, value in evaluated[-1].items() if tag.startswith("eval/")} if evaluated else {}

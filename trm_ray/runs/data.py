@@ -1,0 +1,107 @@
+"""A run's datasets: made where a task's generator can make them, opened and checked."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trm_ray.config import Config, ConfigError, SudokuGenerator
+from trm_ray.data.schema import DatasetInfo, RowHashes, check_same_identifiers, is_dataset, open_datasets
+from trm_ray.ownership import FolderInUse
+from trm_ray.storage import as_path
+
+_LOOK_EVERY_S = 0.5  # whether data that another process makes are there
+
+
+def open_data(config: Config) -> DatasetInfo:
+    """Open the datasets of a config, all of them checked."""
+    if config.generator is not None and config.generator.check_existing:
+        _check_made_as_asked(config.generator, config.data_paths)
+    hint = config.prepare_command
+    splits = ["train"] if config.data_paths_test else ["train", "test"]
+    hashes, folders = RowHashes(splits), [*config.data_paths, *config.data_paths_test]
+    info = open_datasets(config.data_paths, command_hint=hint, require=splits, hashes=hashes)
+    if config.data_paths_test:
+        asked = RowHashes(["test"])
+        test = open_datasets(config.data_paths_test, command_hint=hint, require=["test"], hashes=asked)
+        hashes.join(asked)
+        for key in ("seq_len", "vocab_size"):
+            if getattr(info, key) != getattr(test, key):
+                raise ConfigError(
+                    f"data_paths_test={config.data_paths_test} has {key}={getattr(test, key)}, data_paths has "
+                    f"{getattr(info, key)}; they must be equal"
+                )
+        check_same_identifiers({"data_paths": info, "data_paths_test": test})
+        named = max(info, test, key=lambda info: info.num_puzzle_identifiers)
+        info = replace(info, num_puzzle_identifiers=named.num_puzzle_identifiers, files=named.files)
+    hashes.tell_shared(", ".join(folders))
+    return info
+
+
+def make_missing(config: Config) -> None:
+    """Make each dataset that a generated task lacks.
+
+    Raises:
+        ValueError: the generator cannot make what is asked for.
+    """
+    from trm_ray.kinds.sudoku.generate import prepare_sudoku
+
+    if config.generator is not None:
+        for path in map(as_path, config.data_paths):
+            _made_once(path, functools.partial(prepare_sudoku, path, **_arguments(config.generator)))
+
+
+def _check_made_as_asked(generator: SudokuGenerator, data_paths: list[str]) -> None:
+    for path in filter(is_dataset, map(as_path, data_paths)):
+        if differing := _differing(generator, path):
+            key, wanted, have = differing[0]
+            raise ConfigError(
+                f"generator.{key}={wanted} but {path} was made with {key}={have}; set data_paths to a new "
+                "folder and it is made, or remove the old one"
+            )
+
+
+def _made_once(path: Path, make: Callable[[], object]) -> None:
+    """Make a dataset, or wait for the process that is making it."""
+    told = False
+    while not is_dataset(path):
+        try:
+            make()
+        except FolderInUse as error:
+            if not told:
+                logging.getLogger("trm_ray").warning("waiting for the data: %s", error)
+            told = True
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _arguments(generator: SudokuGenerator) -> dict[str, Any]:
+    return generator.model_dump(exclude={"name", "check_existing"})
+
+
+def _differing(generator: SudokuGenerator, path: Path) -> list[tuple[str, Any, Any]]:
+    """List what the generator wants to be other than it was when a dataset was made: key, wanted, had."""
+    info = DatasetInfo.load(path)
+    have, wanted = {**info.arguments, "seed": info.seed}, _arguments(generator)
+    given = [(key, value, have[key]) for key, value in wanted.items() if value is not None and key in have]
+    return [(key, value, had) for key, value, had in given if _plain(value) != _plain(had)]
+
+
+def tell_own_data(config: Config) -> None:
+    """Say that a dataset is the user's own, where the task's generator would have made another one."""
+    if config.generator is None or config.generator.check_existing:
+        return
+    for path in config.data_paths:
+        made_by = DatasetInfo.load(as_path(path)).generator
+        differing = [f"{key}={had}, not {wanted}" for key, wanted, had in _differing(config.generator, as_path(path))]
+        if made_by != config.generator.name or differing:
+            told = f"made by {made_by}" + "".join(f"; {text}" for text in differing)
+            logging.getLogger("trm_ray").warning("using data_paths=%s as it is (%s)", path, told)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value

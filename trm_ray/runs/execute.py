@@ -1,0 +1,148 @@
+"""A run's training in this process, whoever launched it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trm_ray.config import Config
+from trm_ray.data.schema import Rows, first_puzzles, read_splits
+from trm_ray.runs.plan import RunPlan
+
+if TYPE_CHECKING:
+    import torch
+
+    from trm_ray.data.stream import Shard
+    from trm_ray.interop.checkpoints import InitialWeights
+    from trm_ray.training.session import LogRow, Session
+
+
+def execute(
+    plan: RunPlan,
+    *,
+    train: Callable[[], Rows] | Shard,
+    test_rows: Rows,
+    device: torch.device,
+    session_type: Callable[..., Session],
+    stop_requested: Callable[[], bool],
+) -> dict[str, float]:
+    """Train in this process, whatever launched it; return the last evaluation.
+
+    Args:
+        train: reads the whole train split, for whoever had passed it on would hold it for the whole run; or where that
+            does not fit into memory this worker's shard of it.
+        test_rows: the whole test split; each worker takes its share.
+        stop_requested: whether this worker was asked to save and stop.
+
+    Raises:
+        Interrupted: a worker was asked to.
+    """
+    import torch
+
+    from trm_ray.data.stream import RowStream, Shard, test_batches
+    from trm_ray.kinds.symmetries import symmetry_from
+    from trm_ray.training.loop import run_training
+
+    config = plan.config
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
+    rank, world_size = _place()
+    symmetry = symmetry_from(plan.info.symmetry, plan.identifiers())
+    test_rows = first_puzzles(test_rows, config.eval_max_puzzles)
+    stream = RowStream(
+        train if isinstance(train, Shard) else train(),
+        batch_size=config.global_batch_size,
+        seed=config.seed,
+        symmetry=symmetry if config.augment else None,
+        rank=rank,
+        world_size=world_size,
+    )
+    eval_batch_size = (config.eval_batch_size or config.global_batch_size) // world_size
+
+    def test_tokens() -> Iterator[Any]:
+        return test_batches(test_rows, max(1, eval_batch_size), rank, world_size)
+
+    def weights() -> dict[str, Any]:
+        return beginning(plan).model
+
+    begin_with = None if config.init_from is None else weights
+    identifiers = plan.identifiers().to_bytes()
+    with _open_log(plan.folder, rank) as (log_row, sync_log):
+        session = session_type(
+            plan.folder,
+            device,
+            stream.batches,
+            test_tokens,
+            log_row,
+            sync_log=sync_log,
+            identifiers=identifiers,
+            stop_requested=stop_requested,
+        )
+        return run_training(config, plan.shape, plan.num_steps, session, begin_with)
+
+
+def beginning(plan: RunPlan) -> InitialWeights:
+    """Read the weights that a run with `init_from` begins with.
+
+    Raises:
+        ValueError: they are not there or are another network's.
+    """
+    from trm_ray.interop.checkpoints import initial_weights
+
+    assert plan.config.init_from is not None
+    return initial_weights(plan.config.init_from, plan.config, plan.shape, plan.identifiers().to_bytes())
+
+
+def _place() -> tuple[int, int]:
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def _open_log(folder: Path, rank: int) -> Iterator[tuple[LogRow, Callable[[], None]]]:
+    """Open the run's log on rank 0, from the checkpoint on that the run goes on from; yield its `write` and `sync`."""
+    from trm_ray.reporting.mirrored_log import open_log
+    from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+
+    if rank != 0:
+        yield _log_nothing, lambda: None
+        return
+    latest = latest_checkpoint(folder, verified=True)
+    with open_log(folder, None if latest is None else checkpoint_step(latest)) as log:
+        yield log.write, log.sync
+
+
+def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None = None) -> dict[str, float]:
+    """Train without Ray.
+
+    Raises:
+        Interrupted: Ctrl-C or another stop signal came, and a checkpoint of the step under way is there, if one was.
+    """
+    from trm_ray.training.session import Session
+    from trm_ray.training.stopping import StopSignals
+    from trm_ray.training.threads import num_threads_kept
+
+    with num_threads_kept(), StopSignals() as signals:
+        return execute(
+            plan,
+            train=lambda: read_splits(plan.train_paths, "train"),
+            test_rows=read_splits(plan.test_paths, "test"),
+            device=choose_device(plan.config),
+            session_type=session_type or Session,
+            stop_requested=signals.requested,
+        )
+
+
+def choose_device(config: Config) -> torch.device:
+    """Take the device that the config names, or a GPU if there is one."""
+    import torch
+
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def _log_nothing(step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+    """Stand in for the log where there is nothing to be logged."""

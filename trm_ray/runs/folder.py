@@ -1,0 +1,203 @@
+"""A run's folder: who may write it, what lies in it, and where a run goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trm_ray import __version__
+from trm_ray.config import Config, ConfigError, config_from_run, config_from_values, flat, to_yaml
+from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.ownership import Ownership, refuse_if_held
+from trm_ray.replacement import RUN, SWEEP, foreign_names, is_ours, set_aside, settled, told_names
+from trm_ray.runs.plan import RunPlan
+from trm_ray.storage import check_is_folder, is_whole, write_whole
+
+# A resumed run may train longer, be watched differently and run elsewhere; anything else makes it another run.
+RESUMABLE_KEYS = (
+    "max_steps",
+    "epochs",
+    "eval_interval",
+    "log_interval",
+    "checkpoint_every_eval",
+    "keep_last",
+    "keep_best",
+    "log_per_step_losses",
+    "compute_gradient_stats",
+    "gradient_stats_interval",
+    "eval_batch_size",
+    "eval_max_puzzles",
+    "prepare_command",
+    "generator.check_existing",
+    "init_from",
+    "log_dir",
+    "device",
+)
+
+
+@contextmanager
+def owned_run(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> Iterator[Callable[[], None]]:
+    """Hold the run's folder while this lasts, after all checks of what lies in it.
+
+    Yields:
+        What begins to write there, to be called when nothing else can keep the run from starting. An old run that is
+        overwritten is back in its place afterwards unless a checkpoint of the new one has been saved.
+
+    Raises:
+        ValueError: as `check_folder`, or another process writes the folder.
+    """
+    from trm_ray.training.checkpoint import has_checkpoint
+
+    told, way_out = f"log_dir={plan.config.log_dir}", "choose another log_dir"
+    check_is_folder(plan.folder, told, way_out)
+    check_folder(plan, resume=resume, overwrite=overwrite or not resume)
+    with Ownership(plan.folder, told, way_out):
+        _refuse_in_living_sweep(plan)
+        with settled(plan.folder, RUN, has_checkpoint):
+            check_folder(plan, resume=resume, overwrite=overwrite)
+            yield lambda: begin_run(plan, overwrite=overwrite)
+
+
+def claim_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Begin to write a run's folder, for whoever holds it already: `check_folder`, then `begin_run`."""
+    check_folder(plan, resume=resume, overwrite=overwrite)
+    begin_run(plan, overwrite=overwrite)
+
+
+def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Refuse a folder that the run must not be written into; nothing is changed.
+
+    Raises:
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else,
+            or a resumed run's config differs in what defines it.
+    """
+    from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE
+
+    folder, config = plan.folder, plan.config
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; choose one")
+    _check_not_foreign(plan, resume=resume)
+    if overwrite or not is_ours(folder, RUN):
+        return
+    metrics = folder / "metrics.jsonl"
+    begun = (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint_step_*"))
+    if not begun and is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
+        raise ConfigError(
+            f"log_dir={config.log_dir} holds weights only, from an imported file, so no training can go on from it; "
+            f"use --init-from {config.log_dir} with another log_dir"
+        )
+    if begun and not resume:
+        raise ConfigError(
+            f"log_dir={config.log_dir} already holds a run; go on with it with --resume, replace it with --overwrite, "
+            "or choose another log_dir"
+        )
+    if begun:
+        _check_same_run(config, before := config_from_run(folder))
+        _check_checkpoint(plan)
+        _tell_change_of_workers(plan, before)
+
+
+def begin_run(plan: RunPlan, *, overwrite: bool = False) -> None:
+    """Write `config.yaml` and `environment.json`; an old run that is to be overwritten is set aside."""
+    if overwrite and is_ours(plan.folder, RUN):
+        set_aside(plan.folder, RUN)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(plan.folder / "config.yaml", to_yaml(plan.config))
+    environment = {**describe_environment(), "total_steps": plan.num_steps}
+    write_whole(plan.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _check_not_foreign(plan: RunPlan, *, resume: bool) -> None:
+    names = foreign_names(plan.folder)
+    if names and not is_ours(plan.folder, RUN):
+        if resume and (plan.folder / "config.yaml").is_file():
+            config_from_run(plan.folder)  # says what is wrong with it
+        raise ConfigError(
+            f"log_dir={plan.config.log_dir} holds files but no run ({told_names(names)}); choose another log_dir"
+        )
+
+
+def _refuse_in_living_sweep(plan: RunPlan) -> None:
+    """Leave the trials of a sweep alone while it runs: they are its to write."""
+    if is_ours(plan.folder.parent, SWEEP):
+        told = f"log_dir={plan.config.log_dir} is a trial of a sweep that"
+        refuse_if_held(plan.folder.parent, told, "wait for its end")
+
+
+def _check_checkpoint(plan: RunPlan) -> None:
+    """Refuse to go on from another run's checkpoint, or with identifiers that name other puzzles than its own.
+
+    With other puzzles vectors would change owners.
+    """
+    from trm_ray.training.checkpoint import latest_checkpoint, load_identifiers, load_run_config
+
+    latest, now = latest_checkpoint(plan.folder, verified=True), plan.identifiers()
+    saved = None if latest is None else load_identifiers(latest)
+    if latest is not None and (theirs := load_run_config(latest)) is not None:
+        _check_same_run(plan.config, config_from_values(theirs, str(latest)), f"{latest}, which a run saved that")
+    if saved not in (None, now.to_bytes()):
+        then = PuzzleIdentifiers.from_bytes(saved)
+        raise ConfigError(
+            f"data_paths={plan.config.data_paths} has {len(now)} puzzle identifiers that are not the {len(then)} which "
+            f"{latest} was trained with; prepare the dataset with the same puzzles, seed and augmentations"
+        )
+
+
+def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
+    """Say what differs from here on when a run goes on with another number of workers."""
+    from trm_ray.data.stream import fits_in_memory
+
+    now, then = (max(1, config.ray.most_workers) for config in (plan.config, before))
+    if now == then or plan.config.ray.is_elastic or before.ray.is_elastic:  # whose number the log tells
+        return
+    rounding = "the same batches from the same state, so that only the rounding of sums differs"
+    order = "the train split is too large for one memory and is dealt out anew, so the order of its puzzles differs"
+    told = rounding if fits_in_memory(plan.info, "train") else order
+    logging.getLogger("trm_ray").warning("going on with %s instead of %s workers: %s", now, then, told)
+
+
+def _check_same_run(config: Config, before: Config, place: str | None = None) -> None:
+    now, then, place = flat(config), flat(before), place or f"the run in {before.log_dir}, which"
+    for key, value in now.items():
+        if key not in RESUMABLE_KEYS and not key.startswith("ray.") and value != then.get(key):
+            raise ConfigError(
+                f"{key}={value} differs from {place} has {key}={then.get(key)}; resume it with that value or choose "
+                "another log_dir"
+            )
+
+
+def describe_environment() -> dict[str, Any]:
+    """Name the software and hardware that a run's numbers come from."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("torch", "ray", "numpy", "pyarrow")
+    return {
+        "trm_ray": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def start_step(plan: RunPlan) -> int:
+    """Say after which step the run goes on: that of its latest checkpoint, else 0."""
+    from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+
+    latest = latest_checkpoint(plan.folder, verified=True)
+    return 0 if latest is None else checkpoint_step(latest)
+
+
+def is_finished(plan: RunPlan) -> bool:
+    """Tell whether all steps have been taken and the final model is there: nothing is left to do."""
+    from trm_ray.training.checkpoint import final_step
+
+    step = start_step(plan)
+    return step > plan.num_steps or (step == plan.num_steps and final_step(plan.folder) == step)

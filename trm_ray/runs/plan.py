@@ -1,0 +1,92 @@
+"""What a run is, decided and checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trm_ray.config import Config, ConfigError, run_dir, with_overrides
+from trm_ray.config.surroundings import check_surroundings
+from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.schema import DatasetInfo, read_identifiers
+from trm_ray.runs.data import open_data, tell_own_data
+from trm_ray.storage import as_path, resolved
+
+if TYPE_CHECKING:
+    from trm_ray.training.state import TokenShape
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that has passed all checks: what every worker needs to know of it. Paths are absolute, or URLs."""
+
+    config: Config
+    folder: Path
+    train_paths: tuple[Path, ...]
+    test_paths: tuple[Path, ...]
+    info: DatasetInfo
+    num_steps: int
+
+    @property
+    def shape(self) -> TokenShape:
+        """The tokens that the model reads and writes."""
+        from trm_ray.training.state import TokenShape
+
+        return TokenShape(self.info.seq_len, self.info.vocab_size, self.info.num_puzzle_identifiers)
+
+    def identifiers(self) -> PuzzleIdentifiers:
+        """Read what the puzzle identifiers stand for."""
+        return read_identifiers(*self.train_paths, *self.test_paths)
+
+    def vary(self, config: Config, folder: Path) -> RunPlan:
+        """Plan another run on the same data."""
+        config = _with_absolute_paths(config)
+        return replace(self, config=config, folder=folder, num_steps=_count_steps(config, self.info))
+
+
+def plan_run(config: Config) -> RunPlan:
+    """Check a run's data and config; nothing is written, so `make_missing` comes first where a task makes its data.
+
+    Raises:
+        ValueError: the data is missing or bad, the config leaves nothing to train, or Ray could not start here.
+        ConnectionError: the cluster to join does not answer.
+    """
+    folder = resolved(run_dir(config))
+    check_machine(config)
+    info, config = open_data(config), _with_absolute_paths(config)
+    tell_own_data(config)
+    train = tuple(as_path(path).resolve() for path in config.data_paths)
+    test = tuple(as_path(path).resolve() for path in config.data_paths_test) or train
+    return RunPlan(config, folder, train, test, info, _count_steps(config, info))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Name files so that workers find them, who have working directories of their own."""
+    if config.init_from is None:
+        return config
+    return with_overrides(config, {"init_from": str(as_path(config.init_from).resolve())})
+
+
+def _count_steps(config: Config, info: DatasetInfo) -> int:
+    from trm_ray.training.state import total_steps
+
+    train = info.split("train")
+    return total_steps(config, train.groups, train.mean_puzzle_examples)
+
+
+def check_machine(config: Config) -> None:
+    """Refuse what cannot train here, before anything is made for it.
+
+    Raises:
+        ConfigError: this machine has no GPU (what Ray's nodes have is for Ray to tell), or Ray could not start here.
+        ConnectionError: the cluster to join does not answer.
+    """
+    import torch
+
+    if config.device == "cuda" and config.ray.most_workers == 0 and not torch.cuda.is_available():
+        raise ConfigError(
+            "device=cuda needs a GPU, and torch finds none on this machine; use device=auto or device=cpu"
+        )
+    if config.ray.most_workers:
+        check_surroundings(config.ray.address)
