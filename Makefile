@@ -14,7 +14,7 @@ INSTALL = $(PYTHON) -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet --constraint $(TESTED) --upgrade pip && \
 	$(BIN)/python -m pip install --quiet $(LAZY) --constraint $(TESTED) --editable
 
-.PHONY: demo test test-slow check package format constraints test-lowest clean
+.PHONY: demo test test-slow check package format docs constraints test-lowest clean
 
 demo: $(RUNTIME)
 	$(BIN)/trm-ray sweep --config-name five_scenarios --overwrite
@@ -30,6 +30,10 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# docs/config.md, from what trm_ray/config/ says of each key.
+docs: $(RUNTIME)
+	$(BIN)/python -m trm_ray.config.reference > docs/config.md
 
 # The wheel works away from the checkout, and the source archive makes the same one.
 package: $(DEV)

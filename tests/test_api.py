@@ -1,6 +1,5 @@
-"""The Python API as README shows it."""
+"""The Python API; the example in docs/evaluate.md is run in tests/test_docs.py."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import torch
 from prediction_helpers import checkpoint
 from rich.console import Console
-from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
+from run_helpers import TINY_RUN, run_config, some_puzzles
 
 import trm_ray
 from trm_ray.config import SweepConfig
@@ -20,8 +19,6 @@ from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.training.inference import Solution
 from trm_ray.training.state import build_model
-
-README = ROOT / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -86,28 +83,3 @@ def test_solve_takes_a_loaded_model_or_any_network_and_arrays_or_tensors(tmp_pat
     bare.load_state_dict(model.state_dict())
     again: Solution = trm_ray.solve(bare, torch.from_numpy(inputs), torch.zeros(2), segments=4)
     assert torch.equal(solution.logits, again.logits)
-
-
-def test_the_example_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its own words, with a tiny task of the same name beside it."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    [example] = [block for block in blocks if "import trm_ray" in block]
-    task = tmp_path / "configs" / "task" / "sudoku4.yaml"
-    task.parent.mkdir(parents=True)
-    generator = "generator: {name: sudoku, size: 4, train: 40, test: 16, seed: 0}"
-    values = [f"{key}: {value}" for key, value in flat_arch() if value is not None]
-    task.write_text("\n".join(["data_paths: [data/sudoku4]", generator, *values]))
-    monkeypatch.chdir(tmp_path)
-    found: dict[str, object] = {}
-    exec(compile(example, str(README), "exec"), found)
-    solution = found["solution"]
-    assert isinstance(solution, Solution)
-    assert solution.logits.shape[1:] == (1, 16, 6)
-    assert Path("runs/four/final_model/state.pt").is_file()
-
-
-def flat_arch() -> list[tuple[str, object]]:
-    """The tiny run's keys, `arch` as a mapping in YAML."""
-    arch = {key.partition(".")[2]: value for key, value in TINY_RUN.items() if key.startswith("arch.")}
-    plain = [(key, value) for key, value in TINY_RUN.items() if "." not in key]
-    return [*plain, ("arch", "{" + ", ".join(f"{key}: {value}" for key, value in arch.items()) + "}")]

@@ -100,33 +100,6 @@ def test_what_submit_is_to_run_has_its_own_help_and_its_own_mistakes():
     assert "No such option: --foo" in run("submit", "train", "--foo").stderr
 
 
-def readme_commands() -> list[str]:
-    """Every line of the README's blocks that begins with trm-ray, without its remark."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith("trm-ray ")]
-
-
-def parse(words: list[str]) -> None:
-    """Read words as the command that they name would, without running it."""
-    found, names = get_command(app), []
-    while inner := getattr(found, "commands", None):
-        word = next(iter(words[len(names) :]), "")
-        if word not in inner and found.invoke_without_command:
-            break
-        names.append(word)
-        found = inner[word]
-    context = found.make_context(" ".join(names), words[len(names) :])
-    if names == ["submit"]:
-        parse(context.params["command"])
-
-
-@pytest.mark.parametrize("line", readme_commands())
-def test_every_command_of_the_readme_can_be_read(line: str):
-    parse(shlex.split(line.partition("<<<")[0], comments=True)[1:])
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
 def test_a_job_script_is_the_command_of_its_name(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

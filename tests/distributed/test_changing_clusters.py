@@ -1,7 +1,7 @@
 """Nodes that come and go: the real autoscaler, and runs that go on when a node is lost or added.
 
-Every cluster stands in a process of its own, since these tests have one in theirs. The picture in the README is of such
-a run: `python tests/distributed/changing_clusters.py autoscaling DATA FOLDER docs/autoscaling.png`.
+Every cluster stands in a process of its own, since these tests have one in theirs. The picture in docs/sweep.md is of
+such a run: `python tests/distributed/changing_clusters.py autoscaling DATA FOLDER docs/autoscaling.png`.
 """
 
 from __future__ import annotations

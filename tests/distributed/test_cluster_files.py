@@ -87,8 +87,8 @@ def test_ray_refuses_a_cluster_file_with_a_mistake(cluster_file: Values, changes
         validate_config(prepare_config(changed(cluster_file, **changes)))
 
 
-def test_the_readme_s_lines_for_gcp_make_a_cluster_file_that_ray_accepts(cluster_file: Values):
-    block = re.search(r"### GCP.*?```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+def test_the_page_s_lines_for_gcp_make_a_cluster_file_that_ray_accepts(cluster_file: Values):
+    block = re.search(r"## GCP.*?```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8"), re.S)
     assert block
     lines = yaml.safe_load(block[1])
     types = cluster_file["available_node_types"] | lines["available_node_types"]

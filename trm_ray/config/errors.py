@@ -77,7 +77,7 @@ def unknown_key(key: str, value: Any, options: Sequence[str]) -> str:
 
 def misfit(key: str, value: Any, field: FieldInfo) -> str:
     """Say that a value does not fit its key, and what would."""
-    line = f"{key}={show(value)} must be {_rule(key, field)}"
+    line = f"{key}={show(value)} must be {rule(key, field)}"
     choices = _choices(field)
     if isinstance(value, str) and choices:
         return f"{line}; did you mean `{nearest(value, [str(choice) for choice in choices])}`?"
@@ -86,7 +86,7 @@ def misfit(key: str, value: Any, field: FieldInfo) -> str:
     return line
 
 
-def _rule(key: str, field: FieldInfo) -> str:
+def rule(key: str, field: FieldInfo) -> str:
     """Return the field's description, which is its rule in words; a few types speak for themselves."""
     if field.description:
         return field.description

@@ -44,24 +44,24 @@ LossType = Literal["softmax_cross_entropy", "stablemax_cross_entropy", "stablema
 class ArchConfig(Settings):
     """Shape the model (`arch.*`)."""
 
-    H_cycles: Positive = 3
-    L_cycles: Positive = 6
-    L_layers: Positive = 2
-    hidden_size: Positive = 512
-    num_heads: Positive = 8
-    expansion: PositiveNumber = 4.0
+    H_cycles: Positive = 3  # answer updates in a segment
+    L_cycles: Positive = 6  # latent updates before each answer update
+    L_layers: Positive = 2  # blocks of the network that makes both updates
+    hidden_size: Positive = 512  # width of the answer, the latent and the question at each position
+    num_heads: Positive = 8  # attention's; the MLP mixer has none
+    expansion: PositiveNumber = 4.0  # inner width of a feed-forward, as a multiple of its input
     ffn_multiple_of: Positive = 256  # the feed-forward width is rounded up to a multiple of it
-    mixer: Literal["attention", "mlp"] = "attention"
+    mixer: Literal["attention", "mlp"] = "attention"  # what mixes positions; mlp is for boards of one size
     mixer_norm: Literal["positions", "features"] = "positions"  # axis of the MLP mixer's norm; positions = the original
-    pos_encodings: Literal["rope", "learned", "none"] = "rope"
-    rope_theta: PositiveNumber = 10000.0
-    rms_norm_eps: PositiveNumber = 1e-5
+    pos_encodings: Literal["rope", "learned", "none"] = "rope"  # none goes with the MLP mixer
+    rope_theta: PositiveNumber = 10000.0  # base of the rotary frequencies, with pos_encodings: rope
+    rms_norm_eps: PositiveNumber = 1e-5  # added to the mean square before its root
     puzzle_emb_ndim: Count = 0  # size of the vector that is learned for every puzzle identifier; 0 = none
     puzzle_emb_len: Count = 16  # positions that it takes before the board; 0 = as many as it fills
-    residual_init_scale: NonNegative = 1.0  # 1.0 = the original; 0.1 lets tiny models start
-    halt_max_steps: Positive = 16
-    halt_exploration_prob: Share = 0.1
-    forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    residual_init_scale: NonNegative = 1.0  # of what each block adds: 1.0 = the original; 0.1 lets tiny models start
+    halt_max_steps: Positive = 16  # most segments that a puzzle gets
+    halt_exploration_prob: Share = 0.1  # share of puzzles that must get a number of segments drawn at random
+    forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; weights are float32
 
     @model_validator(mode="after")
     def _check(self) -> ArchConfig:
@@ -90,16 +90,16 @@ class RayConfig(Settings):
     """Say where a run computes and stores (`ray.*`)."""
 
     num_workers: Workers = 1  # 0 = without Ray; [FEWEST, MOST] = as many as there is room for, now and later
-    use_gpu: bool = False
-    cpus_per_worker: PositiveNumber = 1.0
+    use_gpu: bool = False  # a GPU, or a share of one, for each worker
+    cpus_per_worker: PositiveNumber = 1.0  # CPUs that Ray reserves for each
     gpus_per_worker: PositiveNumberOrNull = None  # null = 1, or a share of gpus_per_trial; counts only with use_gpu
     gpus_per_trial: PositiveNumberOrNull = None  # of all workers of a run together; 0.2 = five trials share a GPU
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"  # of workers over nodes
     resize_check_s: PositiveNumber = 60.0  # how often a run of [FEWEST, MOST] workers looks for room for more
-    storage_path: FolderOrNull = None  # null = a relative log_dir lies below the working directory
+    storage_path: FolderOrNull = None  # what a relative log_dir lies below; null = the working directory
     max_failures: CountOrNull = None  # times that lost workers or nodes are replaced; null = 0, with a range 10
     start_timeout_s: PositiveNumber = 600.0  # how long workers may take to start once there is room for them
-    address: Address = None  # null = RAY_ADDRESS, else a cluster started for this run
+    address: Address = None  # the cluster to join; null = RAY_ADDRESS, else a cluster started for this run
 
     @field_validator("address")
     @classmethod
@@ -174,12 +174,12 @@ def _check_shared_gpus(ray: RayConfig) -> None:
 class SudokuGenerator(Settings):
     """Make the dataset of a task when it is missing (`generator.*`)."""
 
-    name: Literal["sudoku"] = "sudoku"
-    size: Literal[4, 6, 9] = 6
-    train: Positive = 2000
-    test: Positive = 512
+    name: Literal["sudoku"] = "sudoku"  # the kind of puzzle
+    size: Literal[4, 6, 9] = 6  # cells a side
+    train: Positive = 2000  # puzzles to train on
+    test: Positive = 512  # held-out puzzles, none symmetric to a training puzzle
     clues: PairOrNull = None  # [fewest, most]; null = the size's own
-    seed: Seed = 0
+    seed: Seed = 0  # same seed, same bytes
     # Refuse a dataset that was made with other arguments. When loading, false for a folder that is named without any
     # other generator.*: it is the user's own, and the generator is there in case it is missing.
     check_existing: bool = True
@@ -191,52 +191,52 @@ class Config(Settings):
     config_name: Name = "run"  # the scenario file's name
     task: TextOrNull = None  # names configs/task/NAME.yaml
 
-    data_paths: Folders = []
-    data_paths_test: Folders = []  # empty = the test split of data_paths
-    generator: SudokuGenerator | None = None
-    augment: bool = True
+    data_paths: Folders = []  # dataset folders to train on, of one kind and size
+    data_paths_test: Folders = []  # folders to evaluate on; empty = those of data_paths, their test split
+    generator: SudokuGenerator | None = None  # null = the dataset must be there
+    augment: bool = True  # draw the dataset's symmetries while training
     prepare_command: TextOrNull = None  # told to whoever lacks the dataset
 
-    global_batch_size: Positive = 768
-    epochs: PositiveOrNull = None
-    max_steps: PositiveOrNull = None
-    eval_interval: Positive = 1000
-    eval_batch_size: PositiveOrNull = None  # null = global_batch_size
+    global_batch_size: Positive = 768  # puzzles in a step, over all workers
+    epochs: PositiveOrNull = None  # passes over the puzzles; null = until max_steps
+    max_steps: PositiveOrNull = None  # most optimizer steps; null = as many as the epochs have
+    eval_interval: Positive = 1000  # steps between evaluations, of which the last step always has one
+    eval_batch_size: PositiveOrNull = None  # puzzles at once in an evaluation; null = global_batch_size
     eval_max_puzzles: PositiveOrNull = None  # evaluate on the first of the test split; null = all
-    checkpoint_every_eval: bool = True
+    checkpoint_every_eval: bool = True  # save after each evaluation; false = only at the end and when stopped
     keep_last: PositiveOrNull = None  # checkpoints that stay, the latest; null = all
     keep_best: Count = 0  # more that stay: those with the lowest eval/loss
     init_from: SourceOrNull = None  # a run, checkpoint or file whose weights to begin with
 
-    lr: PositiveNumber = 1e-4
-    lr_min_ratio: Share = 1.0
-    lr_warmup_steps: Count = 2000
-    beta1: Decay = 0.9
-    beta2: Decay = 0.95
-    weight_decay: NonNegative = 0.1
-    grad_clip_norm: PositiveNumberOrNull = 1.0  # null = no clipping
-    optimizer: Literal["adamw", "adam_atan2"] = "adamw"
-    loss_type: LossType = "softmax_cross_entropy"
-    puzzle_emb_lr: PositiveNumber = 1e-2
-    puzzle_emb_weight_decay: NonNegative = 0.1
+    lr: PositiveNumber = 1e-4  # learning rate after the warm-up
+    lr_min_ratio: Share = 1.0  # share of lr that the cosine ends at; 1.0 = constant
+    lr_warmup_steps: Count = 2000  # steps in which the rate rises from 0
+    beta1: Decay = 0.9  # decay of the optimizer's mean of gradients
+    beta2: Decay = 0.95  # decay of its mean of squares
+    weight_decay: NonNegative = 0.1  # decoupled, of all weights but the puzzle embeddings
+    grad_clip_norm: PositiveNumberOrNull = 1.0  # largest norm of all gradients together; null = no clipping
+    optimizer: Literal["adamw", "adam_atan2"] = "adamw"  # AdamW, or the original's Adam-atan2, which needs no clipping
+    loss_type: LossType = "softmax_cross_entropy"  # of each cell; stablemax is the original's, there in float64
+    puzzle_emb_lr: PositiveNumber = 1e-2  # sign-SGD's, on the rows of the batch; warmed up and decayed as lr
+    puzzle_emb_weight_decay: NonNegative = 0.1  # of the rows of the batch
     freeze_weights: bool = False  # learn the puzzle embeddings alone
-    ema: bool = False
-    ema_rate: Decay = 0.999
-    seed: Seed = 0
+    ema: bool = False  # evaluate, predict and export averaged weights
+    ema_rate: Decay = 0.999  # share of the average that stays at each step
+    seed: Seed = 0  # of weights, puzzles' order, augmentations and halting
 
-    deep_supervision_enabled: bool = True
-    deep_supervision_weight: Share = 0.5
-    deep_supervision_schedule: Schedule = "linear_decay"
-    curriculum_enabled: bool = False
-    curriculum_start_step: Count = 1000
-    curriculum_end_step: Positive = 10000
+    deep_supervision_enabled: bool = True  # supervise every H-cycle; false = the last alone, the baseline
+    deep_supervision_weight: Share = 0.5  # w, the base weight of the cycles before the last: 0.3 is light, 0.7 strong
+    deep_supervision_schedule: Schedule = "linear_decay"  # cycle i of N weighs w, w·(i+1)/N or w·2^i/2^(N−1)
+    curriculum_enabled: bool = False  # let w grow from 0
+    curriculum_start_step: Count = 1000  # last step at which w is 0
+    curriculum_end_step: Positive = 10000  # first step at which w is whole
 
-    log_per_step_losses: bool = True
-    compute_gradient_stats: bool = False
-    gradient_stats_interval: Positive = 500
-    log_interval: Positive = 100
-    log_dir: Folder = "runs/run"  # filled in when loading: runs/<config_name>
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_per_step_losses: bool = True  # log each H-cycle's loss
+    compute_gradient_stats: bool = False  # log the gradient norms of each H-cycle's loss, at a backward pass each
+    gradient_stats_interval: Positive = 500  # steps between two of them
+    log_interval: Positive = 100  # steps between two rows of the log
+    log_dir: Folder = "runs/run"  # filled in when loading: runs/CONFIG_NAME
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = a GPU where there is one
 
     arch: ArchConfig = ArchConfig()
     ray: RayConfig = RayConfig()

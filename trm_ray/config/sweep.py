@@ -50,12 +50,12 @@ class Distribution:
 class AshaConfig(Settings):
     """Say when a trial is stopped for being behind (`asha.*`)."""
 
-    enabled: bool = True
-    metric: Literal["eval/loss", "eval/accuracy", "eval/exact_accuracy"] = "eval/loss"
-    mode: Literal["min", "max"] = "min"
+    enabled: bool = True  # false = every trial runs to its end
+    metric: Literal["eval/loss", "eval/accuracy", "eval/exact_accuracy"] = "eval/loss"  # what trials are judged by
+    mode: Literal["min", "max"] = "min"  # min for eval/loss, max for the others
     grace_period: Positive = 1000  # optimizer steps that every trial gets: past the warm-up
-    reduction_factor: AboveOne = 2.0
-    max_t: PositiveOrNull = None  # null = the trials' max_steps
+    reduction_factor: AboveOne = 2.0  # one trial in so many goes on past each rung
+    max_t: PositiveOrNull = None  # most steps of a trial that is not kept; null = the trials' max_steps
 
     @model_validator(mode="after")
     def _check(self) -> AshaConfig:
@@ -74,18 +74,20 @@ class AshaConfig(Settings):
 class SweepConfig(Settings):
     """Hold what a sweep compares: scenarios × grid × seeds, and how it stops the bad ones."""
 
-    name: Name = "sweep"
+    name: Name = "sweep"  # the sweep file's name
+    # files of configs/, each a trial for each seed and each point of the grid
     scenarios: Annotated[Names, Field(min_length=1, description="a list of one or more names")]
+    # several give a spread
     seeds: Annotated[list[Seed], Field(min_length=1, description="a list of one or more whole numbers")] = [0]
     overrides: dict[str, Any] = {}  # run keys that hold for every trial
     search_space: dict[str, Any] = {}  # run key -> [values] or {distribution: [arguments]}
     num_samples: Positive = 1  # samples of the distributions for each point of the grid
-    group_by: TextOrNull = None  # trials compete only with those of equal value
+    group_by: TextOrNull = None  # a run key: trials compete only with those of equal value
     keep: Names = []  # scenarios that are never stopped early
     asha: AshaConfig = AshaConfig()
     threshold: Share = 0.5  # exact accuracy that "steps to threshold" counts to
-    max_concurrent_trials: PositiveOrNull = None  # null = as many as the resources hold
-    log_dir: Folder = "runs/sweep"  # filled in when loading: runs/<name>
+    max_concurrent_trials: PositiveOrNull = None  # at once; null = as many as the resources hold
+    log_dir: Folder = "runs/sweep"  # filled in when loading: runs/NAME
 
     @field_validator("overrides", mode="before")
     @classmethod
