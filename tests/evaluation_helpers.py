@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from run_helpers import run_config
 
-from trm_ray.data.schema import read_identifiers
+from trm_ray.data.format import read_identifiers
 from trm_ray.kinds.arc.read import prepare_arc
 from trm_ray.training.checkpoint import save_checkpoint
 from trm_ray.training.state import TokenShape, build_model

@@ -11,7 +11,8 @@ from helpers import Puzzles, sudoku
 
 from trm_ray.config import Config, load_config
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import Rows, write_dataset
+from trm_ray.data.rows import Rows
+from trm_ray.data.write import write_dataset
 from trm_ray.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

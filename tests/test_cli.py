@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from trm_ray import __version__
 from trm_ray.cli import app
-from trm_ray.data.schema import DatasetInfo
+from trm_ray.data.format import DatasetInfo
 from trm_ray.reporting.run_log import read_run
 
 

@@ -21,8 +21,8 @@ from run_helpers import some_puzzles
 from safetensors.torch import save_file
 
 from trm_ray.config import Config, config_from_values, known_keys, load_config, load_sweep, to_yaml
+from trm_ray.data.check import open_dataset
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import open_dataset
 from trm_ray.interop.datasets import import_original
 from trm_ray.interop.loading import load_model
 from trm_ray.kinds.arc.read import parse_puzzle

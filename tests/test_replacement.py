@@ -17,7 +17,9 @@ import trm_ray
 from trm_ray import replacement
 from trm_ray.cli import app
 from trm_ray.config import ConfigError, to_yaml
-from trm_ray.data.schema import DatasetError, open_dataset, write_dataset
+from trm_ray.data.check import open_dataset
+from trm_ray.data.rows import DatasetError
+from trm_ray.data.write import write_dataset
 from trm_ray.replacement import ASIDE, DATASET, RUN, SWEEP, is_ours, our_files, set_aside, settle
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import owned_run
@@ -371,7 +373,7 @@ def test_a_new_dataset_replaces_the_old_one_s_files_and_nothing_else(tmp_path: P
 
 
 def rows(count: int):
-    from trm_ray.data.schema import Rows
+    from trm_ray.data.rows import Rows
 
     puzzles = sudoku(max(count, 1))
     return Rows.of_single_puzzles(puzzles.inputs[:count], puzzles.labels[:count])
@@ -388,7 +390,7 @@ def test_a_dataset_half_put_in_its_place_is_the_old_one_again(tmp_path: Path, mo
             raise OSError(28, "No space left on device", str(target))
         move(source, target)
 
-    monkeypatch.setattr("trm_ray.data.schema.move", failing)
+    monkeypatch.setattr("trm_ray.data.format.move", failing)
     told = {"generator": "test", "arguments": {}, "seed": 0, "symmetry": None, "vocab_size": 6, "overwrite": True}
     with pytest.raises(OSError, match="No space left"):
         write_dataset(folder, {"train": rows(800), "test": rows(4)}, **told)

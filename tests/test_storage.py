@@ -22,7 +22,9 @@ from tensorboard.compat.tensorflow_stub.io import gfile
 from typer.testing import CliRunner
 
 from trm_ray.cli import app
-from trm_ray.data.schema import DatasetError, open_dataset, read_split
+from trm_ray.data.check import open_dataset
+from trm_ray.data.format import read_split
+from trm_ray.data.rows import DatasetError
 from trm_ray.reporting.console import read_new_rows
 from trm_ray.reporting.mirrored_log import MirroredLog
 from trm_ray.reporting.run_log import read_run

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import errno
 import functools
+import hashlib
 import importlib.util
 import io
 import logging
@@ -228,6 +229,20 @@ def read_part(path: Path, start: int, end: int) -> bytes:
     with path.open("rb") as file:
         file.seek(start)
         return file.read(end - start)
+
+
+def sha256(path: Path, advance: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """Hash a file, in hexadecimal.
+
+    Args:
+        advance: is told how much more has been read, every MiB.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
 
 
 def tree_bytes(folder: Path) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from trm_ray.data import stream
-from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, SplitInfo, TokenBatch
+from trm_ray.data.format import DatasetInfo, SplitInfo
+from trm_ray.data.rows import DatasetError, Rows, TokenBatch
 from trm_ray.data.stream import RowStream, Shard, fits_in_memory
 from trm_ray.kinds.symmetries import SudokuSymmetry
 

@@ -9,7 +9,8 @@ import ray
 from helpers import sudoku
 from run_helpers import write_puzzles
 
-from trm_ray.data.schema import DatasetInfo, Rows, read_split, read_splits
+from trm_ray.data.format import DatasetInfo, read_split, read_splits
+from trm_ray.data.rows import Rows
 from trm_ray.distributed.dataset import iter_rows, load_split, read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

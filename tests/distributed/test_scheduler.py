@@ -8,7 +8,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from run_helpers import TINY_RUN
 
 from trm_ray.config import SweepConfig, trial_configs
-from trm_ray.data.schema import DatasetInfo
+from trm_ray.data.format import DatasetInfo
 from trm_ray.distributed.tuner import PLAN, GroupedScheduler, build_scheduler
 from trm_ray.runs.plan import RunPlan
 

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from trm_ray.data.check import open_dataset
+from trm_ray.data.format import DatasetInfo, read_split
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetError, DatasetInfo, open_dataset, read_split
+from trm_ray.data.rows import DatasetError
 from trm_ray.interop.datasets import import_original
 
 # --- The original's builders, by their rules -----------------------------------------------------------------

@@ -20,8 +20,10 @@ from arc_helpers import (
 from typer.testing import CliRunner
 
 from trm_ray.cli import app
+from trm_ray.data.check import open_dataset
+from trm_ray.data.format import read_identifiers, read_split
 from trm_ray.data.identifiers import PuzzleIdentifiers, draw_transforms
-from trm_ray.data.schema import DatasetError, TokenBatch, open_dataset, read_identifiers, read_split
+from trm_ray.data.rows import DatasetError, TokenBatch
 from trm_ray.kinds.arc import read
 from trm_ray.kinds.arc.read import Pair, Puzzle, find_augmentations, prepare_arc
 from trm_ray.kinds.arc.symmetry import ArcSymmetry

@@ -9,7 +9,9 @@ from arc_helpers import ARC_AGI_1, augmented, needs_arc, random_task, write_subs
 from typer.testing import CliRunner
 
 from trm_ray.cli import app
-from trm_ray.data.schema import DatasetError, open_dataset, read_identifiers, read_split
+from trm_ray.data.check import open_dataset
+from trm_ray.data.format import read_identifiers, read_split
+from trm_ray.data.rows import DatasetError
 from trm_ray.kinds.arc.duplicates import find_duplicates
 from trm_ray.kinds.arc.read import pair_sums, prepare_arc
 

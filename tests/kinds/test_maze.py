@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from trm_ray.cli import app
-from trm_ray.data.schema import open_dataset, read_split
+from trm_ray.data.check import open_dataset
+from trm_ray.data.format import read_split
 from trm_ray.kinds.maze import generate
 
 # A loop: down and around takes 4 steps, up and around 6.

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from trm_ray.data.schema import DatasetInfo, read_split
+from trm_ray.data.format import DatasetInfo, read_split
 from trm_ray.kinds import generation
 from trm_ray.kinds.sudoku import generate
 from trm_ray.kinds.symmetries import canonical_forms

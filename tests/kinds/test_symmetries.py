@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, TokenBatch
+from trm_ray.data.rows import IGNORED_LABEL, PAD_ID, TokenBatch
 from trm_ray.kinds import symmetries
 from trm_ray.kinds.sudoku import generate
 from trm_ray.kinds.symmetries import DihedralSymmetry, SudokuSymmetry, canonical_forms, symmetry_from

@@ -19,8 +19,10 @@ from run_helpers import run_config, write_puzzles
 from typer.testing import CliRunner
 
 from trm_ray.cli import app
+from trm_ray.data.format import read_identifiers, read_split
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetError, Rows, TokenBatch, read_identifiers, read_split, write_dataset
+from trm_ray.data.rows import DatasetError, Rows, TokenBatch
+from trm_ray.data.write import write_dataset
 from trm_ray.interop.checkpoints import export_checkpoint
 from trm_ray.interop.loading import load_model
 from trm_ray.kinds.arc.symmetry import ArcSymmetry

@@ -13,8 +13,10 @@ from run_helpers import IDENTIFIERS, ROOT, final_weights, run_config, some_puzzl
 
 from trm_ray.config import Config, ConfigError, config_from_run, load_config
 from trm_ray.data import stream
+from trm_ray.data.format import DatasetInfo, read_split, read_splits
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, read_split, read_splits, write_dataset
+from trm_ray.data.rows import DatasetError, Rows
+from trm_ray.data.write import write_dataset
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import make_missing

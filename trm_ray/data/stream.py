@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from trm_ray.data.counters import counter_draws
-from trm_ray.data.schema import DatasetError, DatasetInfo, Rows, TokenBatch
+from trm_ray.data.format import DatasetInfo
+from trm_ray.data.rows import DatasetError, Rows, TokenBatch
 
 # Splits up to this size, as int32 tokens, every worker holds whole: 3.3 million 9×9 boards.
 MAX_BYTES_IN_MEMORY = 2**31

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.fs
 import ray.data
 
-from trm_ray.data.schema import COLUMNS, DatasetInfo, Rows, number_shifts, shifted
+from trm_ray.data.format import COLUMNS, DatasetInfo, number_shifts
+from trm_ray.data.rows import Rows, shifted
 from trm_ray.data.stream import SHUFFLE_ROWS
 from trm_ray.storage import arrow_filesystem, storage_key
 

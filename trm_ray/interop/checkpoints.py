@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ from trm_ray.interop.original import (
 from trm_ray.interop.portable import SUFFIX, described, read_model, read_portable, write_portable
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import RUN, foreign_names, is_ours, set_aside, settled, told_names
-from trm_ray.storage import as_path, check_is_folder, made_elsewhere, resolved
+from trm_ray.storage import as_path, check_is_folder, made_elsewhere, resolved, sha256
 from trm_ray.training.checkpoint import FINAL_MODEL, has_checkpoint, save_checkpoint
 from trm_ray.training.state import TokenShape
 
@@ -358,12 +357,9 @@ def _as_float32(weights: Weights) -> Weights:
 
 
 def _digest(file: Path) -> str:
-    sha, mib = hashlib.sha256(), 2**20
-    with file.open("rb") as stream, progress("MiB", file.stat().st_size // mib) as advance:
-        while chunk := stream.read(16 * mib):
-            sha.update(chunk)
-            advance(len(chunk) // mib)
-    return sha.hexdigest()
+    mib = 2**20
+    with progress("MiB", file.stat().st_size // mib) as advance:
+        return sha256(file, lambda num_bytes: advance(num_bytes // mib))
 
 
 # ---- out -------------------------------------------------------------------------------------------------

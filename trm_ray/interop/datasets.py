@@ -21,21 +21,11 @@ import numpy as np
 
 from trm_ray.config.keys import NAME, NAME_RULE
 from trm_ray.config.text import read_text
+from trm_ray.data.format import IDENTIFIERS_NAME, INFO_NAME, DatasetInfo, read_json
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import Advance, progress, tell
-from trm_ray.data.schema import (
-    IDENTIFIERS_NAME,
-    IGNORED_LABEL,
-    INFO_NAME,
-    PAD_ID,
-    DatasetError,
-    DatasetInfo,
-    Rows,
-    TokenBatch,
-    owns_output,
-    read_json,
-    write_dataset,
-)
+from trm_ray.data.rows import IGNORED_LABEL, PAD_ID, DatasetError, Rows, TokenBatch
+from trm_ray.data.write import owns_output, write_dataset
 from trm_ray.kinds.arc.duplicates import find_duplicates
 from trm_ray.kinds.arc.read import EOS, SEQ_LEN, SIDE, TEST_PUZZLES_NAME, VOCAB_SIZE, grid_sizes, pair_sums
 from trm_ray.kinds.arc.symmetry import ArcSymmetry

@@ -24,7 +24,8 @@ import numpy as np
 from trm_ray.config.text import opened_text
 from trm_ray.data.counters import counter_draws
 from trm_ray.data.progress import progress, tell
-from trm_ray.data.schema import DatasetError, sha256
+from trm_ray.data.rows import DatasetError
+from trm_ray.storage import sha256
 
 # What others call the columns; the first name goes before the others.
 NAMES = {

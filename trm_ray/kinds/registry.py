@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trm_ray.data.schema import DatasetError
+from trm_ray.data.rows import DatasetError
 from trm_ray.kinds.arc import read
 from trm_ray.kinds.maze.generate import (
     CHARACTERS,

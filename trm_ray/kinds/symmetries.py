@@ -18,7 +18,7 @@ from trm_ray.data.counters import GOLDEN as _GOLDEN
 from trm_ray.data.counters import counter_draws as counter_draws
 from trm_ray.data.counters import mixed as _mix
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetError, TokenBatch
+from trm_ray.data.rows import DatasetError, TokenBatch
 from trm_ray.data.stream import Symmetry
 from trm_ray.kinds.arc.symmetry import ArcSymmetry
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trm_ray.config import Config, ConfigError, SudokuGenerator, SweepConfig, flat, trial_configs
 from trm_ray.config.files import read_file
-from trm_ray.data.schema import DatasetInfo, SplitInfo, is_dataset
+from trm_ray.data.format import DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import open_data

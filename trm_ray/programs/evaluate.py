@@ -15,21 +15,11 @@ import torch
 
 from trm_ray import __version__
 from trm_ray.config.surroundings import check_surroundings
+from trm_ray.data.check import open_datasets
+from trm_ray.data.format import INFO_NAME, DatasetInfo, read_identifiers, read_json, read_splits
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
-from trm_ray.data.schema import (
-    IGNORED_LABEL,
-    INFO_NAME,
-    DatasetInfo,
-    Rows,
-    TokenBatch,
-    first_puzzles,
-    open_datasets,
-    read_identifiers,
-    read_json,
-    read_splits,
-    sha256,
-)
+from trm_ray.data.rows import IGNORED_LABEL, Rows, TokenBatch, first_puzzles
 from trm_ray.interop.loading import LoadedModel, load_model
 from trm_ray.kinds.arc.read import TEST_PUZZLES_NAME
 from trm_ray.kinds.arc.voting import ArcResult, Counts, Votes
@@ -49,7 +39,7 @@ from trm_ray.reporting.pictures.evaluation import (
 )
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import choose_device
-from trm_ray.storage import as_path
+from trm_ray.storage import as_path, sha256
 from trm_ray.training.evaluation import MeasuredRows, measure_rows
 from trm_ray.training.losses import LOSSES
 from trm_ray.training.threads import num_threads_kept

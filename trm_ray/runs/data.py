@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trm_ray.config import Config, ConfigError, SudokuGenerator
-from trm_ray.data.schema import DatasetInfo, RowHashes, check_same_identifiers, is_dataset, open_datasets
+from trm_ray.data.check import RowHashes, check_same_identifiers, open_datasets
+from trm_ray.data.format import DatasetInfo, is_dataset
 from trm_ray.ownership import FolderInUse
 from trm_ray.storage import as_path
 

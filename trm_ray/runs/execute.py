@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trm_ray.config import Config
-from trm_ray.data.schema import Rows, first_puzzles, read_splits
+from trm_ray.data.format import read_splits
+from trm_ray.data.rows import Rows, first_puzzles
 from trm_ray.runs.plan import RunPlan
 
 if TYPE_CHECKING:

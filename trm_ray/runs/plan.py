@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from trm_ray.config import Config, ConfigError, run_dir, with_overrides
 from trm_ray.config.surroundings import check_surroundings
+from trm_ray.data.format import DatasetInfo, read_identifiers
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetInfo, read_identifiers
 from trm_ray.runs.data import open_data, tell_own_data
 from trm_ray.storage import as_path, resolved
 

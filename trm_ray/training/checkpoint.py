@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from trm_ray.storage import drop_copy, is_remote, is_whole, local_file, remove_tree, version
+from trm_ray.storage import drop_copy, is_remote, is_whole, local_file, remove_tree, sha256, version
 
 FORMAT_VERSION = 2
 STATE_FILE = "state.pt"
@@ -265,13 +265,13 @@ def damage(folder: Path, *, digests: bool) -> str | None:
     return next(filter(None, told), None)
 
 
-def _damage_of_file(path: Path, sha256: str, num_bytes: int, *, digests: bool) -> str | None:
+def _damage_of_file(path: Path, digest: str, num_bytes: int, *, digests: bool) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
     size = path.stat().st_size
     if size != num_bytes:
         return f"{path.name} has {size} of {num_bytes} bytes"
-    if digests and _sha256(path, version(path)) != sha256:
+    if digests and _digest(path, version(path)) != digest:
         return f"{path.name} is not what was written (another SHA-256)"
     return None
 
@@ -289,14 +289,10 @@ def _damage_of_archive(path: Path, *, digests: bool) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _sha256(path: Path, version: tuple[Any, ...]) -> str:
+def _digest(path: Path, version: tuple[Any, ...]) -> str:
     """Hash a file; its version tells the cache whether it is the one that was hashed before."""
-    digest = hashlib.sha256()
     # Who looks at a state is about to load it. The files beside it are small.
-    with (local_file(path) if path.name == STATE_FILE else path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return sha256(local_file(path) if path.name == STATE_FILE else path)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------

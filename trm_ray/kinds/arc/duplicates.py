@@ -18,7 +18,7 @@ import numpy as np
 from trm_ray.data.counters import GOLDEN, mixed
 from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers
 from trm_ray.data.progress import progress, tell
-from trm_ray.data.schema import Rows
+from trm_ray.data.rows import Rows
 
 # Gives for each of some rows the sums of the colours' weights under each turn, (2, 8, 10) of input and output, and
 # whether the output is hidden.

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from trm_ray.data.counters import counter_draws, mixed
+from trm_ray.data.format import DatasetInfo, read_json
 from trm_ray.data.identifiers import NUM_COLOURS, PuzzleIdentifiers, draw_transforms
 from trm_ray.data.progress import progress, tell
-from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, DatasetError, DatasetInfo, Rows, owns_output, read_json, sha256
-from trm_ray.data.schema import write_dataset as write_rows
+from trm_ray.data.rows import IGNORED_LABEL, PAD_ID, DatasetError, Rows
+from trm_ray.data.write import owns_output
+from trm_ray.data.write import write_dataset as write_rows
 from trm_ray.kinds.arc.duplicates import find_duplicates
-from trm_ray.storage import as_path
+from trm_ray.storage import as_path, sha256
 
 SIDE = 30
 SEQ_LEN = SIDE * SIDE

@@ -8,7 +8,7 @@ import numpy as np
 
 from trm_ray.data.counters import below, counter_draws
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import IGNORED_LABEL, PAD_ID, TokenBatch
+from trm_ray.data.rows import IGNORED_LABEL, PAD_ID, TokenBatch
 from trm_ray.kinds.arc.read import (
     EOS,
     FIRST_COLOUR,

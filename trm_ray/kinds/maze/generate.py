@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trm_ray.data.format import DatasetInfo
 from trm_ray.data.progress import tell
-from trm_ray.data.schema import DatasetInfo, Rows, owns_output, write_dataset
+from trm_ray.data.rows import Rows
+from trm_ray.data.write import owns_output, write_dataset
 from trm_ray.kinds.csv import Choice, CsvKind, CsvTable, check_rules, codes_of, read_csv_splits
 from trm_ray.kinds.generation import Puzzles, generate, num_processes
 from trm_ray.kinds.symmetries import dihedral_cells

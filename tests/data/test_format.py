@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import tiny_config
 
-from trm_ray.data import schema
+from trm_ray.data import check, format, write
+from trm_ray.data.format import DatasetInfo
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.schema import DatasetError, DatasetInfo, Rows
+from trm_ray.data.rows import DatasetError, Rows
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.runs.data import open_data
 
@@ -31,7 +32,7 @@ def named(*names):
     return PuzzleIdentifiers.plain(names)
 
 
-def write(folder, splits=None, **changes):
+def write_set(folder, splits=None, **changes):
     values = {
         "vocab_size": 6,
         "generator": "made",
@@ -42,12 +43,12 @@ def write(folder, splits=None, **changes):
         **changes,
     }
     splits = {"train": some_rows(), "test": some_rows(4)} if splits is None else splits
-    return schema.write_dataset(folder, splits, **values)
+    return write.write_dataset(folder, splits, **values)
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    write(tmp_path / "set")
+    write_set(tmp_path / "set")
     return tmp_path / "set"
 
 
@@ -82,7 +83,7 @@ def board_column(tokens, kind=np.int32):
 
 
 def test_rows_come_back_as_they_were_written(dataset):
-    rows, expected = schema.read_split(dataset, "train"), some_rows()
+    rows, expected = format.read_split(dataset, "train"), some_rows()
     for name in ("inputs", "labels", "puzzle_identifiers", "puzzles", "groups"):
         found = getattr(rows, name)
         np.testing.assert_array_equal(found, getattr(expected, name))
@@ -104,26 +105,26 @@ def test_groups_and_mean_puzzle_examples_are_counted_as_worked_by_hand(dataset):
 
 def test_a_larger_split_is_spread_over_files_in_row_order(tmp_path):
     rows = some_rows(3000)
-    info = write(tmp_path / "set", {"train": rows})
+    info = write_set(tmp_path / "set", {"train": rows})
     assert list(info.splits["train"].files) == [f"train/part-{n:05d}.parquet" for n in range(8)]
-    np.testing.assert_array_equal(schema.read_split(tmp_path / "set", "train").inputs, rows.inputs)
-    assert schema.open_dataset(tmp_path / "set") == info
+    np.testing.assert_array_equal(format.read_split(tmp_path / "set", "train").inputs, rows.inputs)
+    assert check.open_dataset(tmp_path / "set") == info
 
 
 def test_row_groups_are_put_together_and_rows_named_across_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(schema, "ROWS_PER_ROW_GROUP", 3)
+    monkeypatch.setattr(write, "ROWS_PER_ROW_GROUP", 3)
     rows = some_rows(700)
-    write(tmp_path / "set", {"train": rows})
-    np.testing.assert_array_equal(schema.read_split(tmp_path / "set", "train").groups, rows.groups)
+    write_set(tmp_path / "set", {"train": rows})
+    np.testing.assert_array_equal(format.read_split(tmp_path / "set", "train").groups, rows.groups)
     edit_info(tmp_path / "set", lambda raw: raw.update(vocab_size=5))
     first = np.argwhere(rows.inputs == 5)[0]
     with pytest.raises(DatasetError, match=rf"train inputs, row {first[0]}, token {first[1]}: 5 must"):
-        schema.open_dataset(tmp_path / "set")
+        check.open_dataset(tmp_path / "set")
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
-        write(tmp_path / name)
+        write_set(tmp_path / name)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert [str(file) for file in files] == [
         "dataset.json",
@@ -139,16 +140,16 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(schema, "sha256", interrupt)
+    monkeypatch.setattr(write, "sha256", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "set")
+        write_set(tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dataset_is_replaced_only_on_request(dataset):
     with pytest.raises(DatasetError, match=r"set already holds a dataset; pass --overwrite"):
-        write(dataset)
-    write(dataset, {"train": some_rows(8)}, overwrite=True)
+        write_set(dataset)
+    write_set(dataset, {"train": some_rows(8)}, overwrite=True)
     assert DatasetInfo.load(dataset).splits["train"].rows == 8
     assert [path.name for path in dataset.parent.iterdir()] == ["set"]
 
@@ -156,40 +157,40 @@ def test_a_dataset_is_replaced_only_on_request(dataset):
 def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DatasetError, match=r"is no dataset \(notes\.txt\); choose another --output"):
-        write(tmp_path, overwrite=True)
+        write_set(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "set").mkdir()
-    written = write(tmp_path / "set")
-    assert schema.open_dataset(tmp_path / "set") == written
+    written = write_set(tmp_path / "set")
+    assert check.open_dataset(tmp_path / "set") == written
 
 
 def test_a_bad_row_is_not_even_written(tmp_path):
     with pytest.raises(
         DatasetError, match=r"train inputs, row \d+, token \d: 5 must be at least 0 and below vocab_size=5"
     ):
-        write(tmp_path / "set", vocab_size=5)
+        write_set(tmp_path / "set", vocab_size=5)
     with pytest.raises(DatasetError, match="the test split is empty"):
-        write(tmp_path / "set", {"train": some_rows(), "test": some_rows(0)})
+        write_set(tmp_path / "set", {"train": some_rows(), "test": some_rows(0)})
     with pytest.raises(DatasetError, match="one sequence length"):
-        write(tmp_path / "set", {"train": some_rows(), "test": some_rows(length=5)})
+        write_set(tmp_path / "set", {"train": some_rows(), "test": some_rows(length=5)})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_is_answered_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(DatasetError, match=r"nowhere does not exist; make it with `trm-ray prepare sudoku --size 6`"):
-        schema.open_dataset(tmp_path / "nowhere", command_hint="trm-ray prepare sudoku --size 6")
+        check.open_dataset(tmp_path / "nowhere", command_hint="trm-ray prepare sudoku --size 6")
     with pytest.raises(DatasetError, match=r"nowhere does not exist; `trm-ray prepare --help` tells"):
-        schema.open_dataset(tmp_path / "nowhere")
+        check.open_dataset(tmp_path / "nowhere")
 
 
 def test_a_dataset_of_the_original_is_answered_with_the_command_that_imports_it(tmp_path):
     (tmp_path / "arc1" / "train").mkdir(parents=True)
     (tmp_path / "arc1" / "train" / "dataset.json").write_text("{}")
     with pytest.raises(DatasetError, match=r"run `trm-ray prepare import-original /.*/arc1 --output NEW` and name NEW"):
-        schema.open_dataset(tmp_path / "arc1", command_hint="trm-ray prepare arc")
+        check.open_dataset(tmp_path / "arc1", command_hint="trm-ray prepare arc")
 
 
 @pytest.mark.parametrize(
@@ -216,17 +217,17 @@ def test_a_dataset_of_the_original_is_answered_with_the_command_that_imports_it(
 def test_a_wrong_dataset_json_is_named(dataset, change, message):
     edit_info(dataset, change)
     with pytest.raises(DatasetError, match=message):
-        schema.open_dataset(dataset)
+        check.open_dataset(dataset)
 
 
 def test_a_dataset_json_that_is_missing_or_no_json_is_named(dataset):
     for text, message in (("{", "not valid JSON"), ("[]", "must hold a JSON object, not list")):
         (dataset / "dataset.json").write_text(text)
         with pytest.raises(DatasetError, match=message):
-            schema.open_dataset(dataset)
+            check.open_dataset(dataset)
     (dataset / "dataset.json").unlink()
     with pytest.raises(DatasetError, match=r"dataset.json cannot be read: No such file"):
-        schema.open_dataset(dataset, command_hint="trm-ray prepare sudoku --size 6")
+        check.open_dataset(dataset, command_hint="trm-ray prepare sudoku --size 6")
 
 
 def test_a_changed_file_does_not_match_its_checksum(dataset):
@@ -235,15 +236,15 @@ def test_a_changed_file_does_not_match_its_checksum(dataset):
     file.write_bytes(file.read_bytes() + b"!")
     found = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     with pytest.raises(DatasetError, match=f"part-00000.parquet: the checksum .*{found}.*{expected}"):
-        schema.open_dataset(dataset)
+        check.open_dataset(dataset)
 
 
 def test_a_missing_file_is_named(dataset):
     (dataset / "test/part-00000.parquet").unlink()
     with pytest.raises(DatasetError, match=r"test/part-00000.parquet is missing"):
-        schema.open_dataset(dataset)
+        check.open_dataset(dataset)
     with pytest.raises(DatasetError, match=r"test/part-00000.parquet is missing"):
-        schema.read_split(dataset, "test")
+        format.read_split(dataset, "test")
 
 
 def test_corrupt_parquet_is_named(dataset):
@@ -251,7 +252,7 @@ def test_corrupt_parquet_is_named(dataset):
     file.write_bytes(b"PAR1 and then nothing")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     edit_info(dataset, lambda raw: raw["splits"]["train"]["files"].update({"train/part-00000.parquet": digest}))
-    for read in (schema.open_dataset, lambda folder: schema.read_split(folder, "train")):
+    for read in (check.open_dataset, lambda folder: format.read_split(folder, "train")):
         with pytest.raises(DatasetError, match=r"part-00000.parquet is not readable Parquet: "):
             read(dataset)
 
@@ -299,45 +300,45 @@ def with_token(name, row, cell, value):
 def test_bad_rows_are_named_before_training(dataset, table, message):
     replace_part(dataset, table)
     with pytest.raises(DatasetError, match=message):
-        schema.open_dataset(dataset)
+        check.open_dataset(dataset)
 
 
 def test_a_required_split_must_be_there(tmp_path):
-    info = write(tmp_path / "set", {"train": some_rows()})
-    assert schema.open_dataset(tmp_path / "set", require=["train"]) == info
+    info = write_set(tmp_path / "set", {"train": some_rows()})
+    assert check.open_dataset(tmp_path / "set", require=["train"]) == info
     with pytest.raises(DatasetError, match="has no test split; it holds train"):
-        schema.open_dataset(tmp_path / "set", require=["train", "test"])
+        check.open_dataset(tmp_path / "set", require=["train", "test"])
 
 
 def test_the_test_split_may_hold_uneven_puzzles(tmp_path):
-    write(tmp_path / "set", {"train": some_rows(8), "test": some_rows(7)})
-    assert schema.open_dataset(tmp_path / "set").splits["test"].mean_puzzle_examples == 7 / 4
+    write_set(tmp_path / "set", {"train": some_rows(8), "test": some_rows(7)})
+    assert check.open_dataset(tmp_path / "set").splits["test"].mean_puzzle_examples == 7 / 4
 
 
 def test_what_breaks_the_stream_is_not_even_written(tmp_path):
     with pytest.raises(DatasetError, match="puzzle 2 of group 1 has 2 rows and puzzle 3 has 1"):
-        write(tmp_path / "set", {"train": some_rows(7)})
+        write_set(tmp_path / "set", {"train": some_rows(7)})
     with pytest.raises(DatasetError, match=r"puzzle_identifier, row 4: 2 .* below num_puzzle_identifiers=2"):
-        write(tmp_path / "set", identifiers=named("a"))
+        write_set(tmp_path / "set", identifiers=named("a"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_names_of_the_identifiers_are_kept(dataset, tmp_path):
-    assert schema.read_identifiers(dataset).all_names() == ["<blank>", "a", "b"]
+    assert format.read_identifiers(dataset).all_names() == ["<blank>", "a", "b"]
     numbers = np.zeros((3, 4), np.int32)
-    write(tmp_path / "plain", {"train": Rows.of_single_puzzles(numbers, numbers)}, identifiers=None)
-    assert schema.read_identifiers(tmp_path / "plain").all_names() == ["<blank>"]
-    assert schema.read_identifiers(tmp_path / "plain", dataset).all_names() == ["<blank>", "a", "b"]
+    write_set(tmp_path / "plain", {"train": Rows.of_single_puzzles(numbers, numbers)}, identifiers=None)
+    assert format.read_identifiers(tmp_path / "plain").all_names() == ["<blank>"]
+    assert format.read_identifiers(tmp_path / "plain", dataset).all_names() == ["<blank>", "a", "b"]
 
 
 def test_side_files_are_kept_and_watched(tmp_path):
-    info = write(tmp_path / "set", side_files={"test_puzzles.json": b"{}"})
-    assert schema.open_dataset(tmp_path / "set") == info
+    info = write_set(tmp_path / "set", side_files={"test_puzzles.json": b"{}"})
+    assert check.open_dataset(tmp_path / "set") == info
     assert info.files["test_puzzles.json"] == hashlib.sha256(b"{}").hexdigest()
     assert (tmp_path / "set/test_puzzles.json").read_bytes() == b"{}"
     (tmp_path / "set/test_puzzles.json").write_bytes(b"[]")
     with pytest.raises(DatasetError, match=r"test_puzzles.json: the checksum does not match"):
-        schema.open_dataset(tmp_path / "set")
+        check.open_dataset(tmp_path / "set")
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "is missing"), (b"{", "identifiers.json is no map")])
@@ -347,50 +348,50 @@ def test_identifiers_that_are_missing_or_damaged_are_named(dataset, content, mes
     digest = hashlib.sha256(content or b"").hexdigest()
     edit_info(dataset, lambda raw: raw["files"].update({path.name: digest}))
     with pytest.raises(DatasetError, match=message):
-        schema.open_dataset(dataset)
+        check.open_dataset(dataset)
 
 
 def test_several_datasets_are_described_as_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    write(one)
-    write(two, {"train": some_rows(20, seed=1)})
-    merged = schema.open_datasets([one, two], require=["train"])
+    write_set(one)
+    write_set(two, {"train": some_rows(20, seed=1)})
+    merged = check.open_datasets([one, two], require=["train"])
     train = merged.splits["train"]
     # 10 rows of 5 puzzles and 20 rows of 10 puzzles; 3 and 5 groups.
     assert (train.rows, train.groups, train.mean_puzzle_examples) == (30, 8, 2.0)
     assert (list(merged.splits), merged.num_puzzle_identifiers) == (["train"], 3)
     assert str(two / "train/part-00000.parquet") in train.files
-    rows = schema.read_splits([one, two], "train")
+    rows = format.read_splits([one, two], "train")
     assert (len(rows), len(np.unique(rows.groups)), len(np.unique(rows.puzzles))) == (30, 8, 15)
     assert (rows.puzzles.dtype, rows.groups.dtype) == (np.int32, np.int32)
 
 
 def test_datasets_without_names_go_with_a_named_one_and_two_sets_of_names_do_not(tmp_path):
     plain = Rows.of_single_puzzles(*(np.ones((3, 4), np.int32) for _ in range(2)))
-    write(tmp_path / "plain", {"train": plain}, identifiers=None)
+    write_set(tmp_path / "plain", {"train": plain}, identifiers=None)
     for name, names in (("one", "ab"), ("same", "ab"), ("other", "ac")):
-        write(tmp_path / name, identifiers=named(*names))
+        write_set(tmp_path / name, identifiers=named(*names))
     paths = {path.name: path for path in tmp_path.iterdir()}
-    merged = schema.open_datasets([paths["plain"], paths["one"], paths["same"]], require=["train"])
+    merged = check.open_datasets([paths["plain"], paths["one"], paths["same"]], require=["train"])
     assert merged.num_puzzle_identifiers == 3
     assert merged.files["identifiers.json"] == named("a", "b").digest()
     with pytest.raises(DatasetError, match=r"identifiers of .*other and .*one differ, .* prepare them together"):
-        schema.open_datasets([paths["plain"], paths["one"], paths["other"]])
+        check.open_datasets([paths["plain"], paths["one"], paths["other"]])
 
 
 def test_datasets_that_cannot_be_used_together_are_refused(tmp_path):
-    write(tmp_path / "one")
+    write_set(tmp_path / "one")
     others = {
         "vocab_size=7": {"vocab_size": 7},
         "symmetry=.*dihedral": {"symmetry": {"name": "dihedral"}},
         "seq_len=5": {"splits": {"train": some_rows(length=5)}},
     }
     for number, (message, changes) in enumerate(others.items()):
-        write(tmp_path / str(number), **changes)
+        write_set(tmp_path / str(number), **changes)
         with pytest.raises(DatasetError, match=f"must agree: {message}"):
-            schema.open_datasets([tmp_path / "one", tmp_path / str(number)])
+            check.open_datasets([tmp_path / "one", tmp_path / str(number)])
     with pytest.raises(DatasetError, match="data_paths is empty"):
-        schema.open_datasets([])
+        check.open_datasets([])
 
 
 # ---- test rows that are training rows ----------------------------------------------------------------------
@@ -408,7 +409,7 @@ def warnings(caplog):
 def test_test_rows_that_are_training_rows_are_told_of_once(tmp_path, caplog):
     splits = {"train": single([1, 2, 3, 4], [2, 2, 2, 2], [3, 3, 3, 3]), "test": single([5, 5, 5, 5], [3, 3, 3, 3])}
     for overwrite in (False, True):
-        write(tmp_path / "set", splits, identifiers=None, overwrite=overwrite)
+        write_set(tmp_path / "set", splits, identifiers=None, overwrite=overwrite)
     told = f"{tmp_path}/set: 1 of 2 test rows are also training rows (the first is test row 1): accuracy counts"
     assert [line[: len(told)] for line in warnings(caplog)] == [told]
 
@@ -420,8 +421,8 @@ def test_the_same_question_counts_whatever_its_answer_unless_puzzles_have_names(
         numbers = np.zeros(1, np.int32)
         owners = np.full(1, number, np.int32)
         one, other, same = (Rows(asked, asked * answer, owners, numbers, numbers) for answer in (2, 3, 2))
-        write(tmp_path / name, {"train": one, "test": other})
-        write(tmp_path / f"{name}, same", {"train": one, "test": same})
+        write_set(tmp_path / name, {"train": one, "test": other})
+        write_set(tmp_path / f"{name}, same", {"train": one, "test": same})
     assert [line.partition(":")[0].rpartition("/")[2] for line in warnings(caplog)] == [
         "plain",
         "plain, same",
@@ -430,18 +431,18 @@ def test_the_same_question_counts_whatever_its_answer_unless_puzzles_have_names(
 
 
 def test_good_data_is_not_warned_of(tmp_path, caplog):
-    write(
+    write_set(
         tmp_path / "set", {"train": single([1, 1, 1, 1], [2, 1, 1, 1]), "test": single([1, 2, 1, 1])}, identifiers=None
     )
-    write(tmp_path / "train alone", {"train": single([1, 1, 1, 1])}, identifiers=None)
+    write_set(tmp_path / "train alone", {"train": single([1, 1, 1, 1])}, identifiers=None)
     prepare_sudoku(tmp_path / "sudoku", size=4, train=2000, test=40)  # so many that training puzzles repeat
     assert warnings(caplog) == []
 
 
 def test_the_data_of_a_run_are_compared_across_folders(tmp_path, caplog):
-    write(tmp_path / "one", {"train": single([1, 1, 1, 1]), "test": single([2, 2, 2, 2])}, identifiers=None)
-    write(tmp_path / "two", {"train": single([4, 4, 4, 4], [3, 3, 3, 3])}, identifiers=None)
-    write(tmp_path / "asked", {"test": single([1, 1, 1, 1], [3, 3, 3, 3], [2, 2, 2, 2])}, identifiers=None)
+    write_set(tmp_path / "one", {"train": single([1, 1, 1, 1]), "test": single([2, 2, 2, 2])}, identifiers=None)
+    write_set(tmp_path / "two", {"train": single([4, 4, 4, 4], [3, 3, 3, 3])}, identifiers=None)
+    write_set(tmp_path / "asked", {"test": single([1, 1, 1, 1], [3, 3, 3, 3], [2, 2, 2, 2])}, identifiers=None)
     config = tiny_config(data_paths=[str(tmp_path / name) for name in ("one", "two")], data_paths_test=[])
     caplog.clear()
     with pytest.raises(DatasetError, match="has no test split"):

@@ -1,0 +1,324 @@
+"""Datasets held to the rules of their format: every file, every row and every token, before anything is trained on."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trm_ray.config.errors import printable
+from trm_ray.data.counters import counter_draws, mixed
+from trm_ray.data.format import (
+    IDENTIFIERS_NAME,
+    INFO_NAME,
+    DatasetInfo,
+    SplitInfo,
+    _check_checksum,
+    load_identifiers,
+    row_groups,
+    rows_of_table,
+)
+from trm_ray.data.progress import progress
+from trm_ray.data.rows import DatasetError, Rows
+from trm_ray.storage import as_path
+
+_LOG = logging.getLogger("trm_ray")
+
+
+class RowHashes:
+    """Collect the hashes of rows, 8 bytes each, to find test rows that are training rows too.
+
+    What makes two rows one: the inputs, whatever the answers, for a puzzle is asked by its inputs; of puzzles that have
+    identifiers the labels too, for there the examples say what is asked (ARC asks different things of one grid).
+
+    Args:
+        splits: which are collected.
+    """
+
+    def __init__(self, splits: Sequence[str] = ("train", "test")) -> None:
+        self._splits = splits
+        self._parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+
+    def add(self, split: str, rows: Rows) -> None:
+        """Take rows of a split, those of other splits than the asked ones not."""
+        if split in self._splits:
+            self._parts[split].append(_row_hashes(rows))
+
+    def join(self, other: RowHashes) -> RowHashes:
+        """Take those that another one has collected."""
+        for split, parts in other._parts.items():
+            self._parts[split] += parts
+        return self
+
+    def tell_shared(self, where: str) -> None:
+        """Warn of test rows that are training rows, once for the same data."""
+        train, test = (np.concatenate([np.zeros(0, np.uint64), *self._parts[split]]) for split in ("train", "test"))
+        train.sort()  # `np.isin` takes thirty times as long
+        places = np.searchsorted(train, test)
+        shared = places < len(train)
+        shared[shared] = train[places[shared]] == test[shared]
+        if shared.any():
+            told = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
+            first = f"the first is test row {int(shared.argmax())}"
+            _warn_once(f"{where}: {told} ({first}): accuracy counts what was learnt by heart; take them out of a split")
+
+
+@functools.cache
+def _warn_once(told: str) -> None:
+    _LOG.warning("%s", printable(told))
+
+
+def _row_hashes(rows: Rows) -> np.ndarray:
+    """Name each row by what makes it one with another, see `RowHashes`: (N,) uint64."""
+    weights = counter_draws(0, 0, np.arange(2 * rows.inputs.shape[1]), 1)[:, 0]
+    asked, answered = np.split(weights, 2)
+    hashes = mixed(rows.inputs.astype(np.uint64) @ asked)
+    named = rows.puzzle_identifiers > 0
+    if named.any():
+        hashes[named] += mixed(rows.labels[named].astype(np.uint64) @ answered)
+    return hashes
+
+
+def open_dataset(
+    folder: str | Path,
+    *,
+    command_hint: str | None = None,
+    require: Sequence[str] = (),
+    hashes: RowHashes | None = None,
+) -> DatasetInfo:
+    """Validate a dataset folder, every file and every token of it, before it is trained on.
+
+    Args:
+        command_hint: the command that makes this dataset, for the error when it is missing.
+        require: splits that must be there.
+        hashes: is given all rows.
+
+    Raises:
+        DatasetError: one line that names the file, the row, the value, the rule and the way out.
+    """
+    folder = as_path(folder)
+    if not folder.is_dir():
+        told = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
+        raise DatasetError(f"the dataset folder {folder} does not exist; {told}")
+    if not (folder / INFO_NAME).is_file() and (folder / "train" / INFO_NAME).is_file():
+        command = f"trm-ray prepare import-original {folder} --output NEW"
+        raise DatasetError(f"{folder} is a dataset of the original TRM code; run `{command}` and name NEW instead")
+    try:
+        info = DatasetInfo.load(folder)
+        for name in require:
+            info.split(name)
+        _check_symmetry(info.symmetry, info.seq_len, info.vocab_size)
+        _check_side_files(folder, info)
+        for name, split in info.splits.items():
+            _check_split(folder, name, split, info, hashes)
+    except DatasetError as error:
+        made = f", made with `{command_hint}`" if command_hint else ""
+        raise DatasetError(f"{error} (dataset {folder}{made})") from error
+    return info
+
+
+def open_datasets(
+    folders: Sequence[str | Path],
+    *,
+    command_hint: str | None = None,
+    require: Sequence[str] = (),
+    hashes: RowHashes | None = None,
+) -> DatasetInfo:
+    """Validate several datasets and describe them as one.
+
+    The names in `SplitInfo.files` start with their dataset's folder, and rows and groups are summed. Identifiers mean
+    the same puzzle in all of them, so at most one set of them may be there besides datasets that use none.
+
+    Raises:
+        DatasetError: one is bad, or they differ in what one model and one stream must share.
+    """
+    if not folders:
+        raise DatasetError("data_paths is empty; name at least one dataset folder")
+    infos = [open_dataset(folder, command_hint=command_hint, require=require, hashes=hashes) for folder in folders]
+    for key in ("seq_len", "vocab_size", "symmetry"):
+        for folder, info in zip(folders, infos, strict=True):
+            _check_agreement(key, folders[0], infos[0], folder, info)
+    check_same_identifiers(dict(zip(map(str, folders), infos, strict=True)))
+    return _merged(folders, infos)
+
+
+def check_same_identifiers(infos: Mapping[str, DatasetInfo]) -> None:
+    """Refuse datasets, by name, whose identifiers mean different puzzles; those that use none go with all.
+
+    Raises:
+        DatasetError: two of them name different puzzles.
+    """
+    named = {name: info for name, info in infos.items() if info.num_puzzle_identifiers > 1}
+    for name, info in named.items():
+        first = next(iter(named))
+        if info.files[IDENTIFIERS_NAME] != named[first].files[IDENTIFIERS_NAME]:
+            raise DatasetError(
+                f"the puzzle identifiers of {name} and {first} differ, and a model has one table of them; "
+                "prepare them together as one dataset, or train on one of them"
+            )
+
+
+def _check_symmetry(symmetry: Mapping[str, Any] | None, seq_len: int, vocab_size: int) -> None:
+    """Check what dataset.json names against the boards that it is for."""
+    if symmetry is None:
+        return
+    name, box, side = symmetry.get("name"), symmetry.get("box"), math.isqrt(seq_len)
+    if name not in ("sudoku", "dihedral", "arc"):
+        raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows sudoku, dihedral and arc")
+    boxes = {4: [2, 2], 6: [2, 3], 9: [3, 3]}
+    fitting = {
+        "sudoku": vocab_size == side + 2 and box is not None and box == boxes.get(side),
+        "dihedral": True,
+        "arc": (seq_len, vocab_size) == (900, 12),
+    }
+    if side * side != seq_len or not fitting[name]:
+        told = f"seq_len={seq_len} and vocab_size={vocab_size}"
+        raise DatasetError(f"symmetry={dict(symmetry)} is not for boards of {told}; make the dataset again")
+
+
+def check_filled(name: str, rows: int) -> None:
+    """Refuse a split without rows."""
+    if rows == 0:
+        raise DatasetError(f"the {name} split is empty; it must hold at least one puzzle")
+
+
+def _check_side_files(folder: Path, info: DatasetInfo) -> None:
+    for file, expected in info.files.items():
+        _check_checksum(folder / file, expected)
+    found = len(load_identifiers(folder / IDENTIFIERS_NAME))
+    if found != info.num_puzzle_identifiers:
+        raise DatasetError(
+            f"{folder / IDENTIFIERS_NAME} names {found} identifiers; dataset.json says "
+            f"num_puzzle_identifiers={info.num_puzzle_identifiers}"
+        )
+
+
+def _check_split(folder: Path, name: str, split: SplitInfo, info: DatasetInfo, hashes: RowHashes | None) -> None:
+    seen, keys = 0, []
+    with progress(f"{name} rows checked", split.rows) as advance:
+        for file, table in row_groups(folder, split, checked=True):
+            rows = rows_of_table(folder, file, table, info.seq_len)
+            check_tokens(name, seen, rows, info)
+            if hashes is not None:
+                hashes.add(name, rows)
+            seen += len(rows)
+            keys.append((rows.puzzles, rows.groups))
+            advance(len(rows))
+    check_filled(name, seen)
+    puzzles, groups = (np.concatenate(column) for column in zip(*keys, strict=True))
+    check_puzzles(name, puzzles, groups)
+    found = (seen, *puzzle_counts(puzzles, groups))
+    for key, value in zip(("rows", "groups", "mean_puzzle_examples"), found, strict=True):
+        if not np.isclose(value, getattr(split, key), rtol=1e-9, atol=0):
+            raise DatasetError(f"the {name} split has {key}={value}; dataset.json says {getattr(split, key)}")
+
+
+def check_tokens(name: str, first_row: int, rows: Rows, info: DatasetInfo) -> None:
+    """Check every value of some rows, the first of which is row `first_row` of split `name`."""
+    if rows.labels.shape != rows.inputs.shape:
+        raise DatasetError(
+            f"{name}: labels have {rows.labels.shape[1]} tokens and inputs {rows.inputs.shape[1]}; they must be equal"
+        )
+    vocab = f"vocab_size={info.vocab_size}"
+    identifiers = f"num_puzzle_identifiers={info.num_puzzle_identifiers}"
+    _check_range(f"{name} inputs", first_row, rows.inputs, info.vocab_size, vocab)
+    _check_range(f"{name} labels", first_row, rows.labels, info.vocab_size, vocab, info.ignored_label)
+    _check_range(
+        f"{name} puzzle_identifier",
+        first_row,
+        rows.puzzle_identifiers,
+        info.num_puzzle_identifiers,
+        identifiers,
+    )
+    _check_range(f"{name} puzzle", first_row, rows.puzzles, 2**31, "2^31")
+    _check_range(f"{name} group", first_row, rows.groups, 2**31, "2^31")
+
+
+def check_puzzles(name: str, puzzles: np.ndarray, groups: np.ndarray) -> None:
+    """Check that a puzzle is in one group and, in the train split, that the puzzles of a group have equally many rows.
+
+    Without the second, an epoch would have more rows or fewer as chance picks the puzzles, and no step would know where
+    in the stream it stands.
+    """
+    pairs, rows = np.unique(groups.astype(np.int64) << 32 | puzzles, return_counts=True)
+    group, puzzle = pairs >> 32, pairs & 0xFFFFFFFF
+    again = np.flatnonzero(np.diff(np.sort(puzzle)) == 0)
+    if len(again):
+        number = np.sort(puzzle)[again[0]]
+        told = " and ".join(map(str, group[puzzle == number][:2]))
+        raise DatasetError(
+            f"{name}: puzzle {number} is in groups {told}; it must be in one: number it anew in the other"
+        )
+    uneven = np.flatnonzero((np.diff(group) == 0) & (np.diff(rows) != 0))
+    if name == "train" and len(uneven):
+        first = uneven[0]
+        raise DatasetError(
+            f"{name}: puzzle {puzzle[first]} of group {group[first]} has {rows[first]} rows and puzzle "
+            f"{puzzle[first + 1]} has {rows[first + 1]}; the puzzles of one group must have equally many: put these "
+            "into groups of their own"
+        )
+
+
+def _check_range(
+    what: str, first_row: int, values: np.ndarray, limit: int, told: str, ignored: int | None = None
+) -> None:
+    # One look at the extremes is all that good data costs; the exact place is searched for only in bad data.
+    if values.size and values.min() >= 0 and values.max() < limit:
+        return
+    bad = (values < 0) | (values >= limit)
+    if ignored is not None:
+        bad &= values != ignored
+    if bad.any():
+        place = tuple(np.argwhere(bad)[0])
+        cell = f", token {place[1]}" if values.ndim == 2 else ""
+        allowed = f", or {ignored} where the loss must not look" if ignored is not None else ""
+        raise DatasetError(
+            f"{what}, row {first_row + place[0]}{cell}: {values[place]} must be at least 0 and below {told}{allowed}"
+        )
+
+
+def _check_agreement(key: str, first: str | Path, expected: DatasetInfo, folder: str | Path, info: DatasetInfo) -> None:
+    here, there = getattr(info, key), getattr(expected, key)
+    if here != there:
+        raise DatasetError(
+            f"datasets that are used together must agree: {key}={here} in {folder}, {there} in {first}; "
+            "use datasets of one kind and size"
+        )
+
+
+def _merged(folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> DatasetInfo:
+    names = [name for name in infos[0].splits if all(name in info.splits for info in infos)]
+    named = max(infos, key=lambda info: info.num_puzzle_identifiers)
+    merged = {
+        **{f.name: getattr(infos[0], f.name) for f in fields(DatasetInfo)},
+        "num_puzzle_identifiers": named.num_puzzle_identifiers,
+        "files": named.files,
+        "splits": {name: _merged_split(name, folders, infos) for name in names},
+    }
+    return DatasetInfo(**merged)
+
+
+def _merged_split(name: str, folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> SplitInfo:
+    splits = [info.splits[name] for info in infos]
+    rows = sum(split.rows for split in splits)
+    return SplitInfo(
+        rows=rows,
+        groups=sum(split.groups for split in splits),
+        mean_puzzle_examples=rows / sum(split.rows / split.mean_puzzle_examples for split in splits),
+        files={
+            str(as_path(folder) / file): digest
+            for folder, split in zip(folders, splits, strict=True)
+            for file, digest in split.files.items()
+        },
+    )
+
+
+def puzzle_counts(puzzles: np.ndarray, groups: np.ndarray) -> tuple[int, float]:
+    """Count groups, and the examples of a puzzle on average."""
+    return len(np.unique(groups)), len(puzzles) / len(np.unique(puzzles))

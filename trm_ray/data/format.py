@@ -1,0 +1,326 @@
+"""The dataset folder: Parquet parts for each split, the puzzles' names, and a dataset.json that says what they hold.
+
+    <dataset>/dataset.json, identifiers.json, train/part-00000.parquet …, test/part-00000.parquet …
+
+A row is an example, a question with its answer: `inputs` and `labels` (FixedSizeList<int32>[L]), `puzzle_identifier`,
+`puzzle` and `group` (int32). Rows with one `puzzle` are the examples of one puzzle; a `group` is a set of puzzles of
+which an epoch visits one, with all its examples. Where puzzles have one example and stand for themselves, as in Sudoku,
+both number the rows. Where a row stands does not matter: shuffling and augmentation are seeded by what it holds
+(`stream.row_keys`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trm_ray.config.keys import NAME
+from trm_ray.config.text import read_text
+from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.rows import IGNORED_LABEL, PAD_ID, DatasetError, Rows, concatenate, shifted
+from trm_ray.replacement import is_unfinished
+from trm_ray.storage import as_path, drop_copy, is_remote, local_file, sha256
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 2
+INFO_NAME = "dataset.json"
+IDENTIFIERS_NAME = "identifiers.json"
+
+# The unit that validation holds in memory: 59 MiB of tokens for ARC's 30×30 boards.
+ROWS_PER_ROW_GROUP = 8192
+
+COLUMNS = ("inputs", "labels", "puzzle_identifier", "puzzle", "group")
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Describe one split.
+
+    Args:
+        rows: examples, those of stored augmentations counted.
+        groups: distinct values of `group`.
+        mean_puzzle_examples: rows / distinct values of `puzzle`; `epochs` counts with it.
+        files: SHA-256 of each file, by its name relative to the dataset folder, in row order.
+    """
+
+    rows: int
+    groups: int
+    mean_puzzle_examples: float
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Hold the fields of dataset.json.
+
+    Args:
+        files: SHA-256 of each file beside the splits, by its name; identifiers.json is always there.
+    """
+
+    format_version: int
+    seq_len: int
+    vocab_size: int
+    pad_id: int
+    ignored_label: int
+    num_puzzle_identifiers: int
+    splits: dict[str, SplitInfo]
+    generator: str
+    arguments: dict[str, Any]
+    seed: int | None
+    symmetry: dict[str, Any] | None
+    files: dict[str, str]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DatasetInfo:
+        """Read dataset.json without looking at the data.
+
+        Raises:
+            DatasetError: it is missing, unreadable, of another version, or a key is missing or wrong.
+        """
+        path = as_path(folder) / INFO_NAME
+        raw = read_json(path)
+        version = raw.get("format_version")
+        if version != FORMAT_VERSION:
+            raise DatasetError(
+                f"{path}: format_version={version!r} is unknown, this release reads {FORMAT_VERSION}; "
+                "make the dataset again with `trm-ray prepare`"
+            )
+        _check_keys(path, raw)
+        splits = {name: _split_info(path, name, split) for name, split in raw["splits"].items()}
+        for files in (raw["files"], *(split.files for split in splits.values())):
+            _check_files(as_path(folder), files)
+        return cls(**{**raw, "splits": splits})
+
+    def split(self, name: str) -> SplitInfo:
+        """Look a split up.
+
+        Raises:
+            DatasetError: there is no such split.
+        """
+        if name not in self.splits:
+            raise DatasetError(f"the dataset has no {name} split; it holds {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+# ---- the folder that is written --------------------------------------------------------------------------
+
+
+def is_dataset(folder: Path) -> bool:
+    """Tell whether a folder holds a whole dataset."""
+    return (folder / INFO_NAME).is_file() and not is_unfinished(folder)
+
+
+def read_split(folder: str | Path, split: str) -> Rows:
+    """Read a split into memory, rows in file order.
+
+    Raises:
+        DatasetError: the folder, the split or one of its files is missing or unreadable.
+    """
+    folder = as_path(folder)
+    info = DatasetInfo.load(folder)
+    parts = [rows_of_table(folder, name, table, info.seq_len) for name, table in row_groups(folder, info.split(split))]
+    return concatenate(parts)
+
+
+def read_splits(folders: Sequence[str | Path], split: str) -> Rows:
+    """Read the same split of several datasets, one after the other, their puzzles and groups kept apart."""
+    parts = [read_split(folder, split) for folder in folders]
+    shifts = number_shifts(folders, split)
+    return concatenate([shifted(rows, *shift) for rows, shift in zip(parts, shifts, strict=True)])
+
+
+def number_shifts(folders: Sequence[str | Path], split: str) -> list[tuple[int, int]]:
+    """Say what to add to the puzzles and groups of each dataset so that they differ from those before it."""
+    import pyarrow.parquet as pq
+
+    after, shifts = np.zeros(2, np.int64), []
+    for folder in map(as_path, folders):
+        shifts.append((int(after[0]), int(after[1])))
+        if len(folders) > 1:
+            files = DatasetInfo.load(folder).split(split).files
+            numbers = [pq.read_table(local_file(folder / file), columns=["puzzle", "group"]) for file in files]
+            after += np.max([[column.to_numpy().max() for column in table.columns] for table in numbers], axis=0) + 1
+    return shifts
+
+
+def read_identifiers(*folders: str | Path) -> PuzzleIdentifiers:
+    """Read what the puzzle identifiers of a dataset stand for, or those of several that passed `open_datasets`.
+
+    Raises:
+        DatasetError: identifiers.json is missing or unreadable.
+    """
+    named = max(folders, key=lambda folder: DatasetInfo.load(folder).num_puzzle_identifiers)
+    return load_identifiers(as_path(named) / IDENTIFIERS_NAME)
+
+
+def read_json(path: Path, kind: type = dict, hint: str = "") -> Any:
+    """Read a JSON file that holds a `kind`, whatever editor has saved it.
+
+    Args:
+        hint: what to add where it is not there.
+
+    Raises:
+        DatasetError: it cannot be read, is no text or no JSON, or holds something else.
+    """
+    try:
+        raw = json.loads(read_text(path))
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}{hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, kind):
+        name = "object" if kind is dict else "list"
+        raise DatasetError(f"{path} must hold a JSON {name}, not {type(raw).__name__}")
+    return raw
+
+
+_INFO_TYPES: dict[str, type | tuple[type, ...]] = {
+    "format_version": int,
+    "seq_len": int,
+    "vocab_size": int,
+    "pad_id": int,
+    "ignored_label": int,
+    "num_puzzle_identifiers": int,
+    "splits": dict,
+    "generator": str,
+    "arguments": dict,
+    "seed": (int, type(None)),
+    "symmetry": (dict, type(None)),
+    "files": dict,
+}
+_SPLIT_TYPES: dict[str, type | tuple[type, ...]] = {
+    "rows": int,
+    "groups": int,
+    "mean_puzzle_examples": (float, int),
+    "files": dict,
+}
+
+
+def _check_keys(path: Path, raw: Mapping[str, Any]) -> None:
+    _check_types(str(path), raw, _INFO_TYPES)
+    for key in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
+        if raw[key] < 1:
+            raise DatasetError(f"{path}: {key}={raw[key]} must be at least 1")
+    for key, value in (("pad_id", PAD_ID), ("ignored_label", IGNORED_LABEL)):
+        if raw[key] != value:
+            raise DatasetError(f"{path}: {key}={raw[key]} must be {value} in format {FORMAT_VERSION}")
+    if IDENTIFIERS_NAME not in raw["files"]:
+        raise DatasetError(f"{path}: files must name {IDENTIFIERS_NAME}; it names {', '.join(raw['files']) or 'none'}")
+
+
+def _check_types(where: str, raw: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
+    missing, surplus = sorted(types.keys() - raw.keys()), sorted(raw.keys() - types.keys())
+    if missing or surplus:
+        told = [f"{what} {', '.join(keys)}" for what, keys in (("lacks", missing), ("has", surplus)) if keys]
+        raise DatasetError(f"{where}: not the keys of format {FORMAT_VERSION}: it {' and '.join(told)}")
+    for key, kind in types.items():
+        if not isinstance(raw[key], kind) or isinstance(raw[key], bool):
+            raise DatasetError(f"{where}: {key}={raw[key]!r} has the wrong type")
+        if isinstance(raw[key], int | float) and not abs(raw[key]) < 2**63:
+            raise DatasetError(f"{where}: {key} must be a number of less than 64 bits")
+
+
+# Parts of a path: none begins with a dot, so none leads up.
+_FILE = re.compile(rf"{NAME}(/{NAME})*")
+
+
+def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """Check that names stay inside the folder, links followed, and that each has a checksum."""
+    for name, digest in files.items():
+        if not _FILE.fullmatch(name) or not isinstance(digest, str):
+            raise DatasetError(f"{folder / INFO_NAME}: files holds {name!r}: {digest!r}; it must be FILE: SHA-256")
+        if not is_remote(folder) and not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise DatasetError(f"{folder / name} is a link that leads out of the dataset; copy the file to its place")
+
+
+def _split_info(path: Path, name: str, raw: Any) -> SplitInfo:
+    if not isinstance(raw, dict):
+        raise DatasetError(f"{path}: split {name} must be an object")
+    _check_types(f"{path}: split {name}", raw, _SPLIT_TYPES)
+    return SplitInfo(**raw)
+
+
+def load_identifiers(path: Path) -> PuzzleIdentifiers:
+    """Read identifiers.json; a DatasetError says what is wrong with it."""
+    try:
+        return PuzzleIdentifiers.load(path)
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
+
+
+def row_groups(folder: Path, split: SplitInfo, *, checked: bool = False) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (file name, a row group of it): a file may be larger than the memory.
+
+    Args:
+        checked: compare the checksum of each file before it is read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name, expected in split.files.items():
+        if checked:
+            _check_checksum(folder / name, expected)
+        readable = local_file(folder / name)
+        try:
+            with pq.ParquetFile(readable) as file:
+                for group in range(file.num_row_groups):
+                    yield name, file.read_row_group(group)
+        except FileNotFoundError as error:
+            raise DatasetError(f"{folder / name} is missing") from error
+        except (pa.ArrowException, OSError) as error:
+            line = str(error).splitlines()[0]
+            raise DatasetError(f"{folder / name} is not readable Parquet: {line}") from error
+    drop_copy()
+
+
+def rows_of_table(folder: Path, name: str, table: pa.Table, seq_len: int) -> Rows:
+    """Take the arrays out of a file's row group, its columns checked."""
+    _check_columns(folder / name, table, seq_len)
+    columns = [table.column(column).combine_chunks() for column in COLUMNS]
+    # `.values` would ignore the offset of a slice; `.flatten()` respects it.
+    boards = [column.flatten().to_numpy().reshape(-1, seq_len) for column in columns[:2]]
+    return Rows(*boards, *(column.to_numpy() for column in columns[2:]))
+
+
+def _check_columns(path: Path, table: pa.Table, seq_len: int) -> None:
+    import pyarrow as pa
+
+    if sorted(table.column_names) != sorted(COLUMNS):
+        raise DatasetError(
+            f"{path}: its columns are {', '.join(table.column_names)}; they must be {', '.join(COLUMNS)}"
+        )
+    lengths = {}
+    for column in COLUMNS:
+        kind = table.schema.field(column).type
+        is_board = column in COLUMNS[:2]
+        if pa.types.is_fixed_size_list(kind) != is_board or (kind.value_type if is_board else kind) != pa.int32():
+            rule = "a fixed-size list of int32" if is_board else "int32"
+            raise DatasetError(f"{path}: column {column} is {kind}; it must be {rule}")
+        if table.column(column).null_count:
+            raise DatasetError(f"{path}: column {column} has empty values")
+        lengths[column] = kind.list_size if is_board else seq_len
+    if lengths["labels"] != lengths["inputs"]:
+        raise DatasetError(
+            f"{path}: labels have {lengths['labels']} tokens and inputs {lengths['inputs']}; they must be equal"
+        )
+    if lengths["inputs"] != seq_len:
+        raise DatasetError(f"{path}: inputs have {lengths['inputs']} tokens; dataset.json says seq_len={seq_len}")
+
+
+def _check_checksum(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing")
+    found = sha256(local_file(path))
+    if found != expected:
+        raise DatasetError(
+            f"{path}: the checksum does not match: SHA-256 {found[:12]}…, "
+            f"dataset.json says {expected[:12]}…; the file was changed or damaged"
+        )
