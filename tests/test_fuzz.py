@@ -26,9 +26,9 @@ from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.interop.datasets import import_original
 from trm_ray.interop.loading import load_model
 from trm_ray.kinds.arc.read import parse_puzzle
-from trm_ray.kinds.maze.generate import parse_maze
+from trm_ray.kinds.maze.rules import parse_maze
 from trm_ray.kinds.registry import kind_of
-from trm_ray.kinds.sudoku.generate import parse_board
+from trm_ray.kinds.sudoku.rules import parse_board
 from trm_ray.reporting.run_log import read_run
 
 bounded = settings(

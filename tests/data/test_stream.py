@@ -10,7 +10,7 @@ from trm_ray.data import stream
 from trm_ray.data.format import DatasetInfo, SplitInfo
 from trm_ray.data.rows import DatasetError, Rows, TokenBatch
 from trm_ray.data.stream import RowStream, Shard, fits_in_memory
-from trm_ray.kinds.symmetries import SudokuSymmetry
+from trm_ray.kinds.sudoku.symmetry import SudokuSymmetry
 
 
 def sudoku_rows(box, count):

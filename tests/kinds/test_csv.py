@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from trm_ray.cli import app
 from trm_ray.data.format import read_split
 from trm_ray.data.rows import DatasetError
-from trm_ray.kinds.maze.generate import prepare_maze_from_csv
+from trm_ray.kinds.maze.read import prepare_maze_from_csv
 from trm_ray.kinds.sudoku import generate
-from trm_ray.kinds.sudoku.generate import prepare_sudoku_from_csv
+from trm_ray.kinds.sudoku.read import prepare_sudoku_from_csv
 
 HEADER = ["source", "question", "answer", "rating"]
 

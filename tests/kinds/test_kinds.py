@@ -5,7 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from trm_ray.kinds.registry import Arc, Kind, Maze, Question, Sudoku, Tokens, kind_of
+from trm_ray.kinds.arc.kind import Arc
+from trm_ray.kinds.kind import Kind, Question
+from trm_ray.kinds.maze.kind import Maze
+from trm_ray.kinds.registry import kind_of
+from trm_ray.kinds.sudoku.kind import Sudoku
+from trm_ray.kinds.tokens import Tokens
 
 SOLVED = "1234341221434321"  # rows 1234 / 3412 / 2143 / 4321
 PUZZLE = "1..4.41..1..4..1"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from trm_ray.cli import app
 from trm_ray.data.check import open_dataset
 from trm_ray.data.format import read_split
-from trm_ray.kinds.maze import generate
+from trm_ray.kinds.maze import generate, read, rules
 
 # A loop: down and around takes 4 steps, up and around 6.
 QUESTION = "\n".join(["     ", " ### ", " #S# ", "  G  ", "#####"])
@@ -20,7 +20,7 @@ HEADER = "source,question,answer,rating"
 
 
 def tokens(text):
-    return generate.parse_maze(text)
+    return rules.parse_maze(text)
 
 
 def walk(question):
@@ -59,8 +59,8 @@ def generated(tmp_path_factory):
 
 def test_a_maze_survives_being_drawn_and_read():
     assert tokens("S G#").tolist() == [3, 2, 4, 1]
-    assert generate.format_maze(tokens(QUESTION)) == QUESTION
-    assert generate.format_maze(np.array([0, 3, 4, 5])) == "?S\nGo"
+    assert rules.format_maze(tokens(QUESTION)) == QUESTION
+    assert rules.format_maze(np.array([0, 3, 4, 5])) == "?S\nGo"
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_no_test_maze_is_a_turned_or_mirrored_training_maze(generated):
 def test_turned_and_mirrored_mazes_share_their_form():
     boards = np.stack([tokens(text) for text in sorted(eight(QUESTION.replace("\n", "")))])
     assert len(boards) == 4  # this one is its own mirror image
-    assert len(set(generate.canonical_forms(boards))) == 1
-    assert generate.canonical_forms(boards)[:1] != generate.canonical_forms(np.stack([tokens(LONG)]))
+    assert len(set(rules.canonical_forms(boards))) == 1
+    assert rules.canonical_forms(boards)[:1] != rules.canonical_forms(np.stack([tokens(LONG)]))
 
 
 def contents(folder):
@@ -180,38 +180,36 @@ def test_dihedral_augmentation_is_named_where_it_is_asked_for(tmp_path):
 )
 def test_an_answer_is_valid_when_the_marked_cells_are_a_path(answer, valid, shortest):
     predicted = np.array(["?# SGo".index(c) for c in answer if c != "\n"])
-    assert bool(generate.is_valid_answer(tokens(LOOP), predicted)) is valid
-    assert bool(generate.is_shortest_answer(tokens(LOOP), predicted)) is shortest
+    assert bool(rules.is_valid_answer(tokens(LOOP), predicted)) is valid
+    assert bool(rules.is_shortest_answer(tokens(LOOP), predicted)) is shortest
 
 
 def test_a_longer_path_is_valid_but_not_the_shortest():
     question = tokens("S G \n ## \n    \n####")
     around = tokens("S G \no## \noooo\n####")
-    assert not generate.is_valid_answer(question, around)  # does not reach G
+    assert not rules.is_valid_answer(question, around)  # does not reach G
     around = tokens("S Go\no##o\noooo\n####")
-    assert (bool(generate.is_valid_answer(question, around)), bool(generate.is_shortest_answer(question, around))) == (
+    assert (bool(rules.is_valid_answer(question, around)), bool(rules.is_shortest_answer(question, around))) == (
         True,
         False,
     )
-    assert generate.shortest_lengths(question) == 2
+    assert rules.shortest_lengths(question) == 2
 
 
 def test_answers_are_judged_in_batches_as_they_are_one_by_one(generated):
     rows = read_split(generated[0], "test")
     spoiled = np.where(np.random.default_rng(0).random(rows.labels.shape) < 0.005, 0, rows.labels)
-    together = generate.is_valid_answer(rows.inputs, spoiled)
+    together = rules.is_valid_answer(rows.inputs, spoiled)
     assert 0 < together.sum() < len(together)
-    assert together.tolist() == [
-        bool(generate.is_valid_answer(q, a)) for q, a in zip(rows.inputs, spoiled, strict=True)
-    ]
+    assert together.tolist() == [bool(rules.is_valid_answer(q, a)) for q, a in zip(rows.inputs, spoiled, strict=True)]
     np.testing.assert_array_equal(together, (spoiled == rows.labels).all(1))
-    assert generate.is_shortest_answer(rows.inputs, rows.labels).all()
+    assert rules.is_shortest_answer(rows.inputs, rows.labels).all()
 
 
 def test_start_beside_goal_needs_no_mark_and_a_walled_in_goal_has_no_way():
-    assert generate.is_valid_answer(tokens("SG##"), tokens("SG##"))
-    assert generate.shortest_lengths(tokens("S##G")) == -1
-    assert not generate.is_shortest_answer(tokens("S##G"), tokens("S##G"))
+    assert rules.is_valid_answer(tokens("SG##"), tokens("SG##"))
+    assert rules.shortest_lengths(tokens("S##G")) == -1
+    assert not rules.is_shortest_answer(tokens("S##G"), tokens("S##G"))
 
 
 # --- CSV -----------------------------------------------------------------------------------------------------
@@ -238,7 +236,7 @@ def test_a_folder_of_public_csv_files_becomes_the_dataset_without_leaks(generate
     train, test = csv_lines(generated, "train"), csv_lines(generated, "test")
     write_csv(tmp_path / "train.csv", [*train, turned(test[4])])
     write_csv(tmp_path / "test.csv", test)
-    info = generate.prepare_maze_from_csv(tmp_path, tmp_path / "set")
+    info = read.prepare_maze_from_csv(tmp_path, tmp_path / "set")
     assert open_dataset(tmp_path / "set") == info
     for split in ("train", "test"):
         ours, theirs = read_split(generated[0], split), read_split(tmp_path / "set", split)
@@ -250,7 +248,7 @@ def test_a_subsample_of_mazes_is_seeded_and_recorded(generated, tmp_path):
     file = write_csv(tmp_path / "all.csv", csv_lines(generated, "train"))
     chosen = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        generate.prepare_maze_from_csv(file, tmp_path / name, test=5, subsample=7, seed=seed)
+        read.prepare_maze_from_csv(file, tmp_path / name, test=5, subsample=7, seed=seed)
         chosen.append(json.loads((tmp_path / name / "chosen_rows.json").read_text()))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert chosen[0]["train"]["lines"] != chosen[2]["train"]["lines"]
@@ -276,20 +274,20 @@ def test_a_subsample_of_mazes_is_seeded_and_recorded(generated, tmp_path):
 def test_a_malformed_csv_line_is_named(tmp_path, question, answer, message):
     file = write_csv(tmp_path / "all.csv", ["made,SG       ,SG       ,1", f"made,{question},{answer},1"])
     with pytest.raises(ValueError, match=message):
-        generate.prepare_maze_from_csv(file, tmp_path / "set", test=1)
+        read.prepare_maze_from_csv(file, tmp_path / "set", test=1)
     assert not (tmp_path / "set").exists()
 
 
 def test_a_question_that_is_no_square_is_refused(tmp_path):
     file = write_csv(tmp_path / "all.csv", ["made,SG   ,SG   ,1"])
     with pytest.raises(ValueError, match=r"all.csv:2: question has 5 characters, 'SG   '; a maze is a square"):
-        generate.prepare_maze_from_csv(file, tmp_path / "set", test=1)
+        read.prepare_maze_from_csv(file, tmp_path / "set", test=1)
 
 
 def test_answers_that_take_a_detour_are_kept_and_told(tmp_path, capsys):
     detour = "made,S G #    ,S Go#oooo,1"
     file = write_csv(tmp_path / "all.csv", ["made,SG       ,SG       ,1", detour])
-    generate.prepare_maze_from_csv(file, tmp_path / "set", test=1)
+    read.prepare_maze_from_csv(file, tmp_path / "set", test=1)
     assert "1 answers are paths with a shorter way" in capsys.readouterr().out
 
 

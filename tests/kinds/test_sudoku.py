@@ -7,8 +7,8 @@ import pytest
 
 from trm_ray.data.format import DatasetInfo, read_split
 from trm_ray.kinds import generation
-from trm_ray.kinds.sudoku import generate
-from trm_ray.kinds.symmetries import canonical_forms
+from trm_ray.kinds.sudoku import generate, read, rules
+from trm_ray.kinds.sudoku.symmetry import canonical_forms
 
 QUESTION = "530070000600195000098000060800060003400803001700020006060000280000419005000080079"
 ANSWER = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
@@ -19,7 +19,7 @@ HEADER = "source,question,answer,rating"
 
 
 def boards(*texts):
-    return np.stack([generate.parse_board(text) for text in texts])
+    return np.stack([rules.parse_board(text) for text in texts])
 
 
 def fits(board, cell, digit, box):
@@ -48,7 +48,7 @@ def count_by_trying(board, box):
 
 def test_a_4x4_board_has_288_grids():
     # Source: OEIS A107739, number of n²×n² Sudoku grids.
-    assert generate.solve(np.zeros((1, 16), np.uint8), limit=1000).counts.tolist() == [288]
+    assert rules.solve(np.zeros((1, 16), np.uint8), limit=1000).counts.tolist() == [288]
 
 
 def test_the_solver_counts_what_brute_force_counts_on_4x4():
@@ -61,11 +61,11 @@ def test_the_solver_counts_what_brute_force_counts_on_4x4():
     ]
     expected = [count_by_trying(list(p), (2, 2)) if ok else 0 for p, ok in zip(puzzles, legal, strict=True)]
     assert {0, 1} < set(expected)
-    assert generate.solve(puzzles, limit=300).counts.tolist() == expected
+    assert rules.solve(puzzles, limit=300).counts.tolist() == expected
 
 
 def test_known_9x9_puzzles_have_their_known_only_solution():
-    solved = generate.solve(boards(QUESTION, HARD))
+    solved = rules.solve(boards(QUESTION, HARD))
     assert solved.counts.tolist() == [1, 1]
     np.testing.assert_array_equal(solved.boards, boards(ANSWER, HARD_ANSWER))
 
@@ -76,22 +76,22 @@ def test_a_rectangle_of_two_digits_leaves_two_solutions():
     assert [cells[c] for c in rectangle] == ["1", "3", "3", "1"]
     for cell in rectangle:
         cells[cell] = "."
-    assert generate.solve(boards("".join(cells)), limit=5).counts.tolist() == [2]
+    assert rules.solve(boards("".join(cells)), limit=5).counts.tolist() == [2]
 
 
 def test_the_solver_stops_at_its_limit():
-    assert generate.solve(np.zeros((3, 81), np.uint8)).counts.tolist() == [2, 2, 2]
+    assert rules.solve(np.zeros((3, 81), np.uint8)).counts.tolist() == [2, 2, 2]
 
 
 def test_a_contradiction_has_no_solution():
-    assert generate.solve(boards("11" + "." * 79, "5" + QUESTION[1:-1] + "1")).counts[0] == 0
+    assert rules.solve(boards("11" + "." * 79, "5" + QUESTION[1:-1] + "1")).counts[0] == 0
 
 
 @pytest.mark.parametrize("size", [4, 6, 9])
 def test_random_grids_are_valid(size):
     grids = generate.random_grids(50, size, np.random.default_rng(1))
-    assert generate.is_solution(grids).all()
-    height, width = generate.BOXES[size]
+    assert rules.is_solution(grids).all()
+    height, width = rules.BOXES[size]
     everything = set(range(1, size + 1))
     for grid in grids.reshape(-1, size, size):
         for line in range(size):
@@ -107,7 +107,7 @@ def test_random_4x4_grids_reach_all_288():
 
 def test_an_invalid_grid_is_seen():
     swapped = ANSWER[1] + ANSWER[0] + ANSWER[2:]
-    assert generate.is_solution(boards(ANSWER, swapped)).tolist() == [True, False]
+    assert rules.is_solution(boards(ANSWER, swapped)).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("difficulty", ["singles", "any"])
@@ -115,7 +115,7 @@ def test_digging_keeps_one_solution_and_stops_at_the_target(difficulty):
     rng = np.random.default_rng(2)
     grids = generate.random_grids(64, 9, rng)
     puzzles = generate.dig(grids, np.full(64, 30), difficulty, rng)
-    solved = generate.solve(puzzles)
+    solved = rules.solve(puzzles)
     assert ((puzzles > 0).sum(1) == 30).mean() > 0.9
     assert (solved.counts == 1).all()
     np.testing.assert_array_equal(solved.boards, grids)
@@ -133,7 +133,7 @@ def test_putting_clues_back_reaches_targets_that_one_order_of_cells_seldom_does(
     assert (targets <= clues[1]).all()
     assert (clues[1] <= clues[0]).all()
     np.testing.assert_array_equal(np.where(deeper > 0, deeper, grids), grids)
-    assert (generate.solve(deeper).counts == 1).all()
+    assert (rules.solve(deeper).counts == 1).all()
 
 
 @pytest.mark.parametrize(("size", "digest"), [(4, "7bcf500f083f34f0"), (6, "9dab7bfa48583f78")])
@@ -157,10 +157,10 @@ def test_generated_puzzles_have_one_solution_and_no_test_puzzle_is_a_training_pu
         questions, answers = (rows.inputs - 1).astype(np.uint8), rows.labels - 1
         given = questions > 0
         assert clues[0] <= given.sum(1).min() <= given.sum(1).max() <= clues[1]
-        solved = generate.solve(questions)
+        solved = rules.solve(questions)
         assert (solved.counts == 1).all()
         np.testing.assert_array_equal(solved.boards, answers)
-        forms[split] = canonical_forms(questions, generate.BOXES[size])
+        forms[split] = canonical_forms(questions, rules.BOXES[size])
     assert not set(forms["train"]) & set(forms["test"])
     assert len(set(forms["train"])) == 120
     assert len(set(forms["test"])) == 30
@@ -239,7 +239,7 @@ def test_clues_that_hardly_any_puzzle_reaches_are_refused_rather_than_searched_f
 
 
 def test_a_board_survives_being_drawn_and_read():
-    drawn = generate.format_board(generate.parse_board(QUESTION)).splitlines()
+    drawn = rules.format_board(rules.parse_board(QUESTION)).splitlines()
     assert drawn[:4] == [
         "5 3 . | . 7 . | . . .",
         "6 . . | 1 9 5 | . . .",
@@ -247,13 +247,13 @@ def test_a_board_survives_being_drawn_and_read():
         "------+-------+------",
     ]
     digits = "".join(line for line in drawn if "+" not in line).replace("|", "")
-    np.testing.assert_array_equal(generate.parse_board(digits), generate.parse_board(QUESTION))
+    np.testing.assert_array_equal(rules.parse_board(digits), rules.parse_board(QUESTION))
 
 
 @pytest.mark.parametrize(("text", "message"), [("12", "got 2"), ("5" * 16, "'5' is no digit of a 4×4 board")])
 def test_unreadable_boards_are_named(text, message):
     with pytest.raises(ValueError, match=message):
-        generate.parse_board(text)
+        rules.parse_board(text)
 
 
 def csv_lines(seed, count):
@@ -279,22 +279,22 @@ def test_a_folder_of_public_csv_files_becomes_a_dataset_without_leaks(tmp_path):
     train, test = csv_lines(0, 20), csv_lines(1, 5)
     write_csv(tmp_path / "train.csv", [*train, transposed(test[2])])
     write_csv(tmp_path / "test.csv", test)
-    info = generate.prepare_sudoku_from_csv(tmp_path, tmp_path / "set")
+    info = read.prepare_sudoku_from_csv(tmp_path, tmp_path / "set")
     chosen = chosen_rows(tmp_path / "set")
     assert (chosen["train"]["lines"], chosen["test"]["lines"]) == (list(range(2, 22)), None)
     assert {name: split.rows for name, split in info.splits.items()} == {"train": 20, "test": 5}
     rows = read_split(tmp_path / "set", "train")
-    np.testing.assert_array_equal(rows.inputs[3] - 1, generate.parse_board(train[3].split(",")[1]))
-    np.testing.assert_array_equal(rows.labels[3] - 1, generate.parse_board(train[3].split(",")[2]))
+    np.testing.assert_array_equal(rows.inputs[3] - 1, rules.parse_board(train[3].split(",")[1]))
+    np.testing.assert_array_equal(rows.labels[3] - 1, rules.parse_board(train[3].split(",")[2]))
 
 
 def test_a_subsample_is_seeded_and_recorded(tmp_path):
     lines = csv_lines(0, 40)
     file = write_csv(tmp_path / "all.csv", lines)
     arguments = {"test": 6, "subsample": 10, "min_difficulty": 2}
-    info = generate.prepare_sudoku_from_csv(file, tmp_path / "a", **arguments)
-    generate.prepare_sudoku_from_csv(file, tmp_path / "b", **arguments)
-    generate.prepare_sudoku_from_csv(file, tmp_path / "c", **arguments, seed=1)
+    info = read.prepare_sudoku_from_csv(file, tmp_path / "a", **arguments)
+    read.prepare_sudoku_from_csv(file, tmp_path / "b", **arguments)
+    read.prepare_sudoku_from_csv(file, tmp_path / "c", **arguments, seed=1)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     chosen, other = (chosen_rows(tmp_path / name) for name in "ac")
     train, test = (chosen[split]["lines"] for split in ("train", "test"))
@@ -313,7 +313,7 @@ def chosen_rows(folder):
 def test_the_recorded_lines_alone_give_the_subset_again(tmp_path):
     write_csv(tmp_path / "train.csv", csv_lines(0, 40))
     write_csv(tmp_path / "test.csv", csv_lines(1, 9))
-    generate.prepare_sudoku_from_csv(tmp_path, tmp_path / "set", subsample=8, test=3, seed=5)
+    read.prepare_sudoku_from_csv(tmp_path, tmp_path / "set", subsample=8, test=3, seed=5)
     chosen = chosen_rows(tmp_path / "set")
     for split in ("train", "test"):
         file = tmp_path / chosen[split]["file"]
@@ -329,7 +329,7 @@ def test_which_rows_a_seed_chooses_does_not_depend_on_other_rows_or_the_release_
         file = write_csv(tmp_path / f"{name}.csv", lines[:count])
         write_csv(tmp_path / f"{name}_test.csv", csv_lines(1, 2))
         held_out = tmp_path / f"{name}_test.csv"
-        generate.prepare_sudoku_from_csv(file, tmp_path / name, test_csv=held_out, subsample=5, seed=7)
+        read.prepare_sudoku_from_csv(file, tmp_path / name, test_csv=held_out, subsample=5, seed=7)
     short, long = (chosen_rows(tmp_path / name)["train"]["lines"] for name in ("short", "long"))
     assert set(long) <= set(short) | set(range(32, 42))
     assert short == sorted(sorted(range(2, 32), key=lambda line: splitmix64(7, line))[:5])
@@ -370,7 +370,7 @@ LONG = f"made,{QUESTION},{ANSWER},1"
 def test_a_malformed_csv_line_is_named(tmp_path, line, message):
     file = write_csv(tmp_path / "all.csv", [LONG, line])
     with pytest.raises(ValueError, match=message):
-        generate.prepare_sudoku_from_csv(file, tmp_path / "set", test=1)
+        read.prepare_sudoku_from_csv(file, tmp_path / "set", test=1)
     assert not (tmp_path / "set").exists()
 
 
@@ -389,10 +389,10 @@ def test_a_malformed_csv_line_is_named(tmp_path, line, message):
 def test_an_impossible_choice_from_a_csv_is_refused(tmp_path, arguments, message):
     file = write_csv(tmp_path / "all.csv", csv_lines(0, 12))
     with pytest.raises(ValueError, match=message):
-        generate.prepare_sudoku_from_csv(file, tmp_path / "set", **arguments)
+        read.prepare_sudoku_from_csv(file, tmp_path / "set", **arguments)
 
 
 def test_another_header_is_refused(tmp_path):
     (tmp_path / "all.csv").write_text("boards,grids\n")
     with pytest.raises(ValueError, match=r"all.csv:1: the header is 'boards,grids'; it must name the columns question"):
-        generate.prepare_sudoku_from_csv(tmp_path / "all.csv", tmp_path / "set", test=1)
+        read.prepare_sudoku_from_csv(tmp_path / "all.csv", tmp_path / "set", test=1)

@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 from trm_ray.cli import app
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.interop.loading import load_model
-from trm_ray.kinds.registry import Sudoku, kind_of
+from trm_ray.kinds.registry import kind_of
+from trm_ray.kinds.sudoku.kind import Sudoku
 from trm_ray.programs.predict import identify, kind_for, predict, remark
 from trm_ray.training.inference import solve
 from trm_ray.training.state import TokenShape

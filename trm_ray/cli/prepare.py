@@ -57,11 +57,11 @@ def prepare_sudoku_command(
 
     Example: `trm-ray prepare sudoku --size 6 --train 2000 --test 512 --seed 0 --output data/sudoku6`
     """
-    from trm_ray.kinds.sudoku import generate
+    from trm_ray.kinds.sudoku import generate, read
 
     if from_csv is not None:
         _refuse(ctx, ("size", "train", "clues", "difficulty"), _GENERATED)
-        generate.prepare_sudoku_from_csv(
+        read.prepare_sudoku_from_csv(
             from_csv,
             output,
             test=test if from_csv.is_file() or is_given(ctx, "test") else None,
@@ -120,11 +120,11 @@ def prepare_maze_command(
 
     Example: `trm-ray prepare maze --size 30 --min-length 110 --train 1000 --test 1000 --seed 0 --output data/maze30`
     """
-    from trm_ray.kinds.maze import generate
+    from trm_ray.kinds.maze import generate, read
 
     if from_csv is not None:
         _refuse(ctx, ("size", "min_length", "train"), _GENERATED)
-        generate.prepare_maze_from_csv(
+        read.prepare_maze_from_csv(
             from_csv,
             output,
             test=test if from_csv.is_file() or is_given(ctx, "test") else None,

@@ -23,7 +23,7 @@ from trm_ray.data.rows import IGNORED_LABEL, Rows, TokenBatch, first_puzzles
 from trm_ray.interop.loading import LoadedModel, load_model
 from trm_ray.kinds.arc.read import TEST_PUZZLES_NAME
 from trm_ray.kinds.arc.voting import ArcResult, Counts, Votes
-from trm_ray.kinds.symmetries import symmetry_from
+from trm_ray.kinds.registry import symmetry_from
 from trm_ray.model.trm import Batch
 from trm_ray.replacement import is_ours, report_content, told_names
 from trm_ray.reporting.aside import aside

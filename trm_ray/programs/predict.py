@@ -12,7 +12,8 @@ import numpy as np
 from trm_ray.config.text import NotTextError, read_standard_input, read_text
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import IGNORED_LABEL
-from trm_ray.kinds.registry import Kind, Question, Verdict, kind_of
+from trm_ray.kinds.kind import Kind, Question, Verdict
+from trm_ray.kinds.registry import kind_of
 from trm_ray.reporting.pictures.boards import Board, Frame
 from trm_ray.storage import as_path
 

@@ -43,7 +43,7 @@ def execute(
     import torch
 
     from trm_ray.data.stream import RowStream, Shard, test_batches
-    from trm_ray.kinds.symmetries import symmetry_from
+    from trm_ray.kinds.registry import symmetry_from
     from trm_ray.training.loop import run_training
 
     config = plan.config

@@ -6,21 +6,15 @@ change what a row becomes. A hash in counter mode stands in for a random generat
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from trm_ray.data.counters import GOLDEN as _GOLDEN
-from trm_ray.data.counters import counter_draws as counter_draws
-from trm_ray.data.counters import mixed as _mix
-from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.rows import DatasetError, TokenBatch
-from trm_ray.data.stream import Symmetry
-from trm_ray.kinds.arc.symmetry import ArcSymmetry
+from trm_ray.data.counters import GOLDEN, counter_draws, mixed
+from trm_ray.data.rows import TokenBatch
+from trm_ray.kinds.dihedral import check_boards
 
 FIRST_DIGIT = 2  # tokens below are PAD and blank, which no relabelling touches
 
@@ -28,28 +22,7 @@ _SALT_ROWS, _SALT_DIGITS, _SALT_CHOSEN = (np.uint64(salt) for salt in (0xA1, 0xB
 # Enough for colours to cross a 9×9 board; what they leave undecided is branched over.
 _REFINEMENTS = 4
 _MAX_BRANCHES = 50_000  # of one board
-_BATCH = 2048
-
-
-def symmetry_from(symmetry: Mapping[str, Any] | None, identifiers: PuzzleIdentifiers) -> Symmetry | None:
-    """Build the symmetry that dataset.json names, or none.
-
-    Args:
-        identifiers: of the dataset; ARC's augmentations are told apart by them.
-
-    Raises:
-        DatasetError: the name is unknown.
-    """
-    if symmetry is None:
-        return None
-    name = symmetry.get("name")
-    if name == "sudoku":
-        return SudokuSymmetry(tuple(symmetry["box"]))
-    if name == "dihedral":
-        return DihedralSymmetry()
-    if name == "arc":
-        return ArcSymmetry(identifiers)
-    raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows sudoku, dihedral and arc")
+BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -73,7 +46,7 @@ class SudokuSymmetry:
     ) -> TokenBatch:
         """See `Symmetry.augment`; every row is a puzzle by itself."""
         size = self.box[0] * self.box[1]
-        _check_boards(rows, size)
+        check_boards(rows, size)
         draws = counter_draws(seed, epoch, row_keys, 5 * size)
         cells = self._sources(draws)
         digits = np.argsort(draws[:, 4 * size :], axis=1) + FIRST_DIGIT
@@ -101,56 +74,6 @@ class SudokuSymmetry:
             transposed = bands[:, -1] >> np.uint64(63) == 1
             cells[transposed] = cells[transposed].transpose(0, 2, 1)
         return cells.reshape(len(draws), size * size)
-
-
-@dataclass(frozen=True)
-class DihedralSymmetry:
-    """Turn and mirror square boards; `dihedral_cells` numbers the eight ways."""
-
-    def augment(
-        self,
-        rows: TokenBatch,
-        *,
-        seed: int,
-        epoch: int | np.ndarray,
-        puzzle_keys: np.ndarray,
-        row_keys: np.ndarray,
-    ) -> TokenBatch:
-        """See `Symmetry.augment`."""
-        return self.variant(rows, counter_draws(seed, epoch, puzzle_keys, 1)[:, 0] >> np.uint64(61))
-
-    def num_variants(self, puzzle_identifiers: np.ndarray) -> np.ndarray:
-        """See `Symmetry.num_variants`."""
-        return np.full(len(puzzle_identifiers), 8)
-
-    def variant(self, rows: TokenBatch, number: np.ndarray) -> TokenBatch:
-        """See `Symmetry.variant`."""
-        size = math.isqrt(rows.inputs.shape[1])
-        _check_boards(rows, size)
-        cells = dihedral_cells(size)[number]
-        inputs, labels = (np.take_along_axis(tokens, cells, axis=1) for tokens in (rows.inputs, rows.labels))
-        return replace(rows, inputs=inputs, labels=labels)
-
-
-@lru_cache(maxsize=8)
-def dihedral_cells(size: int) -> np.ndarray:
-    """Say for each cell of a transformed square board which cell it comes from: (8, size²).
-
-    0 to 3 are quarter turns counter-clockwise, 4 mirrors left and right, 5 top and bottom, 6 transposes, 7 transposes
-    along the other diagonal.
-    """
-    board = np.arange(size * size).reshape(size, size)
-    turned = [np.rot90(board, turns) for turns in range(4)]
-    return np.stack([*turned, board[:, ::-1], board[::-1], board.T, board[::-1, ::-1].T]).reshape(8, -1)
-
-
-def _check_boards(rows: TokenBatch, size: int) -> None:
-    inputs, labels = rows.inputs, rows.labels
-    if inputs.shape != labels.shape or inputs.shape[1] != size * size:
-        raise ValueError(
-            f"inputs {inputs.shape} and labels {labels.shape} must both be (rows, {size * size}): "
-            f"the symmetry is that of {size}×{size} boards"
-        )
 
 
 def _line_order(block_draws: np.ndarray, line_draws: np.ndarray, lines_per_block: int) -> np.ndarray:
@@ -195,13 +118,13 @@ def canonical_forms(boards: np.ndarray, box: tuple[int, int]) -> list[bytes]:
     branches = np.zeros(len(boards), np.int64)
     while len(states.owners):
         # Depth first, a batch at a time: breadth first would hold every open branch at once.
-        children, leaves = _branched(states[-_BATCH:])
+        children, leaves = _branched(states[-BATCH:])
         for owner, form in zip(leaves.owners.tolist(), _ordered_boards(leaves, box), strict=True):
             best[owner] = min(best.get(owner, form), form)
         branches += np.bincount(children.owners, minlength=len(boards))
         if branches.max() > _MAX_BRANCHES:
             raise ValueError("a board has too many symmetries of its own; puzzles with one solution do not")
-        states = _joined([states[:-_BATCH], _refined(children, box)])
+        states = _joined([states[:-BATCH], _refined(children, box)])
     return [best[owner] for owner in range(len(boards))]
 
 
@@ -252,16 +175,16 @@ def _refined(states: _States, box: tuple[int, int]) -> _States:
     is_clue = (grids > 0).astype(np.uint64)
     rows, columns, digits = states.rows, states.columns, states.digits
     for _ in range(_REFINEMENTS):
-        clues = _mix(rows[:, :, None] + columns[:, None, :] + np.take(digits * _GOLDEN, digit_of_cell)) * is_clue
-        rows = _mix(_with_blocks(rows, box[0]) + clues.sum(2))
-        columns = _mix(_with_blocks(columns, box[1]) + clues.sum(1))
-        digits = _mix(digits + _GOLDEN + _sums_by_digit(clues, grids))
+        clues = mixed(rows[:, :, None] + columns[:, None, :] + np.take(digits * GOLDEN, digit_of_cell)) * is_clue
+        rows = mixed(_with_blocks(rows, box[0]) + clues.sum(2))
+        columns = mixed(_with_blocks(columns, box[1]) + clues.sum(1))
+        digits = mixed(digits + GOLDEN + _sums_by_digit(clues, grids))
     return _States(states.boards, states.owners, rows, columns, digits)
 
 
 def _with_blocks(colours: np.ndarray, lines_per_block: int) -> np.ndarray:
     blocks = colours.reshape(len(colours), -1, lines_per_block).sum(2)
-    return colours * _GOLDEN + np.repeat(_mix(blocks), lines_per_block, axis=1)
+    return colours * GOLDEN + np.repeat(mixed(blocks), lines_per_block, axis=1)
 
 
 def _sums_by_digit(clues: np.ndarray, grids: np.ndarray) -> np.ndarray:

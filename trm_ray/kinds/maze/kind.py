@@ -1,0 +1,98 @@
+"""Mazes as a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from trm_ray.data.rows import DatasetError
+from trm_ray.kinds.kind import Question, Verdict, named, rows_of_text
+from trm_ray.kinds.maze.rules import CHARACTERS, FREE, PATH, is_valid_answer, parse_maze, shortest_lengths
+
+
+@dataclass(frozen=True)
+class Maze:
+    """Square mazes of walls, free cells, start, goal, and in an answer the path `o` between the two."""
+
+    size: int
+    name = "maze"
+    box = None
+
+    def read(self, text: str, source: str, name: str) -> list[Question]:
+        """Read mazes of `# SG`, a line each row, with blank lines between them; or a line each maze."""
+        lines = [self._cut(line) for line in text.splitlines()]
+        if all(len(line) == self.size**2 or not line.strip() for line in lines):
+            mazes = [line for line in lines if line.strip()]
+        else:
+            mazes = [self._joined(block, source) for block in self._blocks(lines)]
+        return named(source, name, [self._tokens(maze, source) for maze in mazes])
+
+    def _cut(self, line: str) -> str:
+        """Cut the blanks off that stand beyond a row, or beyond a maze in one line."""
+        length = self.size if len(line) < self.size**2 else self.size**2
+        return line if line[length:].strip() else line[:length]
+
+    def _blocks(self, lines: list[str]) -> Iterator[list[str]]:
+        """Part mazes, each with the line after it; a blank line is a row of free cells where that makes a maze."""
+        at, step = 0, self.size + 1
+        while at < len(lines):
+            block = lines[at : at + step]
+            if lines[at].strip() or self._is_maze(block):
+                yield block
+                at += step
+            else:
+                at += 1
+
+    def _is_maze(self, block: list[str]) -> bool:
+        cells, after = "".join(block[: self.size]), "".join(block[self.size :])
+        return len(block) >= self.size and cells.count("S") == cells.count("G") == 1 and not after.strip()
+
+    def _joined(self, block: list[str], source: str) -> str:
+        """Join the rows of a maze, which a blank line may follow; spaces at a line's end may be missing."""
+        rows, after = block[: self.size], "".join(block[self.size :])
+        longest = max(map(len, rows))
+        if after.strip() or longest > self.size or len(rows) < self.size:
+            rule = f"this model solves mazes of {self.size} rows of {self.size}, with blank lines between them"
+            raise DatasetError(f"{source} has a block of {len(block)} rows of up to {longest} characters; {rule}")
+        return "".join(row.ljust(self.size) for row in rows)
+
+    def _tokens(self, maze: str, source: str) -> np.ndarray:
+        if "o" in maze:
+            raise DatasetError(
+                f"{source} has a path already; a puzzle is drawn with # wall, blank free, S start, G goal"
+            )
+        try:
+            return parse_maze(maze)
+        except ValueError as error:
+            raise DatasetError(f"{source}: {error}") from error
+
+    def given(self, inputs: np.ndarray) -> np.ndarray:
+        """Keep all but free cells, which may become path."""
+        kept: np.ndarray = inputs != FREE
+        return kept
+
+    def layout(self, tokens: np.ndarray) -> np.ndarray:
+        """Lay the cells out row by row."""
+        return np.arange(self.size**2).reshape(self.size, self.size)
+
+    def symbols(self, tokens: np.ndarray) -> np.ndarray:
+        """Write the maze's own characters, `?` for what is no cell."""
+        return np.array(["?", *CHARACTERS])[tokens]
+
+    def plain(self, tokens: np.ndarray) -> list[str]:
+        """Write one text a row."""
+        return rows_of_text(self, tokens)
+
+    def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
+        """Call an answer valid when its marks are one path from S to G, and tell whether a shorter one exists."""
+        path = tokens == PATH
+        moved = np.where(path, question.inputs != FREE, tokens != question.inputs)
+        if moved.any():
+            return Verdict(False, f"changed cells of the maze: {moved.sum()}", moved)
+        if not is_valid_answer(question.inputs, tokens):
+            return Verdict(False, "no single path from S to G", moved)
+        length, shortest = int(path.sum()) + 1, int(shortest_lengths(question.inputs))
+        best = "the shortest" if length == shortest else f"the shortest takes {shortest}"
+        return Verdict(True, f"a path of {length} steps, {best}", moved)

@@ -1,0 +1,77 @@
+"""Sudoku as a kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trm_ray.data.rows import DatasetError
+from trm_ray.kinds.kind import Question, Verdict, named, rows_of_text, text_blocks
+from trm_ray.kinds.sudoku.rules import box_of, parse_board
+
+
+@dataclass(frozen=True)
+class Sudoku:
+    """Boards of digits: token 1 is a blank, d + 1 the digit d."""
+
+    size: int
+    name = "sudoku"
+
+    @property
+    def box(self) -> tuple[int, int]:
+        """Return the rows and columns of a box."""
+        return box_of(self.size)
+
+    def read(self, text: str, source: str, name: str) -> list[Question]:
+        """Read boards of digits, `.` or `0` for a blank: a line each, or a block of lines each."""
+        boards = [self._board(piece, source) for block in text_blocks(text) for piece in self._pieces(block)]
+        return named(source, name, [board + 1 for board in boards])
+
+    def _pieces(self, block: list[str]) -> list[str]:
+        """Take a block as one board unless each of its lines is one."""
+        lines = ["".join(line.split()) for line in block]
+        return lines if all(len(line) == self.size**2 for line in lines) else ["".join(lines)]
+
+    def _board(self, cells: str, source: str) -> np.ndarray:
+        wrong = sorted(set(cells) - set("." + "0123456789"[: self.size + 1]))
+        if wrong:
+            raise DatasetError(f"{source} has the character {wrong[0]!r}; use 1 to {self.size}, and . or 0 for a blank")
+        if len(cells) != self.size**2:
+            rule = f"this model solves {self.size}×{self.size} boards of {self.size**2}"
+            raise DatasetError(f"{source} has a puzzle of {len(cells)} cells; {rule}, with blank lines between them")
+        return parse_board(cells)
+
+    def given(self, inputs: np.ndarray) -> np.ndarray:
+        """Keep the clues."""
+        clues: np.ndarray = inputs > 1
+        return clues
+
+    def layout(self, tokens: np.ndarray) -> np.ndarray:
+        """Lay the cells out row by row."""
+        return np.arange(self.size**2).reshape(self.size, self.size)
+
+    def symbols(self, tokens: np.ndarray) -> np.ndarray:
+        """Write digits, `.` for a blank, `?` for what is no cell."""
+        return np.array(["?", ".", *"123456789"])[tokens]
+
+    def plain(self, tokens: np.ndarray) -> list[str]:
+        """Write one text a row."""
+        return rows_of_text(self, tokens)
+
+    def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
+        """Call a grid valid when no digit comes twice, none is missing and the clues stand."""
+        clashing, empty = self._clashing(tokens), tokens < 2
+        moved = self.given(question.inputs) & (tokens != question.inputs)
+        counts = {"clashing": clashing.sum(), "blank": empty.sum(), "changed clues": moved.sum()}
+        told = [f"{what}: {count}" for what, count in counts.items() if count]
+        return Verdict(not told, ", ".join(told) or "solved", clashing | moved | (tokens == 0))
+
+    def _clashing(self, tokens: np.ndarray) -> np.ndarray:
+        """Find the digits that another cell of the row, column or box has too."""
+        (height, width), cells = self.box, np.arange(self.size**2)
+        row, column = cells // self.size, cells % self.size
+        units = (row, column, row // height * self.size + column // width)
+        peers = np.logical_or.reduce([unit[:, None] == unit for unit in units]) & ~np.eye(len(cells), dtype=bool)
+        twice: np.ndarray = (peers & (tokens[:, None] == tokens)).any(1) & (tokens > 1)
+        return twice
