@@ -361,13 +361,13 @@ DATASETS = [
     dataset(put(INFO, "[]"), r"dataset\.json must hold a JSON object, not list"),
     dataset(put(INFO, b"\xff\x00"), r"dataset\.json is not valid JSON"),
     dataset(
-        edited(INFO, format_version=99), "format_version=99 is unknown, this release reads 2; make the dataset again"
+        edited(INFO, format_version=99), "format_version=99 is unknown, this release reads 2 and 3; make the dataset again"
     ),
-    dataset(edited(INFO, seq_len=...), "not the keys of format 2: it lacks seq_len"),
+    dataset(edited(INFO, seq_len=...), "not the keys of format 3: it lacks seq_len"),
     dataset(edited(INFO, seq_len="16"), "seq_len='16' has the wrong type"),
     dataset(edited(INFO, seq_len=10**400), "seq_len must be a number of less than 64 bits"),
     dataset(edited(INFO, vocab_size=0), "vocab_size=0 must be at least 1"),
-    dataset(edited(INFO, splits={"train": 3}), "split train must be an object"),
+    dataset(edited(INFO, splits={"train": 3}), "splits.train must be an object"),
     dataset(edited(INFO, splits={}), "the dataset has no train split"),
     dataset(edited(INFO, symmetry={"name": "magic"}), "symmetry=.*magic.* is unknown; this release knows sudoku"),
     dataset(edited(INFO, symmetry={"name": "sudoku", "box": [9, 9]}), "symmetry=.* is not for boards of seq_len=16"),
@@ -378,7 +378,7 @@ DATASETS = [
     dataset(files_named("../../etc/passwd"), r"files holds '\.\./\.\./etc/passwd'.* it must be FILE: SHA-256"),
     dataset(files_named("/etc/passwd"), "files holds '/etc/passwd'"),
     dataset(
-        edited(INFO, files={"identifiers.json": 3}), r"files holds 'identifiers\.json': 3; it must be FILE: SHA-256"
+        edited(INFO, files={"identifiers.json": 3}), r"files\.identifiers\.json=3 has the wrong type"
     ),
     dataset(linked_out, "is a link that leads out of the dataset; copy the file"),
     dataset(gone(PART), r"part-00000\.parquet is missing"),

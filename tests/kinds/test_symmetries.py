@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
+from trm_ray.data.counters import mixed
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import IGNORED_LABEL, PAD_ID, TokenBatch
 from trm_ray.kinds.dihedral import DihedralSymmetry

@@ -185,6 +185,10 @@ class SudokuGenerator(Settings):
     check_existing: bool = True
 
 
+# What tasks can make, each with a kind of that name in `kinds.registry`.
+Generator = SudokuGenerator
+
+
 class Config(Settings):
     """Hold everything that one run needs to know."""
 
@@ -193,7 +197,7 @@ class Config(Settings):
 
     data_paths: Folders = []  # dataset folders to train on, of one kind and size
     data_paths_test: Folders = []  # folders to evaluate on; empty = those of data_paths, their test split
-    generator: SudokuGenerator | None = None  # null = the dataset must be there
+    generator: Generator | None = None  # null = the dataset must be there
     augment: bool = True  # draw the dataset's symmetries while training
     prepare_command: TextOrNull = None  # told to whoever lacks the dataset
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -91,6 +90,7 @@ def open_dataset(
     command_hint: str | None = None,
     require: Sequence[str] = (),
     hashes: RowHashes | None = None,
+    also: Callable[[DatasetInfo], None] = lambda info: None,
 ) -> DatasetInfo:
     """Validate a dataset folder, every file and every token of it, before it is trained on.
 
@@ -98,6 +98,7 @@ def open_dataset(
         command_hint: the command that makes this dataset, for the error when it is missing.
         require: splits that must be there.
         hashes: is given all rows.
+        also: raises a DatasetError for what else must hold, such as `kinds.registry.check_kind`.
 
     Raises:
         DatasetError: one line that names the file, the row, the value, the rule and the way out.
@@ -113,7 +114,7 @@ def open_dataset(
         info = DatasetInfo.load(folder)
         for name in require:
             info.split(name)
-        _check_symmetry(info.symmetry, info.seq_len, info.vocab_size)
+        also(info)
         _check_side_files(folder, info)
         for name, split in info.splits.items():
             _check_split(folder, name, split, info, hashes)
@@ -129,6 +130,7 @@ def open_datasets(
     command_hint: str | None = None,
     require: Sequence[str] = (),
     hashes: RowHashes | None = None,
+    also: Callable[[DatasetInfo], None] = lambda info: None,
 ) -> DatasetInfo:
     """Validate several datasets and describe them as one.
 
@@ -140,7 +142,8 @@ def open_datasets(
     """
     if not folders:
         raise DatasetError("data_paths is empty; name at least one dataset folder")
-    infos = [open_dataset(folder, command_hint=command_hint, require=require, hashes=hashes) for folder in folders]
+    told: dict[str, Any] = {"command_hint": command_hint, "require": require, "hashes": hashes, "also": also}
+    infos = [open_dataset(folder, **told) for folder in folders]
     for key in ("seq_len", "vocab_size", "symmetry"):
         for folder, info in zip(folders, infos, strict=True):
             _check_agreement(key, folders[0], infos[0], folder, info)
@@ -162,24 +165,6 @@ def check_same_identifiers(infos: Mapping[str, DatasetInfo]) -> None:
                 f"the puzzle identifiers of {name} and {first} differ, and a model has one table of them; "
                 "prepare them together as one dataset, or train on one of them"
             )
-
-
-def _check_symmetry(symmetry: Mapping[str, Any] | None, seq_len: int, vocab_size: int) -> None:
-    """Check what dataset.json names against the boards that it is for."""
-    if symmetry is None:
-        return
-    name, box, side = symmetry.get("name"), symmetry.get("box"), math.isqrt(seq_len)
-    if name not in ("sudoku", "dihedral", "arc"):
-        raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows sudoku, dihedral and arc")
-    boxes = {4: [2, 2], 6: [2, 3], 9: [3, 3]}
-    fitting = {
-        "sudoku": vocab_size == side + 2 and box is not None and box == boxes.get(side),
-        "dihedral": True,
-        "arc": (seq_len, vocab_size) == (900, 12),
-    }
-    if side * side != seq_len or not fitting[name]:
-        told = f"seq_len={seq_len} and vocab_size={vocab_size}"
-        raise DatasetError(f"symmetry={dict(symmetry)} is not for boards of {told}; make the dataset again")
 
 
 def check_filled(name: str, rows: int) -> None:

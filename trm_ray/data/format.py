@@ -11,14 +11,16 @@ both number the rows. Where a row stands does not matter: shuffling and augmenta
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from trm_ray.config.keys import NAME
 from trm_ray.config.text import read_text
@@ -30,7 +32,8 @@ from trm_ray.storage import as_path, drop_copy, is_remote, local_file, sha256
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE = (2, 3)  # format 2 does not say what kind of puzzle it holds
 INFO_NAME = "dataset.json"
 IDENTIFIERS_NAME = "identifiers.json"
 
@@ -38,6 +41,12 @@ IDENTIFIERS_NAME = "identifiers.json"
 ROWS_PER_ROW_GROUP = 8192
 
 COLUMNS = ("inputs", "labels", "puzzle_identifier", "puzzle", "group")
+
+
+_EXACTLY = ConfigDict(extra="forbid")
+_Number = Annotated[int, Field(strict=True, gt=-(2**63), lt=2**63)]
+_Count = Annotated[_Number, Field(ge=0)]
+_Positive = Annotated[_Number, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,11 @@ class SplitInfo:
         files: SHA-256 of each file, by its name relative to the dataset folder, in row order.
     """
 
-    rows: int
-    groups: int
-    mean_puzzle_examples: float
+    __pydantic_config__ = _EXACTLY
+
+    rows: _Count
+    groups: _Count
+    mean_puzzle_examples: Annotated[float, Field(strict=True, ge=0, lt=2**63)]
     files: dict[str, str]
 
 
@@ -63,20 +74,24 @@ class DatasetInfo:
 
     Args:
         files: SHA-256 of each file beside the splits, by its name; identifiers.json is always there.
+        kind: what the tokens spell, a name of `kinds.registry`; None in format 2, where it is guessed from the shape.
     """
 
-    format_version: int
-    seq_len: int
-    vocab_size: int
-    pad_id: int
-    ignored_label: int
-    num_puzzle_identifiers: int
+    __pydantic_config__ = _EXACTLY
+
+    format_version: _Number
+    seq_len: _Positive
+    vocab_size: _Positive
+    pad_id: _Number
+    ignored_label: _Number
+    num_puzzle_identifiers: _Positive
     splits: dict[str, SplitInfo]
     generator: str
     arguments: dict[str, Any]
-    seed: int | None
+    seed: _Number | None
     symmetry: dict[str, Any] | None
     files: dict[str, str]
+    kind: str | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> DatasetInfo:
@@ -88,16 +103,15 @@ class DatasetInfo:
         path = as_path(folder) / INFO_NAME
         raw = read_json(path)
         version = raw.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise DatasetError(
-                f"{path}: format_version={version!r} is unknown, this release reads {FORMAT_VERSION}; "
-                "make the dataset again with `trm-ray prepare`"
+                f"{path}: format_version={version!r} is unknown, this release reads "
+                f"{' and '.join(map(str, READABLE))}; make the dataset again with `trm-ray prepare`"
             )
-        _check_keys(path, raw)
-        splits = {name: _split_info(path, name, split) for name, split in raw["splits"].items()}
-        for files in (raw["files"], *(split.files for split in splits.values())):
+        info = _checked(path, raw)
+        for files in (info.files, *(split.files for split in info.splits.values())):
             _check_files(as_path(folder), files)
-        return cls(**{**raw, "splits": splits})
+        return info
 
     def split(self, name: str) -> SplitInfo:
         """Look a split up.
@@ -182,50 +196,39 @@ def read_json(path: Path, kind: type = dict, hint: str = "") -> Any:
     return raw
 
 
-_INFO_TYPES: dict[str, type | tuple[type, ...]] = {
-    "format_version": int,
-    "seq_len": int,
-    "vocab_size": int,
-    "pad_id": int,
-    "ignored_label": int,
-    "num_puzzle_identifiers": int,
-    "splits": dict,
-    "generator": str,
-    "arguments": dict,
-    "seed": (int, type(None)),
-    "symmetry": (dict, type(None)),
-    "files": dict,
-}
-_SPLIT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "rows": int,
-    "groups": int,
-    "mean_puzzle_examples": (float, int),
-    "files": dict,
-}
+@functools.cache
+def _reader() -> TypeAdapter[DatasetInfo]:
+    return TypeAdapter(DatasetInfo)
 
 
-def _check_keys(path: Path, raw: Mapping[str, Any]) -> None:
-    _check_types(str(path), raw, _INFO_TYPES)
-    for key in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
-        if raw[key] < 1:
-            raise DatasetError(f"{path}: {key}={raw[key]} must be at least 1")
+def _checked(path: Path, raw: Mapping[str, Any]) -> DatasetInfo:
+    try:
+        info = _reader().validate_python(raw)
+    except ValidationError as error:
+        raise DatasetError(f"{path}: {_what_is_wrong(error.errors())}") from error
     for key, value in (("pad_id", PAD_ID), ("ignored_label", IGNORED_LABEL)):
-        if raw[key] != value:
-            raise DatasetError(f"{path}: {key}={raw[key]} must be {value} in format {FORMAT_VERSION}")
-    if IDENTIFIERS_NAME not in raw["files"]:
-        raise DatasetError(f"{path}: files must name {IDENTIFIERS_NAME}; it names {', '.join(raw['files']) or 'none'}")
+        if getattr(info, key) != value:
+            raise DatasetError(f"{path}: {key}={getattr(info, key)} must be {value} in format {FORMAT_VERSION}")
+    if IDENTIFIERS_NAME not in info.files:
+        raise DatasetError(f"{path}: files must name {IDENTIFIERS_NAME}; it names {', '.join(info.files) or 'none'}")
+    if info.format_version > 2 and info.kind is None:
+        raise DatasetError(f"{path}: kind must name what the tokens spell, or be tokens")
+    return info
 
 
-def _check_types(where: str, raw: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
-    missing, surplus = sorted(types.keys() - raw.keys()), sorted(raw.keys() - types.keys())
-    if missing or surplus:
-        told = [f"{what} {', '.join(keys)}" for what, keys in (("lacks", missing), ("has", surplus)) if keys]
-        raise DatasetError(f"{where}: not the keys of format {FORMAT_VERSION}: it {' and '.join(told)}")
-    for key, kind in types.items():
-        if not isinstance(raw[key], kind) or isinstance(raw[key], bool):
-            raise DatasetError(f"{where}: {key}={raw[key]!r} has the wrong type")
-        if isinstance(raw[key], int | float) and not abs(raw[key]) < 2**63:
-            raise DatasetError(f"{where}: {key} must be a number of less than 64 bits")
+def _what_is_wrong(errors: Sequence[Any]) -> str:
+    keys = {"missing": "lacks", "unexpected_keyword_argument": "has"}
+    surplus = [f"{keys[one['type']]} {'.'.join(map(str, one['loc']))}" for one in errors if one["type"] in keys]
+    if surplus:
+        return f"not the keys of format {FORMAT_VERSION}: it {' and '.join(sorted(surplus))}"
+    first, key = errors[0], ".".join(map(str, errors[0]["loc"]))
+    rules = {
+        "less_than": f"{key} must be a number of less than 64 bits",
+        "greater_than": f"{key} must be a number of less than 64 bits",
+        "greater_than_equal": f"{key}={first['input']!r} must be at least {first.get('ctx', {}).get('ge')}",
+        "dataclass_type": f"{key} must be an object",
+    }
+    return rules.get(first["type"], f"{key}={first['input']!r} has the wrong type")
 
 
 # Parts of a path: none begins with a dot, so none leads up.
@@ -239,13 +242,6 @@ def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
             raise DatasetError(f"{folder / INFO_NAME}: files holds {name!r}: {digest!r}; it must be FILE: SHA-256")
         if not is_remote(folder) and not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise DatasetError(f"{folder / name} is a link that leads out of the dataset; copy the file to its place")
-
-
-def _split_info(path: Path, name: str, raw: Any) -> SplitInfo:
-    if not isinstance(raw, dict):
-        raise DatasetError(f"{path}: split {name} must be an object")
-    _check_types(f"{path}: split {name}", raw, _SPLIT_TYPES)
-    return SplitInfo(**raw)
 
 
 def load_identifiers(path: Path) -> PuzzleIdentifiers:

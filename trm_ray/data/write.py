@@ -65,6 +65,7 @@ def write_dataset(
     arguments: Mapping[str, Any],
     seed: int | None,
     symmetry: Mapping[str, Any] | None,
+    kind: str = "tokens",
     identifiers: PuzzleIdentifiers | None = None,
     side_files: Mapping[str, bytes] = MappingProxyType({}),
     overwrite: bool = False,
@@ -76,7 +77,8 @@ def write_dataset(
 
     Args:
         arguments: what the generator was called with, as JSON.
-        symmetry: what `symmetries.symmetry_from` makes the augmentation of, or None.
+        symmetry: what `kinds.registry.symmetry_from` makes the augmentation of, or None.
+        kind: what the tokens spell, a name of `kinds.registry.KINDS`: for boards, rules and symmetry.
         identifiers: what the puzzle identifiers stand for; None where all are 0.
         side_files: further files by name, for whoever evaluates.
         overwrite: replace the dataset that is there. A folder that is no dataset is never replaced.
@@ -99,6 +101,7 @@ def write_dataset(
             seed=seed,
             symmetry=dict(symmetry) if symmetry is not None else None,
             files={},
+            kind=kind,
         )
         hashes = RowHashes()
         for name, rows in splits.items():

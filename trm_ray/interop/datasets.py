@@ -29,6 +29,7 @@ from trm_ray.data.write import owns_output, write_dataset
 from trm_ray.kinds.arc.duplicates import find_duplicates
 from trm_ray.kinds.arc.read import EOS, SEQ_LEN, SIDE, TEST_PUZZLES_NAME, VOCAB_SIZE, grid_sizes, pair_sums
 from trm_ray.kinds.arc.symmetry import ArcSymmetry
+from trm_ray.kinds.registry import kind_of
 from trm_ray.storage import as_path, is_remote
 
 # Stored augmentations that are compared with ours, spread over the set.
@@ -127,6 +128,7 @@ def import_original(
             arguments={"folder": source.resolve().name, "keep_augmentations": not computed, **left_out},
             seed=None,
             symmetry={"name": "arc"} if computed else None,
+            kind=kind_of(metadata["seq_len"], metadata["vocab_size"], source.name).name,
             identifiers=identifiers,
             side_files=_side_files(source),
             overwrite=overwrite,

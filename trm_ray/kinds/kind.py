@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
+from trm_ray.data.format import DatasetInfo
+from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
+from trm_ray.data.stream import Symmetry
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,46 @@ class Verdict:
     wrong: np.ndarray
 
 
-class Kind(Protocol):
-    """A sort of puzzle."""
+class Kind(ABC):
+    """A sort of puzzle; an instance is one of its boards. `kinds.registry` lists them all."""
 
-    @property
-    def name(self) -> str:
-        """Return what it is called."""
+    name: ClassVar[str]
+    has_own_symmetry: ClassVar[bool] = False  # one called as the kind, beside `dihedral` of all square boards
+
+    @classmethod
+    @abstractmethod
+    def of_shape(cls, seq_len: int, vocab_size: int) -> Kind | None:
+        """Return the board of that shape, None if there is none."""
+
+    @classmethod
+    def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
+        """Make a dataset; arguments are the keys of `generator.*` but `name` and `check_existing`.
+
+        Raises:
+            ValueError: this kind cannot be made, or an argument is out of range.
+        """
+        raise ValueError(f"generator.name={cls.name} cannot be made; prepare the dataset and name it in data_paths")
+
+    @classmethod
+    def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Say which seq_len and vocab_size `generate` gives."""
+        raise NotImplementedError
+
+    @classmethod
+    def symmetry(cls, named: Mapping[str, Any], identifiers: PuzzleIdentifiers) -> Symmetry:
+        """Build the kind's own symmetry from what dataset.json says of it."""
+        raise NotImplementedError
+
+    def has_symmetry(self, named: Mapping[str, Any]) -> bool:
+        """Tell whether that symmetry is this board's."""
+        return False
 
     @property
     def box(self) -> tuple[int, int] | None:
         """Return the rows and columns of a box on the board, if it has boxes."""
+        return None
 
+    @abstractmethod
     def read(self, text: str, source: str, name: str) -> list[Question]:
         """Read every puzzle of a text.
 
@@ -52,18 +86,23 @@ class Kind(Protocol):
             DatasetError: the text holds something else, or puzzles of another size.
         """
 
+    @abstractmethod
     def given(self, inputs: np.ndarray) -> np.ndarray:
         """Say which tokens (L,) of a puzzle its answer must keep."""
 
+    @abstractmethod
     def layout(self, tokens: np.ndarray) -> np.ndarray:
         """Say which positions (H, W) of the tokens (L,) make the board."""
 
+    @abstractmethod
     def symbols(self, tokens: np.ndarray) -> np.ndarray:
         """Write tokens (L,) as they are drawn: (L,) short texts."""
 
+    @abstractmethod
     def plain(self, tokens: np.ndarray) -> Any:
         """Write an answer (L,) for JSON, in the form that `read` takes."""
 
+    @abstractmethod
     def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
         """Hold an answer (L,) against the rules."""
 

@@ -1,55 +1,67 @@
-"""What the tokens of a puzzle spell: reading it from text, laying it out as a board, judging an answer by the rules."""
+"""Which kinds of puzzles there are, and which one a dataset holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from trm_ray.data.format import DatasetInfo
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
 from trm_ray.data.stream import Symmetry
-from trm_ray.kinds.arc import read
 from trm_ray.kinds.arc.kind import Arc
-from trm_ray.kinds.arc.symmetry import ArcSymmetry
 from trm_ray.kinds.dihedral import DihedralSymmetry
 from trm_ray.kinds.kind import Kind, side_of
 from trm_ray.kinds.maze.kind import Maze
-from trm_ray.kinds.maze.rules import SMALLEST, VOCAB_SIZE
 from trm_ray.kinds.sudoku.kind import Sudoku
-from trm_ray.kinds.sudoku.rules import BOXES
-from trm_ray.kinds.sudoku.symmetry import SudokuSymmetry
 from trm_ray.kinds.tokens import Tokens
 
-SUDOKU_SIZES = {(size * size, size + 2): size for size in BOXES}  # by (seq_len, vocab_size)
+# A kind of one's own is a line here. Its name stands in dataset.json, and in `generator.name` if it can be made.
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Sudoku, Maze, Arc, Tokens)}
+
+
+def kind_named(name: str, seq_len: int, vocab_size: int) -> Kind:
+    """Return the kind of a dataset of format 3, for its boards.
+
+    Raises:
+        DatasetError: there is no such kind, or it has no boards of that shape.
+    """
+    if name not in KINDS:
+        raise DatasetError(f"kind={name} is unknown; this release knows {', '.join(KINDS)}")
+    kind = KINDS[name].of_shape(seq_len, vocab_size)
+    if kind is None:
+        raise DatasetError(f"kind={name} has no boards of seq_len={seq_len} and vocab_size={vocab_size}")
+    return kind
 
 
 def kind_of(seq_len: int, vocab_size: int, told: str = "") -> Kind:
-    """Tell the sort of puzzle from the tokens that a model reads and writes; token ids if it is none of ours.
+    """Guess the kind of a dataset of format 2 from its tokens; token ids if it is none of ours.
 
     Args:
         told: names that come with the data. A 4×4 board is a Sudoku unless they speak of a maze.
     """
-    is_maze = vocab_size == VOCAB_SIZE and side_of(seq_len) >= SMALLEST
-    if (seq_len, vocab_size) in SUDOKU_SIZES and not (is_maze and "maze" in told):
-        return Sudoku(SUDOKU_SIZES[seq_len, vocab_size])
-    if is_maze:
-        return Maze(side_of(seq_len))
-    return Arc() if (seq_len, vocab_size) == (read.SEQ_LEN, read.VOCAB_SIZE) else Tokens(seq_len, vocab_size)
+    fitting = [kind for name in KINDS if (kind := KINDS[name].of_shape(seq_len, vocab_size)) and name != Tokens.name]
+    named = [kind for kind in fitting if kind.name in told]
+    return (named[-1:] or fitting[:1] or [Tokens(seq_len, vocab_size)])[0]
 
 
-# ---- Sudoku ----------------------------------------------------------------------------------------------
+def check_kind(info: DatasetInfo) -> None:
+    """Check the kind and the symmetry that dataset.json names against the boards that they are for.
 
-
-# ---- Maze ------------------------------------------------------------------------------------------------
-
-
-# ---- ARC -------------------------------------------------------------------------------------------------
-
-
-# ---- ARC -------------------------------------------------------------------------------------------------
-
-
-# ---- token ids -------------------------------------------------------------------------------------------
+    Raises:
+        DatasetError: one is unknown, or for other boards.
+    """
+    if info.kind is not None:
+        kind_named(info.kind, info.seq_len, info.vocab_size)
+    if info.symmetry is None:
+        return
+    symmetry_from(info.symmetry, PuzzleIdentifiers.blank())
+    name = info.symmetry["name"]
+    kind = KINDS[name].of_shape(info.seq_len, info.vocab_size) if name in KINDS else None
+    fits = side_of(info.seq_len) > 0 if name == "dihedral" else kind is not None and kind.has_symmetry(info.symmetry)
+    if not fits:
+        told = f"seq_len={info.seq_len} and vocab_size={info.vocab_size}"
+        raise DatasetError(f"symmetry={dict(info.symmetry)} is not for boards of {told}; make the dataset again")
 
 
 def symmetry_from(symmetry: Mapping[str, Any] | None, identifiers: PuzzleIdentifiers) -> Symmetry | None:
@@ -64,10 +76,10 @@ def symmetry_from(symmetry: Mapping[str, Any] | None, identifiers: PuzzleIdentif
     if symmetry is None:
         return None
     name = symmetry.get("name")
-    if name == "sudoku":
-        return SudokuSymmetry(tuple(symmetry["box"]))
+    own = {name: kind for name, kind in KINDS.items() if kind.has_own_symmetry}
     if name == "dihedral":
         return DihedralSymmetry()
-    if name == "arc":
-        return ArcSymmetry(identifiers)
-    raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows sudoku, dihedral and arc")
+    if name not in own:
+        known = ", ".join((*own, "dihedral"))
+        raise DatasetError(f"symmetry={dict(symmetry)} is unknown; this release knows {known}")
+    return own[name].symmetry(symmetry, identifiers)

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from trm_ray.data.rows import DatasetError
-from trm_ray.kinds.kind import Question, Verdict, named, side_of
+from trm_ray.kinds.kind import Kind, Question, Verdict, named, side_of
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Kind):
     """Boards of token ids without rules, such as those of a dataset of one's own."""
 
     seq_len: int
     vocab_size: int
     name = "tokens"
-    box = None
+
+    @classmethod
+    def of_shape(cls, seq_len: int, vocab_size: int) -> Tokens:
+        """Return any board."""
+        return cls(seq_len, vocab_size)
 
     def read(self, text: str, source: str, name: str) -> list[Question]:
         """Read integers with white space or commas between them, a line a board."""

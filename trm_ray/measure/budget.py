@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trm_ray.config import Config, ConfigError, SudokuGenerator, SweepConfig, flat, trial_configs
+from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat, trial_configs
 from trm_ray.config.files import read_file
-from trm_ray.data.format import DatasetInfo, SplitInfo, is_dataset
+from trm_ray.data.format import FORMAT_VERSION, DatasetInfo, SplitInfo, is_dataset
+from trm_ray.data.rows import IGNORED_LABEL, PAD_ID
 from trm_ray.data.stream import fits_in_memory
+from trm_ray.kinds.registry import KINDS
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import open_data
 from trm_ray.storage import as_path, tree_bytes
@@ -232,11 +234,25 @@ class _Infos:
         return tuple(_data(*found) for found in self._found.values())
 
 
-def _described(generator: SudokuGenerator, config: Config) -> DatasetInfo:
+def _described(generator: Generator, config: Config) -> DatasetInfo:
     rows = {"train": generator.train * len(config.data_paths), "test": generator.test * len(config.data_paths)}
     splits = {name: SplitInfo(number, number, 1.0, {}) for name, number in rows.items()}
-    size = generator.size
-    return DatasetInfo(2, size**2, size + 2, 0, -100, 1, splits, generator.name, {}, generator.seed, None, {})
+    seq_len, vocab_size = KINDS[generator.name].shape_made(generator.model_dump())
+    return DatasetInfo(
+        format_version=FORMAT_VERSION,
+        seq_len=seq_len,
+        vocab_size=vocab_size,
+        pad_id=PAD_ID,
+        ignored_label=IGNORED_LABEL,
+        num_puzzle_identifiers=1,
+        splits=splits,
+        generator=generator.name,
+        arguments={},
+        seed=generator.seed,
+        symmetry=None,
+        files={},
+        kind=generator.name,
+    )
 
 
 def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:

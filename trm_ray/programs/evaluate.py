@@ -23,7 +23,7 @@ from trm_ray.data.rows import IGNORED_LABEL, Rows, TokenBatch, first_puzzles
 from trm_ray.interop.loading import LoadedModel, load_model
 from trm_ray.kinds.arc.read import TEST_PUZZLES_NAME
 from trm_ray.kinds.arc.voting import ArcResult, Counts, Votes
-from trm_ray.kinds.registry import symmetry_from
+from trm_ray.kinds.registry import check_kind, symmetry_from
 from trm_ray.model.trm import Batch
 from trm_ray.replacement import is_ours, report_content, told_names
 from trm_ray.reporting.aside import aside
@@ -356,7 +356,7 @@ def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path
         make_missing(config)
     own = (split == "test" and config.data_paths_test) or config.data_paths
     folders = data or tuple(as_path(path).resolve() for path in own)
-    info = open_datasets(folders, command_hint=config.prepare_command, require=[split])
+    info = open_datasets(folders, command_hint=config.prepare_command, require=[split], also=check_kind)
     for key in ("seq_len", "vocab_size"):
         if getattr(info, key) != getattr(loaded.shape, key):
             raise ValueError(

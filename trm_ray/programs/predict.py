@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trm_ray.config.text import NotTextError, read_standard_input, read_text
+from trm_ray.data.format import DatasetInfo
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import IGNORED_LABEL
 from trm_ray.kinds.kind import Kind, Question, Verdict
-from trm_ray.kinds.registry import kind_of
+from trm_ray.kinds.registry import kind_named, kind_of
 from trm_ray.reporting.pictures.boards import Board, Frame
 from trm_ray.storage import as_path
 
@@ -122,8 +124,11 @@ def load(path: Path, *, averaged: bool = True) -> LoadedModel:
 
 
 def kind_for(loaded: LoadedModel) -> Kind:
-    """Tell what sort of puzzle a model was trained on."""
+    """Tell what sort of puzzle a model was trained on: what its dataset says, or where that is not here its tokens."""
     config, shape = loaded.config, loaded.shape
+    with suppress(ValueError, OSError):
+        if name := DatasetInfo.load(config.data_paths[0]).kind:
+            return kind_named(name, shape.seq_len, shape.vocab_size)
     generator = config.generator.name if config.generator else ""
     return kind_of(shape.seq_len, shape.vocab_size, told=" ".join([generator, config.task or "", *config.data_paths]))
 

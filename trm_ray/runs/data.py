@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trm_ray.config import Config, ConfigError, SudokuGenerator
+from trm_ray.config import Config, ConfigError, Generator
 from trm_ray.data.check import RowHashes, check_same_identifiers, open_datasets
 from trm_ray.data.format import DatasetInfo, is_dataset
+from trm_ray.kinds.registry import KINDS, check_kind
 from trm_ray.ownership import FolderInUse
 from trm_ray.storage import as_path
 
@@ -26,10 +27,10 @@ def open_data(config: Config) -> DatasetInfo:
     hint = config.prepare_command
     splits = ["train"] if config.data_paths_test else ["train", "test"]
     hashes, folders = RowHashes(splits), [*config.data_paths, *config.data_paths_test]
-    info = open_datasets(config.data_paths, command_hint=hint, require=splits, hashes=hashes)
+    info = open_datasets(config.data_paths, command_hint=hint, require=splits, hashes=hashes, also=check_kind)
     if config.data_paths_test:
         asked = RowHashes(["test"])
-        test = open_datasets(config.data_paths_test, command_hint=hint, require=["test"], hashes=asked)
+        test = open_datasets(config.data_paths_test, command_hint=hint, require=["test"], hashes=asked, also=check_kind)
         hashes.join(asked)
         for key in ("seq_len", "vocab_size"):
             if getattr(info, key) != getattr(test, key):
@@ -50,14 +51,13 @@ def make_missing(config: Config) -> None:
     Raises:
         ValueError: the generator cannot make what is asked for.
     """
-    from trm_ray.kinds.sudoku.generate import prepare_sudoku
-
     if config.generator is not None:
+        generate = KINDS[config.generator.name].generate
         for path in map(as_path, config.data_paths):
-            _made_once(path, functools.partial(prepare_sudoku, path, **_arguments(config.generator)))
+            _made_once(path, functools.partial(generate, path, **_arguments(config.generator)))
 
 
-def _check_made_as_asked(generator: SudokuGenerator, data_paths: list[str]) -> None:
+def _check_made_as_asked(generator: Generator, data_paths: list[str]) -> None:
     for path in filter(is_dataset, map(as_path, data_paths)):
         if differing := _differing(generator, path):
             key, wanted, have = differing[0]
@@ -80,11 +80,11 @@ def _made_once(path: Path, make: Callable[[], object]) -> None:
             time.sleep(_LOOK_EVERY_S)
 
 
-def _arguments(generator: SudokuGenerator) -> dict[str, Any]:
+def _arguments(generator: Generator) -> dict[str, Any]:
     return generator.model_dump(exclude={"name", "check_existing"})
 
 
-def _differing(generator: SudokuGenerator, path: Path) -> list[tuple[str, Any, Any]]:
+def _differing(generator: Generator, path: Path) -> list[tuple[str, Any, Any]]:
     """List what the generator wants to be other than it was when a dataset was made: key, wanted, had."""
     info = DatasetInfo.load(path)
     have, wanted = {**info.arguments, "seed": info.seed}, _arguments(generator)

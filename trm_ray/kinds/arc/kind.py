@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
+from trm_ray.data.stream import Symmetry
 from trm_ray.kinds.arc import read
-from trm_ray.kinds.kind import Question, Verdict, numbered_names
+from trm_ray.kinds.arc.symmetry import ArcSymmetry
+from trm_ray.kinds.kind import Kind, Question, Verdict, numbered_names
 
 
 @dataclass(frozen=True)
-class Arc:
+class Arc(Kind):
     """Grids of ten colours, of any size up to 30×30."""
 
     name = "arc"
-    box = None
+    has_own_symmetry = True
+
+    @classmethod
+    def of_shape(cls, seq_len: int, vocab_size: int) -> Arc | None:
+        """Return the canvas of 30×30 cells."""
+        return cls() if (seq_len, vocab_size) == (read.SEQ_LEN, read.VOCAB_SIZE) else None
+
+    @classmethod
+    def symmetry(cls, named: Mapping[str, Any], identifiers: PuzzleIdentifiers) -> Symmetry:
+        """Build that of puzzles whose identifiers name their augmentations."""
+        return ArcSymmetry(identifiers)
+
+    def has_symmetry(self, named: Mapping[str, Any]) -> bool:
+        """Tell whether the canvas is ARC's, as every one of this kind is."""
+        return True
 
     def read(self, text: str, source: str, name: str) -> list[Question]:
         """Read the test inputs of a task from its public JSON, and their outputs if they are there."""

@@ -362,6 +362,7 @@ def prepare_arc(
         },
         seed=seed,
         symmetry={"name": "arc"},
+        kind="arc",
         identifiers=identifiers,
         side_files={TEST_PUZZLES_NAME: _test_puzzles([puzzles[name] for name in puzzles if name in asked])},
         overwrite=overwrite,

@@ -227,6 +227,7 @@ def write_boards(
         arguments=arguments,
         seed=seed,
         symmetry=symmetry,
+        kind="maze",
         **more,
     )
     tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trm_ray.data.format import DatasetInfo
 from trm_ray.data.rows import DatasetError
-from trm_ray.kinds.kind import Question, Verdict, named, rows_of_text
-from trm_ray.kinds.maze.rules import CHARACTERS, FREE, PATH, is_valid_answer, parse_maze, shortest_lengths
+from trm_ray.kinds.kind import Kind, Question, Verdict, named, rows_of_text, side_of
+from trm_ray.kinds.maze.generate import prepare_maze
+from trm_ray.kinds.maze.rules import (
+    CHARACTERS,
+    FREE,
+    PATH,
+    SMALLEST,
+    VOCAB_SIZE,
+    is_valid_answer,
+    parse_maze,
+    shortest_lengths,
+)
 
 
 @dataclass(frozen=True)
-class Maze:
+class Maze(Kind):
     """Square mazes of walls, free cells, start, goal, and in an answer the path `o` between the two."""
 
     size: int
     name = "maze"
-    box = None
+
+    @classmethod
+    def of_shape(cls, seq_len: int, vocab_size: int) -> Maze | None:
+        """Return the square maze."""
+        return cls(side_of(seq_len)) if vocab_size == VOCAB_SIZE and side_of(seq_len) >= SMALLEST else None
+
+    @classmethod
+    def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
+        """Make mazes with one path each."""
+        return prepare_maze(output, **arguments)
+
+    @classmethod
+    def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Say so of square mazes of `size` cells a side."""
+        return arguments["size"] ** 2, VOCAB_SIZE
 
     def read(self, text: str, source: str, name: str) -> list[Question]:
         """Read mazes of `# SG`, a line each row, with blank lines between them; or a line each maze."""

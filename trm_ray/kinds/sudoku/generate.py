@@ -253,6 +253,7 @@ def write_boards(
         arguments=arguments,
         seed=seed,
         symmetry={"name": "sudoku", "box": list(box_of(size))},
+        kind="sudoku",
         **more,
     )
     tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))

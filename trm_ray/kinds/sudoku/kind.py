@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trm_ray.data.format import DatasetInfo
+from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
-from trm_ray.kinds.kind import Question, Verdict, named, rows_of_text, text_blocks
-from trm_ray.kinds.sudoku.rules import box_of, parse_board
+from trm_ray.data.stream import Symmetry
+from trm_ray.kinds.kind import Kind, Question, Verdict, named, rows_of_text, text_blocks
+from trm_ray.kinds.sudoku.generate import prepare_sudoku
+from trm_ray.kinds.sudoku.rules import BOXES, box_of, parse_board
+from trm_ray.kinds.sudoku.symmetry import SudokuSymmetry
 
 
 @dataclass(frozen=True)
-class Sudoku:
+class Sudoku(Kind):
     """Boards of digits: token 1 is a blank, d + 1 the digit d."""
 
     size: int
     name = "sudoku"
+    has_own_symmetry = True
+
+    @classmethod
+    def of_shape(cls, seq_len: int, vocab_size: int) -> Sudoku | None:
+        """Return the board of 4, 6 or 9 digits."""
+        size = vocab_size - 2
+        return cls(size) if size in BOXES and seq_len == size**2 else None
+
+    @classmethod
+    def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
+        """Make puzzles with one solution each."""
+        return prepare_sudoku(output, **arguments)
+
+    @classmethod
+    def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Say so of boards of `size` digits."""
+        return arguments["size"] ** 2, arguments["size"] + 2
+
+    @classmethod
+    def symmetry(cls, named: Mapping[str, Any], identifiers: PuzzleIdentifiers) -> Symmetry:
+        """Build that of boards with boxes."""
+        return SudokuSymmetry(tuple(named["box"]))
+
+    def has_symmetry(self, named: Mapping[str, Any]) -> bool:
+        """Tell whether the boxes are this board's."""
+        return named.get("box") == list(self.box)
 
     @property
     def box(self) -> tuple[int, int]:
