@@ -39,7 +39,7 @@ def evaluate(
     from rich.console import Console
 
     from trm_ray.programs.evaluate import evaluate_run
-    from trm_ray.reporting.pictures.evaluation import evaluation_lines, evaluation_table
+    from trm_ray.reporting.numbers.evaluation import evaluation_lines, evaluation_table
     from trm_ray.reporting.terminal import say, show
 
     console = Console()
