@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trm_ray.config import Config, ConfigError, SudokuGenerator, SweepConfig, flat, trial_configs
 from trm_ray.config.files import read_file
-from trm_ray.data.schema import DatasetInfo, SplitInfo, is_dataset
+from trm_ray.data.schema import FORMAT_VERSION, IGNORED_LABEL, PAD_ID, DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import open_data
@@ -235,8 +235,20 @@ class _Infos:
 def _described(generator: SudokuGenerator, config: Config) -> DatasetInfo:
     rows = {"train": generator.train * len(config.data_paths), "test": generator.test * len(config.data_paths)}
     splits = {name: SplitInfo(number, number, 1.0, {}) for name, number in rows.items()}
-    size = generator.size
-    return DatasetInfo(2, size**2, size + 2, 0, -100, 1, splits, generator.name, {}, generator.seed, None, {})
+    return DatasetInfo(
+        format_version=FORMAT_VERSION,
+        seq_len=generator.size**2,
+        vocab_size=generator.size + 2,  # the digits, the blank and PAD
+        pad_id=PAD_ID,
+        ignored_label=IGNORED_LABEL,
+        num_puzzle_identifiers=1,
+        splits=splits,
+        generator=generator.name,
+        arguments={},
+        seed=generator.seed,
+        symmetry=None,
+        files={},
+    )
 
 
 def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
@@ -249,20 +261,19 @@ def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
 
 
 def _test_rows(config: Config, info: DatasetInfo) -> int:
-    return (
-        DatasetInfo.load(config.data_paths_test[0]).split("test").rows
-        if config.data_paths_test
-        else info.split("test").rows
-    )
+    own = DatasetInfo.load(config.data_paths_test[0]) if config.data_paths_test else info
+    return own.split("test").rows
 
 
 def _case(config: Config, info: DatasetInfo) -> str:
     """Name what the cost of a config's step depends on, and how many there are."""
-    values = flat(config)
-    keys = [key for key in values if key in _COST_KEYS or key.startswith("arch.")]
-    told = [values[key] for key in keys]
     steps = (_num_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
-    return str((told, _rows_of_worker(config), _supervised_steps(config, info), steps, config.data_paths))
+    rows, supervised = _rows_of_worker(config), _supervised_steps(config, info)
+    return str((_cost_values(config), rows, supervised, steps, config.data_paths))
+
+
+def _cost_values(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in flat(config).items() if key in _COST_KEYS or key.startswith("arch.")}
 
 
 def _rows_of_worker(config: Config) -> int:
@@ -322,9 +333,7 @@ def _as_measured(config: Config, *, supervised: bool) -> Config:
 
 
 def _network(config: Config) -> str:
-    values = flat(config)
-    told = {key: value for key, value in values.items() if key in _COST_KEYS or key.startswith("arch.")}
-    return str((told, config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
+    return str((_cost_values(config), config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
 
 
 def _trials(config: Config, number: int, info: DatasetInfo, costs: _Costs, asked: SweepConfig | Config) -> Trials:
@@ -461,7 +470,7 @@ def _assumptions(config: Config, trials: Sequence[Trials], infos: _Infos) -> Ite
     yield "starting, saving and waiting for nodes take no time"
 
 
-def told_measure(num_steps: int) -> str:
+def how_measured(num_steps: int) -> str:
     """Say how steps are measured here."""
     clock = "on its GPU" if _gpu_here() else "in processor time of a CPU"
     return f"measured on this machine {clock}, {num_steps} steps of every network"
