@@ -42,7 +42,7 @@ class Case(NamedTuple):
     workers: int
 
 
-class Spread(NamedTuple):
+class MiddleHalf(NamedTuple):
     """The middle half of what was measured, and its median."""
 
     low: float
@@ -76,9 +76,9 @@ class ScalingResult:
     steps_a_turn: int
     plain_ms: float
     ray_ms: float
-    speed_up: Spread
-    cpu_ratio: Spread
-    exchange: Spread
+    speed_up: MiddleHalf
+    cpu_ratio: MiddleHalf
+    exchange: MiddleHalf
     least_exchange: float
     data_wait: float
     report_ms: float
@@ -204,19 +204,19 @@ def _result(case: Case, on_ray: RunPlan, plain: RunPlan) -> ScalingResult:
         steps_a_turn=plain.config.log_interval,
         plain_ms=statistics.median(1e3 / row["throughput/steps_per_s"] for row in alone),
         ray_ms=statistics.median(1e3 / rows[0]["throughput/steps_per_s"] for rows in together),
-        speed_up=_spread(of_turns(lambda rows, row: rows[0][rate] / row[rate])),
-        cpu_ratio=_spread(of_turns(lambda rows, row: sum(r["cpu_s"] for r in rows) / row["cpu_s"] / larger)),
-        exchange=_spread(mean(exchange)),
+        speed_up=_middle_half(of_turns(lambda rows, row: rows[0][rate] / row[rate])),
+        cpu_ratio=_middle_half(of_turns(lambda rows, row: sum(r["cpu_s"] for r in rows) / row["cpu_s"] / larger)),
+        exchange=_middle_half(mean(exchange)),
         least_exchange=statistics.median(of_turns(lambda rows, _: min(row.get(exchange, 0.0) for row in rows))),
         data_wait=statistics.median(mean("throughput/data_wait_fraction")),
         report_ms=1e3 * statistics.median(mean("report_s")),
     )
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def _middle_half(values: Sequence[float]) -> MiddleHalf:
     if len(values) == 1:
-        return Spread(*values, *values, *values)
-    return Spread(*statistics.quantiles(values, n=4, method="inclusive"))
+        return MiddleHalf(*values, *values, *values)
+    return MiddleHalf(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
 # ---- telling ---------------------------------------------------------------------------------------------

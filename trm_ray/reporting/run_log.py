@@ -68,8 +68,8 @@ class RunLog:
             if failed is not None:
                 with suppress(Exception):  # what is wrong is told below
                     failed.close()
-            told = f"{type(error).__name__}: {error}"
-            logging.getLogger(__name__).warning("TensorBoard will not show what comes from here on (%s)", told)
+            line = "TensorBoard will not show what comes from here on (%s: %s)"
+            logging.getLogger(__name__).warning(line, type(error).__name__, error)
 
     def write(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
         """Append the row of `step`; it is on disk, readable by others, when this returns.
@@ -199,8 +199,8 @@ def evaluation_line(row: Mapping[str, float]) -> str:
 
 def _other_segments(row: Mapping[str, float]) -> str:
     tags = {"first segment": "eval/exact_accuracy_first", "halting": "eval/exact_accuracy_halting"}
-    told = [f"{name} {100 * row[tag]:.1f} %" for name, tag in tags.items() if tag in row]
-    return f" ({', '.join(told)})" if told else ""
+    parts = [f"{name} {100 * row[tag]:.1f} %" for name, tag in tags.items() if tag in row]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------
@@ -408,8 +408,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, *UNREADABLE) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{path} is not YAML ({told}); restore it from the run's checkpoint") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not YAML ({reason}); restore it from the run's checkpoint") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no keys; restore it from the run's checkpoint")
     return content

@@ -38,8 +38,8 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
     """
     from rich.text import Text
 
-    told = [(as_it_is(part), "") if isinstance(part, str) else (as_it_is(part[0]), part[1]) for part in parts]
-    console.print(Text.assemble(*told), soft_wrap=True)
+    styled = [(as_it_is(part), "") if isinstance(part, str) else (as_it_is(part[0]), part[1]) for part in parts]
+    console.print(Text.assemble(*styled), soft_wrap=True)
 
 
 def as_it_is(text: str) -> str:
@@ -92,8 +92,8 @@ def _lines(table: Table, names: int, width: int) -> Iterator[Text]:
     yield from [Text(str(table.title), style="bold")] if table.title else []
     for row in zip(*(map(str, column.cells) for column in table.columns), strict=True):
         yield Text(" ".join(cell for cell in row[:names] if cell), style="bold", overflow="fold")
-        told = [f"{heading} {cell}".strip() for heading, cell in zip(headings, row, strict=True) if cell][names:]
-        yield from _filled(told, width)
+        named = [f"{heading} {cell}".strip() for heading, cell in zip(headings, row, strict=True) if cell][names:]
+        yield from _filled(named, width)
     yield from [Text(str(table.caption))] if table.caption else []
 
 

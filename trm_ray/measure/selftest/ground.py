@@ -51,13 +51,13 @@ class Ground:
 
     def plan(self, name: str, **changes: Any) -> RunPlan:
         """Plan a run; `changes` are keys of the config, a dot written as two underscores."""
-        data, told = self.folder / "data", {key.replace("__", "."): value for key, value in changes.items()}
+        data, overrides = self.folder / "data", {key.replace("__", "."): value for key, value in changes.items()}
         if not data.exists():
             from trm_ray.kinds.sudoku.generate import prepare_sudoku
 
             prepare_sudoku(data, size=4, train=64, test=16, seed=0)
         values = {**_RUN, "config_name": "selftest", "data_paths": [str(data)], "log_dir": str(self.folder / name)}
-        return plan_run(with_overrides(Config.model_validate(values | {"ray": {"num_workers": 0}}), told))
+        return plan_run(with_overrides(Config.model_validate(values | {"ray": {"num_workers": 0}}), overrides))
 
     def undisturbed(self, **changes: Any) -> Path:
         """Train a run that nobody disturbs, unless that was done before; return its folder."""

@@ -284,17 +284,17 @@ def _heading(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
 
 
 def _caption(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
-    told = ["Held-out puzzles only."]
+    notes = ["Held-out puzzles only."]
     if any(len(group.runs) > 1 for group, _ in groups):
-        told.append("Line: mean over seeds (time: theirs at that step); band: lowest to highest seed; dots: seeds.")
+        notes.append("Line: mean over seeds (time: theirs at that step); band: lowest to highest seed; dots: seeds.")
     else:
-        told.append("One seed each: differences under 3 to 5 points of exact accuracy are noise.")
+        notes.append("One seed each: differences under 3 to 5 points of exact accuracy are noise.")
     if any(run.stopped_early for run in runs):
-        told.append("×: run ended before its planned steps; thin line: mean of the seeds left.")
+        notes.append("×: run ended before its planned steps; thin line: mean of the seeds left.")
     silent = [run.name for run in runs if not len(run.series("eval/loss").steps)]
     if silent and len(silent) < len(runs):
-        told.append(f"Not evaluated yet: {', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}.")
-    return "\n".join(textwrap.wrap("  ".join(told), 225))
+        notes.append(f"Not evaluated yet: {', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}.")
+    return "\n".join(textwrap.wrap("  ".join(notes), 225))
 
 
 def _handle(look: LineLook) -> Line2D:

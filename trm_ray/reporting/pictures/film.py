@@ -142,5 +142,5 @@ def _draw_halt_bar(axes: Axes, frame: Frame) -> None:
     axes.add_patch(Rectangle((0, 0), 1, 1, facecolor=style.FAINT, edgecolor="none"))
     axes.add_patch(Rectangle((0, 0), frame.halt_probability, 1, facecolor=HALT_FILL, edgecolor="none"))
     axes.plot([0.5, 0.5], [-0.4, 1], color=style.INK, linewidth=1, clip_on=False)
-    told = f"halt probability {frame.halt_probability:.3f}" + ("   the halt head stops here" if frame.halts else "")
-    axes.text(0, 1.5, told, va="bottom", color=style.INK)
+    words = f"halt probability {frame.halt_probability:.3f}" + ("   the halt head stops here" if frame.halts else "")
+    axes.text(0, 1.5, words, va="bottom", color=style.INK)
