@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import trm_ray
 from trm_ray.config import Config, to_yaml, with_overrides
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder, is_finished
@@ -133,7 +134,7 @@ def started(plan: RunPlan, *words: str, before: str = "") -> Iterator[subprocess
 @contextmanager
 def launched(words: Sequence[str], before: str = "") -> Iterator[subprocess.Popen[str]]:
     """Run a `trm-ray` command as `started` does."""
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(trm_ray.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     with subprocess.Popen(
         [sys.executable, "-c", before + _COMMAND, *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
