@@ -21,6 +21,7 @@ from trm_ray.config.files import read_file
 from trm_ray.data.schema import FORMAT_VERSION, IGNORED_LABEL, PAD_ID, DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.reporting.run_log import read_run
+from trm_ray.reporting.terminal import number_table
 from trm_ray.runs.data import open_data
 from trm_ray.storage import as_path, tree_bytes
 
@@ -494,14 +495,9 @@ def plan_json(plan: Plan, price_per_hour: float | None) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """Lay out the trials of a plan."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("\nscenario", no_wrap=True)
-    for heading in ("\ntrials", "\nsteps", "ms\na step", "hours,\nleast", "hours,\nmost", "para-\nmeters"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("MiB in\nmemory", "of it acti-\nvations", "MiB a\ncheckpoint", "check-\npoints", "MiB on\ndisk"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    work = ("\ntrials", "\nsteps", "ms\na step", "hours,\nleast", "hours,\nmost", "para-\nmeters")
+    space = ("MiB in\nmemory", "of it acti-\nvations", "MiB a\ncheckpoint", "check-\npoints", "MiB on\ndisk")
+    table = number_table("\nscenario", work + space)
     for one in plan.trials:
         activations = "–" if one.activations_mib is None else f"{one.activations_mib:,.1f}"
         table.add_row(

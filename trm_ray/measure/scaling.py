@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trm_ray.config import Config, with_overrides
+from trm_ray.reporting.terminal import number_table
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import RunPlan, plan_run
@@ -248,12 +249,7 @@ _COLUMNS: dict[str, Callable[[ScalingResult], str]] = {
 
 def scaling_table(results: Sequence[ScalingResult]) -> Table:
     """Draw the results as a table; wants a console of about 110 columns."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, caption="\n".join(_captions(results)), caption_justify="left")
-    table.add_column("\nworkers", no_wrap=True)
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table("\nworkers", _COLUMNS, caption="\n".join(_captions(results)), caption_justify="left")
     for result in results:
         cells = (cell(result) for cell in _COLUMNS.values())
         table.add_row(f"{result.workers} {result.scaling if result.workers > 1 else 'on Ray'}", *cells)
