@@ -10,7 +10,6 @@ import json
 import math
 import os
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -183,18 +182,19 @@ def plan_cost(
     Raises:
         ValueError: data that is not made by a generator is missing, or the config leaves nothing to train.
     """
+    sweep = asked if isinstance(asked, SweepConfig) else None
     configs = trial_configs(asked) if isinstance(asked, SweepConfig) else [asked]
-    samples = asked.num_samples if isinstance(asked, SweepConfig) else 1
+    samples = sweep.num_samples if sweep else 1
     infos = _Infos()
     cases: dict[str, tuple[Config, int]] = {}
     for config in configs:
         key = _case(config, infos.of(config)) + config.config_name
         cases[key] = (config, cases.get(key, (config, 0))[1] + samples)
     costs = _costs([config for config, _ in cases.values()], infos, timer, progress)
-    trials = tuple(_trials(config, number, infos.of(config), costs, asked) for config, number in cases.values())
+    trials = tuple(_trials(config, number, infos.of(config), costs, sweep) for config, number in cases.values())
     first = configs[0]
     number = len(configs) * samples
-    most = asked.max_concurrent_trials if isinstance(asked, SweepConfig) else None
+    most = sweep.max_concurrent_trials if sweep else None
     workers = max(1, first.ray.most_workers)
     return Plan(
         name=asked.name if isinstance(asked, SweepConfig) else asked.config_name,
@@ -205,7 +205,7 @@ def plan_cost(
         gpus_of_trial=first.ray.gpus_of_worker * workers if first.ray.use_gpu else 0.0,
         data=infos.sizes(),
         trials=trials,
-        hours=_total(trials, asked),
+        hours=_total(trials, sweep),
         longest_trial_h=max(one.hours.most / one.num_trials for one in trials),
         step_source=step_source,
         assumed=tuple(_assumptions(first, trials, infos)),
@@ -337,16 +337,16 @@ def _network(config: Config) -> str:
     return str((_cost_values(config), config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
 
 
-def _trials(config: Config, number: int, info: DatasetInfo, costs: _Costs, asked: SweepConfig | Config) -> Trials:
+def _trials(config: Config, number: int, info: DatasetInfo, costs: _Costs, sweep: SweepConfig | None) -> Trials:
     steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
     parameters, state = _state_mib(config, info)
     plain = costs.of(config, supervised=False) if supervised < steps else costs.of(config, supervised=True)
     full = costs.of(config, supervised=True) if supervised else plain
     step_ms = (plain.step_ms * (steps - supervised) + full.step_ms * supervised) / steps
     step_ms += _evaluation_ms(config, info, plain) / config.eval_interval
-    rungs = stopping_steps(asked, config, steps) if isinstance(asked, SweepConfig) else [steps]
-    kept = isinstance(asked, SweepConfig) and config.config_name in asked.keep
-    factor = asked.asha.reduction_factor if isinstance(asked, SweepConfig) else 1.0
+    rungs = stopping_steps(sweep, config, steps) if sweep else [steps]
+    kept = sweep is not None and config.config_name in sweep.keep
+    factor = sweep.asha.reduction_factor if sweep else 1.0
     taken = (float(rungs[-1]), float(rungs[-1])) if kept else (float(rungs[0]), halved_steps(rungs, factor))
     hours = Hours(*taken, float(rungs[-1])).times(number * step_ms / 3.6e6)
     saved = None if full.activation_bytes is None else full.activation_bytes / _MIB
@@ -398,12 +398,12 @@ def halved_steps(rungs: Sequence[int], factor: float) -> float:
     return steps
 
 
-def _total(trials: Sequence[Trials], asked: SweepConfig | Config) -> Hours:
+def _total(trials: Sequence[Trials], sweep: SweepConfig | None) -> Hours:
     """Add up; ASHA lets the best of those that compete train to the end, whoever that is."""
     least, halving, most = (sum(getattr(one.hours, name) for one in trials) for name in ("least", "halving", "most"))
-    if isinstance(asked, SweepConfig) and not any(one.first_stop == one.num_steps for one in trials):
+    if sweep and not any(one.first_stop == one.num_steps for one in trials):
         rest = min((one.hours.most - one.hours.least) / one.num_trials for one in trials)
-        groups = _num_groups(asked)
+        groups = _num_groups(sweep)
         least, halving = least + groups * rest, max(halving, least + groups * rest)
     return Hours(least, min(halving, most), most)
 
@@ -411,7 +411,7 @@ def _total(trials: Sequence[Trials], asked: SweepConfig | Config) -> Hours:
 def _num_groups(sweep: SweepConfig) -> int:
     if sweep.group_by is None:
         return 1
-    return len(Counter(str(flat(config)[sweep.group_by]) for config in trial_configs(sweep)))
+    return len({str(flat(config)[sweep.group_by]) for config in trial_configs(sweep)})
 
 
 # ---- memory and disk -------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64)) if len(values) else math.nan
 
 
-# ---- files and tables ----------------------------------------------------------------------------------
+# ---- files and tables ------------------------------------------------------------------------------------
 
 
 def evaluation_json(

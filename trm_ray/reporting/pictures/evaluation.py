@@ -51,10 +51,8 @@ def _draw_segments(axes: Axes, evaluation: Evaluation) -> None:
         marker = "o" if len(x) <= 20 else ""
         axes.plot(x, [s.value for s in shares], color=colour, marker=marker, markersize=3.5, label=label)
         axes.fill_between(x, [s.low for s in shares], [s.high for s in shares], color=colour, alpha=0.25, linewidth=0)
-    halting = evaluation.halting
-    axes.plot(
-        *(halting.mean_segment, halting.exact_accuracy.value, "D"), color=_ORANGE, markersize=7, label="where it halts"
-    )
+    halts_at = evaluation.halting.mean_segment, evaluation.halting.exact_accuracy.value
+    axes.plot(*halts_at, "D", color=_ORANGE, markersize=7, label="where it halts")
     _mark_trained(axes, evaluation)
     _finish(axes, "accuracy")
     lowest = min(share.low for one in evaluation.by_segment for share in (one.exact_accuracy, one.accuracy))
@@ -92,10 +90,8 @@ def _draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
     )
     middles = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
     for label, found, colour, marker, offset in drawn:
-        panel.plot(
-            *(found.probability, found.solved), color=colour, marker=marker, markerfacecolor="white",
-            label=f"{label}: ECE {found.error:.3f}",
-        )  # fmt: skip
+        label = f"{label}: ECE {found.error:.3f}"
+        panel.plot(found.probability, found.solved, color=colour, marker=marker, markerfacecolor="white", label=label)
         bars.bar(middles + offset, found.count, 0.04, color=colour)
     _finish_reliability(panel, bars, max(evaluation.calibration_all_segments.count))
 
