@@ -361,7 +361,8 @@ DATASETS = [
     dataset(put(INFO, "[]"), r"dataset\.json must hold a JSON object, not list"),
     dataset(put(INFO, b"\xff\x00"), r"dataset\.json is not valid JSON"),
     dataset(
-        edited(INFO, format_version=99), "format_version=99 is unknown, this release reads 2 and 3; make the dataset again"
+        edited(INFO, format_version=99),
+        "format_version=99 is unknown, this release reads 2 and 3; make the dataset again",
     ),
     dataset(edited(INFO, seq_len=...), "not the keys of format 3: it lacks seq_len"),
     dataset(edited(INFO, seq_len="16"), "seq_len='16' has the wrong type"),
@@ -377,9 +378,7 @@ DATASETS = [
     ),
     dataset(files_named("../../etc/passwd"), r"files holds '\.\./\.\./etc/passwd'.* it must be FILE: SHA-256"),
     dataset(files_named("/etc/passwd"), "files holds '/etc/passwd'"),
-    dataset(
-        edited(INFO, files={"identifiers.json": 3}), r"files\.identifiers\.json=3 has the wrong type"
-    ),
+    dataset(edited(INFO, files={"identifiers.json": 3}), r"files\.identifiers\.json=3 has the wrong type"),
     dataset(linked_out, "is a link that leads out of the dataset; copy the file"),
     dataset(gone(PART), r"part-00000\.parquet is missing"),
     dataset(cut(PART), r"part-00000\.parquet: the checksum does not match.*changed or damaged"),

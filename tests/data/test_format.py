@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -191,6 +192,16 @@ def test_a_dataset_of_the_original_is_answered_with_the_command_that_imports_it(
     (tmp_path / "arc1" / "train" / "dataset.json").write_text("{}")
     with pytest.raises(DatasetError, match=r"run `trm-ray prepare import-original /.*/arc1 --output NEW` and name NEW"):
         check.open_dataset(tmp_path / "arc1", command_hint="trm-ray prepare arc")
+
+
+def test_a_dataset_of_format_2_does_not_say_its_kind(dataset):
+    written = DatasetInfo.load(dataset)
+    assert (written.format_version, written.kind) == (3, "tokens")
+    edit_info(dataset, lambda raw: (raw.update(format_version=2), raw.pop("kind")))
+    assert check.open_dataset(dataset) == replace(written, format_version=2, kind=None)
+    edit_info(dataset, lambda raw: raw.update(format_version=3))
+    with pytest.raises(DatasetError, match="kind must name what the tokens spell, or be tokens"):
+        check.open_dataset(dataset)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from trm_ray.measure.scaling import (
     STRONG,
     WEAK,
     Case,
+    MiddleHalf,
     ScalingResult,
-    Spread,
     _configs,
     _result,
     planned_cases,
@@ -78,18 +78,18 @@ def result(data: RunPlan, tmp_path: Path) -> ScalingResult:
 def test_neighbouring_turns_are_compared_and_the_first_does_not_count(result: ScalingResult):
     # Twice the puzzles a step at 10, 8 and 5 steps a second against 10: 2, 1.6 and 1 times the plain loop.
     assert result.num_turns == 3
-    assert result.speed_up == pytest.approx(Spread(1.3, 1.6, 1.8))
+    assert result.speed_up == pytest.approx(MiddleHalf(1.3, 1.6, 1.8))
     assert result.efficiency == pytest.approx(0.8)
     assert (result.plain_ms, result.ray_ms) == (100, 125)
 
 
 def test_processor_time_counts_all_workers_and_all_puzzles(result: ScalingResult):
     # 2.2, 2.4 and 2.6 s for twice the puzzles that take the plain loop 1 s.
-    assert result.cpu_ratio == pytest.approx(Spread(1.15, 1.2, 1.25))
+    assert result.cpu_ratio == pytest.approx(MiddleHalf(1.15, 1.2, 1.25))
 
 
 def test_exchange_is_the_mean_of_the_workers_and_the_least_that_one_has(result: ScalingResult):
-    assert result.exchange == pytest.approx(Spread(0.175, 0.2, 0.25))
+    assert result.exchange == pytest.approx(MiddleHalf(0.175, 0.2, 0.25))
     assert result.least_exchange == pytest.approx(0.1)
     assert (result.data_wait, result.report_ms) == pytest.approx((0.01, 4))
 

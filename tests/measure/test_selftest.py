@@ -1,15 +1,27 @@
 """Faults on purpose, as `trm-ray selftest` makes them: nothing that a checkpoint held is lost."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import trm_ray
 from trm_ray.cli import app
 from trm_ray.measure import selftest
 from trm_ray.measure.selftest import LOCAL_FAULTS, make_faults
-from trm_ray.measure.selftest.ground import HIT_AT, NUM_STEPS, SAVE_EVERY, FaultError, Ground, Outcome, raw_rows
+from trm_ray.measure.selftest.ground import (
+    HIT_AT,
+    NUM_STEPS,
+    SAVE_EVERY,
+    FaultError,
+    Ground,
+    Outcome,
+    finish,
+    launched,
+    raw_rows,
+)
 
 # Most steps that may be taken again: those since the newest checkpoint, or since the one before where that is damaged.
 # A killed run may have taken some more by then, and may not have finished writing the newest.
@@ -46,6 +58,12 @@ def test_a_killed_run_was_in_the_middle(ground: Ground):
     """Else the first test would show nothing."""
     steps = [row["step"] for row in raw_rows(ground.killed())]
     assert HIT_AT <= len(steps) < NUM_STEPS
+
+
+def test_the_processes_of_a_fault_import_this_trm_ray_and_not_its_inside():
+    with launched([], before="import os, sys; sys.exit(os.environ['PYTHONPATH'])\n") as process:
+        first = finish(process, exit_code=1).strip().split(os.pathsep)[0]
+    assert first == str(Path(trm_ray.__file__).resolve().parents[1])
 
 
 def test_the_command_tells_a_fault_that_fails_and_ends_with_exit_code_1(

@@ -12,20 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from trm_ray.reporting.pictures.evaluation import (
+from trm_ray.reporting.numbers.evaluation import (
+    Estimate,
     RowResults,
-    Share,
     Voting,
     calibrate,
-    draw_evaluation,
     estimate,
     evaluation_json,
     evaluation_lines,
     evaluation_table,
-    save_evaluation,
     summarise_evaluation,
     wilson,
 )
+from trm_ray.reporting.pictures.evaluation import draw_evaluation, save_evaluation
 
 
 @pytest.mark.parametrize(
@@ -158,13 +157,13 @@ def test_json_holds_no_number_that_is_none():
     assert (written["format_version"], written["provenance"], written["voting"]) == (1, {"step": 7}, None)
     assert written["by_segment"][2]["loss"] is None
     full = summarise_evaluation(results(), segments=[3], trained_segments=3)
-    voting = Voting({1: Share(0.5, 0.1, 0.9)}, 3, 2, ["a[0]"])
+    voting = Voting({1: Estimate(0.5, 0.1, 0.9)}, 3, 2, ["a[0]"])
     written = json.loads(evaluation_json(full, {}, COMPUTE, voting))
     assert written["by_segment"][2]["exact_accuracy"]["value"] == 0.75
     assert written["voting"]["pass_at"]["1"] == {"value": 0.5, "low": 0.1, "high": 0.9}
 
 
-def told(found: object) -> str:
+def printed(found: object) -> str:
     console = Console(width=80, file=io.StringIO())
     with console.capture() as capture:
         console.print(found)
@@ -173,17 +172,17 @@ def told(found: object) -> str:
 
 def test_the_table_fits_into_80_columns():
     found = summarise_evaluation(results(), segments=[1, 3], trained_segments=3)
-    text = told(evaluation_table(found))
+    text = printed(evaluation_table(found))
     assert "…" not in text
     assert "as trained: 3    75.00    30.06–95.44" in text
     assert "halting: mean 2.75" in text
-    empty = told(evaluation_table(summarise_evaluation(results(0), segments=[3], trained_segments=3)))
+    empty = printed(evaluation_table(summarise_evaluation(results(0), segments=[3], trained_segments=3)))
     assert "nan" not in empty
 
 
 def test_the_lines_tell_halting_and_votes():
     found = summarise_evaluation(results(), segments=[1, 3], trained_segments=3)
-    lines = evaluation_lines(found, COMPUTE, Voting({1: Share(0.5, 0.1, 0.9)}, 3, 2, ["a[0]", "b[1]"]))
+    lines = evaluation_lines(found, COMPUTE, Voting({1: Estimate(0.5, 0.1, 0.9)}, 3, 2, ["a[0]", "b[1]"]))
     assert "--halt would leave out 8.3 % of the segments" in lines
     assert "votes over 3 puzzles, of which 2 have known outputs:" in lines
     assert "  pass@1     50.00 %   [10.00–90.00]" in lines

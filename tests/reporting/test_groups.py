@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from trm_ray.reporting.numbers.groups import group_runs, seconds_per_step
-from trm_ray.reporting.pictures.comparison import summarise, summary_json, summary_markdown, summary_table
+from trm_ray.reporting.numbers.groups import (
+    group_runs,
+    seconds_per_step,
+    spread_over_seeds,
+    summarise,
+    summary_json,
+    summary_markdown,
+    summary_table,
+)
 from trm_ray.reporting.run_log import Run
 from trm_ray.reporting.terminal import show
 
@@ -121,8 +128,6 @@ def test_scenarios_keep_their_usual_order(make_run: MakeRun) -> None:
 
 def test_a_band_is_mean_lowest_and_highest_of_the_seeds_that_got_there(two_scenarios: list[Run]) -> None:
     longer, shorter = two_scenarios[0], two_scenarios[2]
-    from trm_ray.reporting.numbers.groups import spread_over_seeds
-
     band = spread_over_seeds([longer.series("eval/loss"), shorter.series("eval/loss")])
     assert band.steps.tolist() == [100, 200, 300, 400]
     assert band.mean == pytest.approx([1.1, 0.55, 0.3, 0.2])

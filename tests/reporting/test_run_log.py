@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from trm_ray.reporting.run_log import (
     step_line,
     supervision_line,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def run_folder(path: Path, lines: str = "") -> Path:
@@ -294,12 +297,18 @@ def test_nothing_found_is_an_error_with_a_way_out(tmp_path: Path) -> None:
 
 
 def test_importing_the_reports_loads_neither_torch_nor_ray() -> None:
-    import subprocess
-    import sys
+    modules = ["reporting.pictures.dashboard", "reporting.pictures.comparison"]
+    assert loaded_with(modules, {"torch", "ray", "tensorboard", "matplotlib.pyplot"}) == "[]"
 
-    code = (
-        "import sys, trm_ray.reporting.pictures.dashboard, trm_ray.reporting.pictures.comparison\n"
-        "print(sorted({'torch', 'ray', 'tensorboard', 'matplotlib.pyplot'} & set(sys.modules)))"
-    )
-    root = Path(__file__).parents[2]
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=root).strip() == "[]"
+
+def test_the_numbers_need_no_matplotlib() -> None:
+    modules = [f"reporting.numbers.{path.stem}" for path in (ROOT / "trm_ray/reporting/numbers").glob("[a-z]*.py")]
+    assert {"reporting.numbers.evaluation", "reporting.numbers.groups"} <= set(modules)
+    assert loaded_with(modules, {"torch", "ray", "tensorboard", "matplotlib"}) == "[]"
+
+
+def loaded_with(modules: list[str], heavy: set[str]) -> str:
+    """What of `heavy` a fresh interpreter has loaded once it has imported modules of trm_ray."""
+    imports = ", ".join(["sys", *(f"trm_ray.{module}" for module in modules)])
+    code = f"import {imports}\nprint(sorted({heavy!r} & set(sys.modules)))"
+    return subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip()

@@ -41,6 +41,7 @@ def plan(
     from rich.progress import track
 
     from trm_ray.measure.budget import (
+        how_measured,
         measured_here,
         plan_cost,
         plan_json,
@@ -48,7 +49,6 @@ def plan(
         plan_table,
         planned,
         run_step_ms,
-        told_measure,
         told_ms,
     )
     from trm_ray.reporting.terminal import say, show
@@ -65,10 +65,11 @@ def plan(
     if step_ms is not None:
         found = plan_cost(asked, told_ms(step_ms), f"{step_ms:g} ms, as told")
     elif from_run is not None:
-        told = run_step_ms(from_run)
-        found = plan_cost(asked, told_ms(told), f"{told:.3g} ms, the median of {from_run}, taken for all trials")
+        median_ms = run_step_ms(from_run)
+        source = f"{median_ms:.3g} ms, the median of {from_run}, taken for all trials"
+        found = plan_cost(asked, told_ms(median_ms), source)
     else:
-        found = plan_cost(asked, measured_here(measure), told_measure(measure), shown)
+        found = plan_cost(asked, measured_here(measure), how_measured(measure), shown)
     for line in plan_lines(found, price_per_hour):
         say(console, line)
     show(console, plan_table(found))

@@ -39,7 +39,7 @@ def evaluate(
     from rich.console import Console
 
     from trm_ray.programs.evaluate import evaluate_run
-    from trm_ray.reporting.pictures.evaluation import evaluation_lines, evaluation_table
+    from trm_ray.reporting.numbers.evaluation import evaluation_lines, evaluation_table
     from trm_ray.reporting.terminal import say, show
 
     console = Console()
@@ -128,7 +128,8 @@ def compare(
     """
     from rich.console import Console
 
-    from trm_ray.reporting.pictures.comparison import save_comparison, summarise, summary_table
+    from trm_ray.reporting.numbers.groups import summarise, summary_table
+    from trm_ray.reporting.pictures.comparison import save_comparison
     from trm_ray.reporting.pictures.style import is_drawn_by_us
     from trm_ray.reporting.run_log import find_runs
     from trm_ray.reporting.terminal import say, show

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from trm_ray.data.rows import IGNORED_LABEL, PAD_ID
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.kinds.registry import KINDS
 from trm_ray.reporting.run_log import read_run
+from trm_ray.reporting.terminal import number_table
 from trm_ray.runs.data import open_data
 from trm_ray.storage import as_path, tree_bytes
 
@@ -184,18 +184,19 @@ def plan_cost(
     Raises:
         ValueError: data that is not made by a generator is missing, or the config leaves nothing to train.
     """
+    sweep = asked if isinstance(asked, SweepConfig) else None
     configs = trial_configs(asked) if isinstance(asked, SweepConfig) else [asked]
-    samples = asked.num_samples if isinstance(asked, SweepConfig) else 1
+    samples = sweep.num_samples if sweep else 1
     infos = _Infos()
     cases: dict[str, tuple[Config, int]] = {}
     for config in configs:
         key = _case(config, infos.of(config)) + config.config_name
         cases[key] = (config, cases.get(key, (config, 0))[1] + samples)
     costs = _costs([config for config, _ in cases.values()], infos, timer, progress)
-    trials = tuple(_trials(config, number, infos.of(config), costs, asked) for config, number in cases.values())
+    trials = tuple(_trials(config, number, infos.of(config), costs, sweep) for config, number in cases.values())
     first = configs[0]
     number = len(configs) * samples
-    most = asked.max_concurrent_trials if isinstance(asked, SweepConfig) else None
+    most = sweep.max_concurrent_trials if sweep else None
     workers = max(1, first.ray.most_workers)
     return Plan(
         name=asked.name if isinstance(asked, SweepConfig) else asked.config_name,
@@ -206,7 +207,7 @@ def plan_cost(
         gpus_of_trial=first.ray.gpus_of_worker * workers if first.ray.use_gpu else 0.0,
         data=infos.sizes(),
         trials=trials,
-        hours=_total(trials, asked),
+        hours=_total(trials, sweep),
         longest_trial_h=max(one.hours.most / one.num_trials for one in trials),
         step_source=step_source,
         assumed=tuple(_assumptions(first, trials, infos)),
@@ -265,20 +266,19 @@ def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
 
 
 def _test_rows(config: Config, info: DatasetInfo) -> int:
-    return (
-        DatasetInfo.load(config.data_paths_test[0]).split("test").rows
-        if config.data_paths_test
-        else info.split("test").rows
-    )
+    own = DatasetInfo.load(config.data_paths_test[0]) if config.data_paths_test else info
+    return own.split("test").rows
 
 
 def _case(config: Config, info: DatasetInfo) -> str:
     """Name what the cost of a config's step depends on, and how many there are."""
-    values = flat(config)
-    keys = [key for key in values if key in _COST_KEYS or key.startswith("arch.")]
-    told = [values[key] for key in keys]
     steps = (_num_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
-    return str((told, _rows_of_worker(config), _supervised_steps(config, info), steps, config.data_paths))
+    rows, supervised = _rows_of_worker(config), _supervised_steps(config, info)
+    return str((_cost_values(config), rows, supervised, steps, config.data_paths))
+
+
+def _cost_values(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in flat(config).items() if key in _COST_KEYS or key.startswith("arch.")}
 
 
 def _rows_of_worker(config: Config) -> int:
@@ -338,21 +338,19 @@ def _as_measured(config: Config, *, supervised: bool) -> Config:
 
 
 def _network(config: Config) -> str:
-    values = flat(config)
-    told = {key: value for key, value in values.items() if key in _COST_KEYS or key.startswith("arch.")}
-    return str((told, config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
+    return str((_cost_values(config), config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
 
 
-def _trials(config: Config, number: int, info: DatasetInfo, costs: _Costs, asked: SweepConfig | Config) -> Trials:
+def _trials(config: Config, number: int, info: DatasetInfo, costs: _Costs, sweep: SweepConfig | None) -> Trials:
     steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
     parameters, state = _state_mib(config, info)
     plain = costs.of(config, supervised=False) if supervised < steps else costs.of(config, supervised=True)
     full = costs.of(config, supervised=True) if supervised else plain
     step_ms = (plain.step_ms * (steps - supervised) + full.step_ms * supervised) / steps
     step_ms += _evaluation_ms(config, info, plain) / config.eval_interval
-    rungs = stopping_steps(asked, config, steps) if isinstance(asked, SweepConfig) else [steps]
-    kept = isinstance(asked, SweepConfig) and config.config_name in asked.keep
-    factor = asked.asha.reduction_factor if isinstance(asked, SweepConfig) else 1.0
+    rungs = stopping_steps(sweep, config, steps) if sweep else [steps]
+    kept = sweep is not None and config.config_name in sweep.keep
+    factor = sweep.asha.reduction_factor if sweep else 1.0
     taken = (float(rungs[-1]), float(rungs[-1])) if kept else (float(rungs[0]), halved_steps(rungs, factor))
     hours = Hours(*taken, float(rungs[-1])).times(number * step_ms / 3.6e6)
     saved = None if full.activation_bytes is None else full.activation_bytes / _MIB
@@ -404,12 +402,12 @@ def halved_steps(rungs: Sequence[int], factor: float) -> float:
     return steps
 
 
-def _total(trials: Sequence[Trials], asked: SweepConfig | Config) -> Hours:
+def _total(trials: Sequence[Trials], sweep: SweepConfig | None) -> Hours:
     """Add up; ASHA lets the best of those that compete train to the end, whoever that is."""
     least, halving, most = (sum(getattr(one.hours, name) for one in trials) for name in ("least", "halving", "most"))
-    if isinstance(asked, SweepConfig) and not any(one.first_stop == one.num_steps for one in trials):
+    if sweep and not any(one.first_stop == one.num_steps for one in trials):
         rest = min((one.hours.most - one.hours.least) / one.num_trials for one in trials)
-        groups = _num_groups(asked)
+        groups = _num_groups(sweep)
         least, halving = least + groups * rest, max(halving, least + groups * rest)
     return Hours(least, min(halving, most), most)
 
@@ -417,7 +415,7 @@ def _total(trials: Sequence[Trials], asked: SweepConfig | Config) -> Hours:
 def _num_groups(sweep: SweepConfig) -> int:
     if sweep.group_by is None:
         return 1
-    return len(Counter(str(flat(config)[sweep.group_by]) for config in trial_configs(sweep)))
+    return len({str(flat(config)[sweep.group_by]) for config in trial_configs(sweep)})
 
 
 # ---- memory and disk -------------------------------------------------------------------------------------
@@ -477,7 +475,7 @@ def _assumptions(config: Config, trials: Sequence[Trials], infos: _Infos) -> Ite
     yield "starting, saving and waiting for nodes take no time"
 
 
-def told_measure(num_steps: int) -> str:
+def how_measured(num_steps: int) -> str:
     """Say how steps are measured here."""
     clock = "on its GPU" if _gpu_here() else "in processor time of a CPU"
     return f"measured on this machine {clock}, {num_steps} steps of every network"
@@ -501,14 +499,9 @@ def plan_json(plan: Plan, price_per_hour: float | None) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """Lay out the trials of a plan."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("\nscenario", no_wrap=True)
-    for heading in ("\ntrials", "\nsteps", "ms\na step", "hours,\nleast", "hours,\nmost", "para-\nmeters"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("MiB in\nmemory", "of it acti-\nvations", "MiB a\ncheckpoint", "check-\npoints", "MiB on\ndisk"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    work = ("\ntrials", "\nsteps", "ms\na step", "hours,\nleast", "hours,\nmost", "para-\nmeters")
+    space = ("MiB in\nmemory", "of it acti-\nvations", "MiB a\ncheckpoint", "check-\npoints", "MiB on\ndisk")
+    table = number_table("\nscenario", work + space)
     for one in plan.trials:
         activations = "–" if one.activations_mib is None else f"{one.activations_mib:,.1f}"
         table.add_row(

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
+from trm_ray.reporting.terminal import number_table
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -325,12 +327,8 @@ _COLUMNS: dict[str, Callable[[Projection], str]] = {
 
 def projection_table(work: Work, cluster: Cluster, mode: str, gpus: Sequence[int]) -> Table:
     """Draw what a run costs on so many GPUs; wants a console of about 110 columns."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, title=mode, title_justify="left", title_style="bold")
-    table.add_column("\nGPUs", justify="right", no_wrap=True)
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table("\nGPUs", _COLUMNS, title=mode, title_justify="left", title_style="bold")
+    table.columns[0].justify = "right"
     for count in gpus:
         own = with_larger_batch(work, count, cluster.gpus_per_node) if mode == GROWING else work
         table.add_row(f"{count}", *(cell(project(own, cluster, count)) for cell in _COLUMNS.values()))

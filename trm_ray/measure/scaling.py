@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trm_ray.config import Config, with_overrides
+from trm_ray.reporting.terminal import number_table
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import RunPlan, plan_run
@@ -42,7 +43,7 @@ class Case(NamedTuple):
     workers: int
 
 
-class Spread(NamedTuple):
+class MiddleHalf(NamedTuple):
     """The middle half of what was measured, and its median."""
 
     low: float
@@ -76,9 +77,9 @@ class ScalingResult:
     steps_a_turn: int
     plain_ms: float
     ray_ms: float
-    speed_up: Spread
-    cpu_ratio: Spread
-    exchange: Spread
+    speed_up: MiddleHalf
+    cpu_ratio: MiddleHalf
+    exchange: MiddleHalf
     least_exchange: float
     data_wait: float
     report_ms: float
@@ -204,19 +205,19 @@ def _result(case: Case, on_ray: RunPlan, plain: RunPlan) -> ScalingResult:
         steps_a_turn=plain.config.log_interval,
         plain_ms=statistics.median(1e3 / row["throughput/steps_per_s"] for row in alone),
         ray_ms=statistics.median(1e3 / rows[0]["throughput/steps_per_s"] for rows in together),
-        speed_up=_spread(of_turns(lambda rows, row: rows[0][rate] / row[rate])),
-        cpu_ratio=_spread(of_turns(lambda rows, row: sum(r["cpu_s"] for r in rows) / row["cpu_s"] / larger)),
-        exchange=_spread(mean(exchange)),
+        speed_up=_middle_half(of_turns(lambda rows, row: rows[0][rate] / row[rate])),
+        cpu_ratio=_middle_half(of_turns(lambda rows, row: sum(r["cpu_s"] for r in rows) / row["cpu_s"] / larger)),
+        exchange=_middle_half(mean(exchange)),
         least_exchange=statistics.median(of_turns(lambda rows, _: min(row.get(exchange, 0.0) for row in rows))),
         data_wait=statistics.median(mean("throughput/data_wait_fraction")),
         report_ms=1e3 * statistics.median(mean("report_s")),
     )
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def _middle_half(values: Sequence[float]) -> MiddleHalf:
     if len(values) == 1:
-        return Spread(*values, *values, *values)
-    return Spread(*statistics.quantiles(values, n=4, method="inclusive"))
+        return MiddleHalf(*values, *values, *values)
+    return MiddleHalf(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
 # ---- telling ---------------------------------------------------------------------------------------------
@@ -248,12 +249,7 @@ _COLUMNS: dict[str, Callable[[ScalingResult], str]] = {
 
 def scaling_table(results: Sequence[ScalingResult]) -> Table:
     """Draw the results as a table; wants a console of about 110 columns."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, caption="\n".join(_captions(results)), caption_justify="left")
-    table.add_column("\nworkers", no_wrap=True)
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table("\nworkers", _COLUMNS, caption="\n".join(_captions(results)), caption_justify="left")
     for result in results:
         cells = (cell(result) for cell in _COLUMNS.values())
         table.add_row(f"{result.workers} {result.scaling if result.workers > 1 else 'on Ray'}", *cells)

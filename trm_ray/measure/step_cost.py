@@ -27,6 +27,7 @@ from torch import Tensor
 
 from trm_ray.config import Config, load_config, with_overrides
 from trm_ray.model.layers import Linear, swiglu_inner_size
+from trm_ray.reporting.terminal import number_table
 from trm_ray.training.session import Session
 from trm_ray.training.state import TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
@@ -476,13 +477,9 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def bench_table(results: Sequence[BenchResult]) -> Table:
     """Draw the results as a table, a section a shape; wants a console of about 110 columns."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, caption="\n".join(_captions(results)), caption_justify="left")
-    table.add_column("\nscenario", no_wrap=True)
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table("\nscenario", _COLUMNS, caption="\n".join(_captions(results)), caption_justify="left")
     shape = None
     for row in summary_rows(results):
         if row["shape"] != shape:

@@ -27,16 +27,16 @@ from trm_ray.kinds.registry import check_kind, symmetry_from
 from trm_ray.model.trm import Batch
 from trm_ray.replacement import is_ours, report_content, told_names
 from trm_ray.reporting.aside import aside
-from trm_ray.reporting.pictures.evaluation import (
+from trm_ray.reporting.numbers.evaluation import (
+    Estimate,
     Evaluation,
     RowResults,
-    Share,
     Voting,
     evaluation_json,
-    save_evaluation,
     summarise_evaluation,
     wilson,
 )
+from trm_ray.reporting.pictures.evaluation import save_evaluation
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import choose_device
 from trm_ray.storage import as_path, sha256
@@ -48,7 +48,7 @@ SUBMISSION = "submission.json"
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """What a worker needs to know. A board is a row of the split in one of its variants.
 
     Args:
@@ -93,7 +93,7 @@ class Evaluator:
         ValueError: checkpoint or data are bad, or do not belong together.
     """
 
-    def __init__(self, job: Job, loaded: LoadedModel | None = None):
+    def __init__(self, job: EvaluationJob, loaded: LoadedModel | None = None):
         self.job, self.loaded = job, loaded or load_model(job.checkpoint, averaged=job.averaged)
         self.identifiers = read_identifiers(*job.folders)
         self._is_arc = any((folder / TEST_PUZZLES_NAME).is_file() for folder in job.folders)
@@ -104,7 +104,7 @@ class Evaluator:
         if job.num_variants is not None and not self.test_puzzles:
             raise ValueError(
                 f"--augmentations={job.num_variants - 1} is for the votes of ARC's test split; leave it out for the "
-                f"{job.split} split of {_told(job.folders)}"
+                f"{job.split} split of {_listed(job.folders)}"
             )
         variants = self._count_variants()
         self._row_of = np.repeat(np.arange(len(self.rows)), variants)
@@ -164,7 +164,7 @@ class Evaluator:
             return []
         return [
             f"{loaded.path} has no identifiers.json: its {num:,} puzzle embeddings are taken to be those of "
-            f"{_told(self.job.folders)}, in the same order"
+            f"{_listed(self.job.folders)}, in the same order"
         ]
 
     @functools.cached_property
@@ -225,7 +225,7 @@ def embedding_rows(loaded: LoadedModel, identifiers: PuzzleIdentifiers, folders:
             return same
         raise ValueError(
             f"{loaded.path} has embeddings of {loaded.shape.num_puzzle_identifiers} puzzle identifiers and no "
-            f"identifiers.json; {_told(folders)} has {len(identifiers)}: name the dataset of its training with --data"
+            f"identifiers.json; {_listed(folders)} has {len(identifiers)}: name the dataset of its training with --data"
         )
     known = PuzzleIdentifiers.from_bytes(loaded.identifiers)
     if known.digest() == identifiers.digest():
@@ -235,14 +235,14 @@ def embedding_rows(loaded: LoadedModel, identifiers: PuzzleIdentifiers, folders:
     missing = [name for name in names if name not in place]
     if missing:
         raise ValueError(
-            f"{_told(folders)} has {len(missing)} puzzle identifiers that {loaded.path} does not know, such as "
+            f"{_listed(folders)} has {len(missing)} puzzle identifiers that {loaded.path} does not know, such as "
             f"{missing[0]}; name the dataset of its training with --data, or prepare this one with the same puzzles, "
             "seed and augmentations"
         )
     return np.array([place[name] for name in names], np.int32)
 
 
-def _told(folders: Sequence[Path]) -> str:
+def _listed(folders: Sequence[Path]) -> str:
     return ", ".join(map(str, folders))
 
 
@@ -267,10 +267,10 @@ class EvaluationReport:
     @property
     def headline(self) -> str:
         """Say what was evaluated."""
-        told = self.provenance
+        facts = self.provenance
         return (
-            f"{told['run']}, step {told['step']:,}, {told['weights']} weights, on the {told['split']} split: "
-            f"{told['puzzles']:,} puzzles, {self.evaluation.num_rows:,} rows with labels"
+            f"{facts['run']}, step {facts['step']:,}, {facts['weights']} weights, on the {facts['split']} split: "
+            f"{facts['puzzles']:,} puzzles, {self.evaluation.num_rows:,} rows with labels"
         )
 
 
@@ -311,7 +311,7 @@ def evaluate_run(
     folders = _open(loaded, tuple(as_path(path).resolve() for path in data), split)
     asked = sorted({*(segments or [loaded.halt_max_steps])})
     evaluator = Evaluator(
-        Job(
+        EvaluationJob(
             checkpoint=loaded.path.resolve(),
             averaged=averaged,
             folders=folders,
@@ -360,7 +360,7 @@ def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path
     for key in ("seq_len", "vocab_size"):
         if getattr(info, key) != getattr(loaded.shape, key):
             raise ValueError(
-                f"{_told(folders)} has {key}={getattr(info, key)}, {loaded.path} was trained with "
+                f"{_listed(folders)} has {key}={getattr(info, key)}, {loaded.path} was trained with "
                 f"{getattr(loaded.shape, key)}; name a dataset of the same kind with --data"
             )
     return folders
@@ -398,7 +398,7 @@ def _collect(evaluator: Evaluator, batches: Iterable[MeasuredBatch]) -> tuple[Ro
 
 
 def _voting(result: ArcResult) -> Voting:
-    shares = {k: Share(share, *wilson(share, result.num_scored)) for k, share in (result.pass_at or {}).items()}
+    shares = {k: Estimate(share, *wilson(share, result.num_scored)) for k, share in (result.pass_at or {}).items()}
     return Voting(shares, result.num_puzzles, result.num_scored, result.without_predictions)
 
 
@@ -422,18 +422,18 @@ def _provenance(run: Path, evaluator: Evaluator) -> dict[str, Any]:
 
 
 def _written(report: EvaluationReport, folder: Path, submission: Any) -> EvaluationReport:
-    told, name = report.provenance, f"evaluation_{report.provenance['split']}"
+    evaluation, facts = report.evaluation, report.provenance
+    name = f"evaluation_{facts['split']}"
     files = [folder / f"{name}.json"]
-    words = evaluation_json(report.evaluation, told, compute=report.compute, voting=report.voting)
-    files[0].write_text(words, encoding="utf-8")
-    title = f"{as_path(told['run']).resolve().name} · {told['split']} split · {report.evaluation.num_rows:,} rows"
-    subtitle = f"step {told['step']:,}, {told['weights']} weights"
+    files[0].write_text(evaluation_json(evaluation, facts, report.compute, report.voting), encoding="utf-8")
+    title = f"{as_path(facts['run']).resolve().name} · {facts['split']} split · {evaluation.num_rows:,} rows"
+    subtitle = f"step {facts['step']:,}, {facts['weights']} weights"
     if submission is not None:
         files.append(folder / SUBMISSION)
         files[-1].write_text(json.dumps(submission) + "\n", encoding="utf-8")
     picture = aside(
         f"no picture of the evaluation was drawn; the numbers are in {files[0]}",
-        lambda: save_evaluation(report.evaluation, folder / f"{name}.png", title, subtitle),
+        lambda: save_evaluation(evaluation, folder / f"{name}.png", title, subtitle),
     )
     files += [] if picture is None else [picture]
     return replace(report, files=tuple(files))

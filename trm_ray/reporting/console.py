@@ -38,9 +38,7 @@ def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
     lines = whole.splitlines() if newline else []
     try:
         return [with_nan(json.loads(line)) for line in lines], offset + len(whole) + len(newline)
-    except (
-        ValueError
-    ):  # a resume has cut the file since the last look, and it is already longer again: no row begins here
+    except ValueError:  # a resume has cut the file, and it is already longer again: no row begins at the offset
         return [], 0
 
 
@@ -196,11 +194,9 @@ class SweepDisplay:
 
     def reported(self, name: str, row: Row) -> None:
         """Note an evaluation."""
-        self._say(
-            name,
-            f"step {row['step']:>5} of {self._trials[name].num_steps}  eval loss {row['eval/loss']:.4f}  "
-            f"exact {100 * row['eval/exact_accuracy']:5.1f} %",
-        )
+        place = f"step {row['step']:>5} of {self._trials[name].num_steps}"
+        exact = f"exact {100 * row['eval/exact_accuracy']:5.1f} %"
+        self._say(name, f"{place}  eval loss {row['eval/loss']:.4f}  {exact}")
 
     def ended(self, name: str, state: str) -> None:
         """Note that a trial is over: finished, stopped early, or failed."""

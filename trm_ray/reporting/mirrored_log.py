@@ -102,9 +102,9 @@ class MirroredLog(RunLog):
             else:
                 self.sync()
         except OSError as error:
-            told = f"the log's last rows could not be written to {self._there}: {error}"
+            line = f"the log's last rows could not be written to {self._there}: {error}"
             way_out = "move its files there before --resume"
-            raise StorageError(f"{told}; all of it is in {self._here} on {platform.node()}: {way_out}") from error
+            raise StorageError(f"{line}; all of it is in {self._here} on {platform.node()}: {way_out}") from error
         shutil.rmtree(self._here)
 
     def _leave(self) -> None:

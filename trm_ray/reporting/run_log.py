@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,6 @@ from trm_ray.config import UNREADABLE, load_yaml
 from trm_ray.storage import as_path, is_whole
 
 METRICS_FILE = "metrics.jsonl"
-_LOG = logging.getLogger("trm_ray")
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 FINAL_FOLDER, FINAL_MARK = "final_model", "manifest.json"
@@ -31,6 +30,8 @@ TRAIN_CYCLE_LOSS = "train/deep_supervision/step_{i}_loss"
 EVAL_CYCLE_LOSS = "eval/step_{i}_loss"
 
 Row = dict[str, float]
+
+_LOG = logging.getLogger("trm_ray")
 
 
 # ---- writing ---------------------------------------------------------------------------------------------
@@ -68,8 +69,8 @@ class RunLog:
             if failed is not None:
                 with suppress(Exception):  # what is wrong is told below
                     failed.close()
-            told = f"{type(error).__name__}: {error}"
-            logging.getLogger(__name__).warning("TensorBoard will not show what comes from here on (%s)", told)
+            line = "TensorBoard will not show what comes from here on (%s: %s)"
+            logging.getLogger(__name__).warning(line, type(error).__name__, error)
 
     def write(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
         """Append the row of `step`; it is on disk, readable by others, when this returns.
@@ -199,8 +200,8 @@ def evaluation_line(row: Mapping[str, float]) -> str:
 
 def _other_segments(row: Mapping[str, float]) -> str:
     tags = {"first segment": "eval/exact_accuracy_first", "halting": "eval/exact_accuracy_halting"}
-    told = [f"{name} {100 * row[tag]:.1f} %" for name, tag in tags.items() if tag in row]
-    return f" ({', '.join(told)})" if told else ""
+    parts = [f"{name} {100 * row[tag]:.1f} %" for name, tag in tags.items() if tag in row]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------
@@ -239,6 +240,11 @@ class Run:
         return int(self.config.get("seed", 0))
 
     @property
+    def arch(self) -> dict[str, Any]:
+        """Section `arch` of the config."""
+        return self.config.get("arch") or {}
+
+    @property
     def last_step(self) -> int:
         """Step of the last row, 0 without one."""
         return int(self.rows[-1]["step"]) if self.rows else 0
@@ -262,11 +268,7 @@ class Run:
     def series(self, tag: str) -> Series:
         """Collect the rows that hold `tag`; empty arrays when none does."""
         rows = [row for row in self.rows if tag in row]
-        return Series(
-            np.array([row["step"] for row in rows], dtype=np.int64),
-            np.array([row["wall_s"] for row in rows], dtype=np.float64),
-            np.array([row[tag] for row in rows], dtype=np.float64),
-        )
+        return _series(rows, [row[tag] for row in rows])
 
     def cycle_series(self, template: str) -> list[Series]:
         """Collect a tag of every H-cycle.
@@ -291,11 +293,13 @@ class Run:
         num_cycles = len(self.cycle_series(template))
         first, last = (template.replace("{i}", str(i)) for i in (0, num_cycles - 1))
         rows = [row for row in self.rows if num_cycles > 1 and first in row and last in row]
-        return Series(
-            np.array([row["step"] for row in rows], dtype=np.int64),
-            np.array([row["wall_s"] for row in rows], dtype=np.float64),
-            np.array([row[first] - row[last] for row in rows], dtype=np.float64),
-        )
+        return _series(rows, [row[first] - row[last] for row in rows])
+
+
+def _series(rows: Sequence[Row], values: Sequence[float]) -> Series:
+    steps = np.array([row["step"] for row in rows], dtype=np.int64)
+    wall_s = np.array([row["wall_s"] for row in rows], dtype=np.float64)
+    return Series(steps, wall_s, np.array(values, dtype=np.float64))
 
 
 def is_run(folder: Path) -> bool:
@@ -408,8 +412,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, *UNREADABLE) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{path} is not YAML ({told}); restore it from the run's checkpoint") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not YAML ({reason}); restore it from the run's checkpoint") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no keys; restore it from the run's checkpoint")
     return content

@@ -7,9 +7,9 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -38,8 +38,8 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
     """
     from rich.text import Text
 
-    told = [(as_it_is(part), "") if isinstance(part, str) else (as_it_is(part[0]), part[1]) for part in parts]
-    console.print(Text.assemble(*told), soft_wrap=True)
+    styled = [(as_it_is(part), "") if isinstance(part, str) else (as_it_is(part[0]), part[1]) for part in parts]
+    console.print(Text.assemble(*styled), soft_wrap=True)
 
 
 def as_it_is(text: str) -> str:
@@ -62,6 +62,21 @@ def show(console: Console, table: Table, names: int = 1) -> None:
         return
     widest = console.measure(table, options=console.options.update_width(10_000)).maximum
     Console(file=console.file, width=max(console.width, widest), quiet=console.quiet).print(table)
+
+
+def number_table(name: str, headings: Iterable[str], **options: Any) -> Table:
+    """Begin a table without lines: what a row is about, then columns of numbers, none of them ever folded.
+
+    Args:
+        options: of the table: `title`, `caption`, …
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, **options)
+    table.add_column(name, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def fitted(console: Console, table: Table, names: int = 1) -> RenderableType:
@@ -92,8 +107,8 @@ def _lines(table: Table, names: int, width: int) -> Iterator[Text]:
     yield from [Text(str(table.title), style="bold")] if table.title else []
     for row in zip(*(map(str, column.cells) for column in table.columns), strict=True):
         yield Text(" ".join(cell for cell in row[:names] if cell), style="bold", overflow="fold")
-        told = [f"{heading} {cell}".strip() for heading, cell in zip(headings, row, strict=True) if cell][names:]
-        yield from _filled(told, width)
+        named = [f"{heading} {cell}".strip() for heading, cell in zip(headings, row, strict=True) if cell][names:]
+        yield from _filled(named, width)
     yield from [Text(str(table.caption))] if table.caption else []
 
 

@@ -55,11 +55,11 @@ def chosen_faults(only: Sequence[str], workers: int) -> list[str]:
 def make_faults(names: Sequence[str], ground: Ground) -> Iterator[Outcome]:
     """Make one fault after the other; one that goes wrong does not keep the others from being made."""
     for name in names:
-        told, fault = {**LOCAL_FAULTS, **RAY_FAULTS}[name]
+        title, make = {**LOCAL_FAULTS, **RAY_FAULTS}[name]
         try:
-            yield replace(fault(ground), fault=told)
+            yield replace(make(ground), fault=title)
         except Exception as error:  # whatever it is, it is what the table has to say
-            yield Outcome(told, problem=f"{type(error).__name__}: {error}")
+            yield Outcome(title, problem=f"{type(error).__name__}: {error}")
 
 
 def fault_table(outcomes: Sequence[Outcome]) -> Table:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import trm_ray
 from trm_ray.config import Config, to_yaml, with_overrides
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder, is_finished
@@ -51,13 +52,13 @@ class Ground:
 
     def plan(self, name: str, **changes: Any) -> RunPlan:
         """Plan a run; `changes` are keys of the config, a dot written as two underscores."""
-        data, told = self.folder / "data", {key.replace("__", "."): value for key, value in changes.items()}
+        data, overrides = self.folder / "data", {key.replace("__", "."): value for key, value in changes.items()}
         if not data.exists():
             from trm_ray.kinds.sudoku.generate import prepare_sudoku
 
             prepare_sudoku(data, size=4, train=64, test=16, seed=0)
         values = {**_RUN, "config_name": "selftest", "data_paths": [str(data)], "log_dir": str(self.folder / name)}
-        return plan_run(with_overrides(Config.model_validate(values | {"ray": {"num_workers": 0}}), told))
+        return plan_run(with_overrides(Config.model_validate(values | {"ray": {"num_workers": 0}}), overrides))
 
     def undisturbed(self, **changes: Any) -> Path:
         """Train a run that nobody disturbs, unless that was done before; return its folder."""
@@ -133,7 +134,7 @@ def started(plan: RunPlan, *words: str, before: str = "") -> Iterator[subprocess
 @contextmanager
 def launched(words: Sequence[str], before: str = "") -> Iterator[subprocess.Popen[str]]:
     """Run a `trm-ray` command as `started` does."""
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(trm_ray.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     with subprocess.Popen(
         [sys.executable, "-c", before + _COMMAND, *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},

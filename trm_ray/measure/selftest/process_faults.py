@@ -103,10 +103,10 @@ def lose_storage(ground: Ground) -> Outcome:
         away = _take_away(plan.folder)
         complaint = finish(process, exit_code=1)
     _put_back(away, plan.folder)
-    told = re.search(r"error: .*; a copy is (\S+) on ", complaint)
-    if told is None or "Traceback" in complaint:
+    copy = re.search(r"error: .*; a copy is (\S+) on ", complaint)
+    if copy is None or "Traceback" in complaint:
         raise FaultError(f"the run did not tell of a copy in one line: {complaint}")
-    shutil.move(told[1], plan.folder)
+    shutil.move(copy[1], plan.folder)
     return _gone_on_with(ground, plan)
 
 

@@ -210,7 +210,7 @@ def _run_trials(ground: Ground, name: str, number: int) -> Path:
     overrides = sweep.overrides | {"ray.max_failures": 0}
     plan = plan_sweep(sweep.model_copy(update={"max_concurrent_trials": 2, "overrides": overrides}))
     failed = start_sweep(plan, Console(file=io.StringIO()), resume=False, overwrite=False).outcome.failed
-    if len(failed) != number // 2 or not all(f"lr={_LR_THAT_FAILS:g}" in told for told in failed.values()):
+    if len(failed) != number // 2 or not all(f"lr={_LR_THAT_FAILS:g}" in error for error in failed.values()):
         raise FaultError(f"other trials failed than those that had to: {failed}")
     return plan.folder / f"{_SCENARIO}-seed0-lr={_LR:g}"
 
@@ -229,13 +229,13 @@ def _wait_until_still(folder: Path, seconds: float = 3.0) -> None:
 _SCENARIO = "deep_supervision_linear"
 
 
-def _sweep(ground: Ground, name: str, **told: Any) -> SweepConfig:
-    """Two trials, one after the other, none of them stopped early; `told` says what sets them apart."""
-    skipped = ("config_name", "log_dir", "seed", *told.get("search_space", ()))
+def _sweep(ground: Ground, name: str, **keys: Any) -> SweepConfig:
+    """Two trials, one after the other, none of them stopped early; `keys` set them apart."""
+    skipped = ("config_name", "log_dir", "seed", *keys.get("search_space", ()))
     values = {key: value for key, value in flat(ground.plan(name).config).items() if key not in skipped}
     values |= {"ray.num_workers": 1, "ray.cpus_per_worker": 1, "ray.max_failures": 1}
     common = {"asha": {"enabled": False}, "max_concurrent_trials": 1, "log_dir": str(ground.folder / name)}
-    return SweepConfig.model_validate({"scenarios": [_SCENARIO], "overrides": values, **common, **told})
+    return SweepConfig.model_validate({"scenarios": [_SCENARIO], "overrides": values, **common, **keys})
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def halting_is_useful(run: Run) -> HealthMark | None:
     )
     if last is None or halting is None or steps is None or max(last, halting) < SOLVES_PUZZLES:
         return None
-    most = _arch(run, "halt_max_steps", 16)
+    most = run.arch.get("halt_max_steps", 16)
     where = f"halts after {steps:.1f} of {most} segments"
     if halting < last - ACCURACY_SLACK:
         return HealthMark("warn", f"{where} and loses {100 * (last - halting):.1f} points: train longer")
@@ -163,10 +163,6 @@ def _training_loss(run: Run) -> Series:
 def _last(run: Run, tag: str) -> float | None:
     values = run.series(tag).values
     return float(values[-1]) if len(values) else None
-
-
-def _arch(run: Run, key: str, default: Any) -> Any:
-    return (run.config.get("arch") or {}).get(key, default)
 
 
 def _percent(share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from trm_ray.config.keys import flatten
+from trm_ray.reporting.numbers.json_text import json_text
 from trm_ray.reporting.run_log import Run, Series
 from trm_ray.reporting.terminal import as_it_is
 
@@ -111,7 +113,7 @@ def scenario_name(run: Run) -> str:
 
 
 def _identity(run: Run) -> str:
-    keys = {key: value for key, value in _flat(run.config).items() if key not in _PER_RUN_KEYS}
+    keys = {key: value for key, value in flatten(run.config).items() if key not in _PER_RUN_KEYS}
     return json.dumps([run.config_name, run.config.get("task"), keys], sort_keys=True, default=str)
 
 
@@ -127,25 +129,14 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def _differences(run: Run, peers: Sequence[Run]) -> list[str]:
     """Name the keys in which `run` stands out; a scenario's own keys count only within the scenario."""
-    own = _flat(run.config)
-    told = []
-    for key in own:
-        same_scenario = key.startswith(_SCENARIO_KEYS)
-        compared = [peer for peer in peers if not same_scenario or peer.config_name == run.config_name]
-        values = {json.dumps(_flat(peer.config).get(key), default=str) for peer in compared}
-        if key not in _PER_RUN_KEYS and len(values) > 1:
-            told.append(f"{key.removeprefix('deep_supervision_').removeprefix('arch.')}={_short(own[key])}")
-    return sorted(told)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    all_values = [(peer.config_name, flatten(peer.config)) for peer in peers]
+    differences = []
+    for key, own in flatten(run.config).items():
+        in_scenario = key.startswith(_SCENARIO_KEYS)
+        compared = [values for name, values in all_values if not in_scenario or name == run.config_name]
+        if key not in _PER_RUN_KEYS and len({json.dumps(values.get(key), default=str) for values in compared}) > 1:
+            differences.append(f"{key.removeprefix('deep_supervision_').removeprefix('arch.')}={_short(own)}")
+    return sorted(differences)
 
 
 def _short(value: Any) -> str:
@@ -326,12 +317,8 @@ def summary_markdown(summaries: Sequence[ScenarioSummary]) -> str:
 
 def summary_json(summaries: Sequence[ScenarioSummary]) -> str:
     """Write the ranking as JSON; a number that does not exist is null."""
-    content = {
-        "format_version": 1,
-        "ranked_by": "final_loss",
-        "scenarios": [_jsonable(asdict(summary)) for summary in summaries],
-    }
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    scenarios = [asdict(summary) for summary in summaries]
+    return json_text({"format_version": 1, "ranked_by": "final_loss", "scenarios": scenarios})
 
 
 def summary_notes(summaries: Sequence[ScenarioSummary]) -> list[str]:
@@ -363,16 +350,16 @@ def _cells(rank: int, summary: ScenarioSummary) -> list[str]:
         str(rank),
         summary.label,
         str(summary.num_seeds),
-        _told(summary.final_loss, "{:.3f}"),
-        _told(summary.final_exact_accuracy, "{:.1f}", scale=100),
-        _told(summary.steps_to_threshold, "{:,.0f}", none=nothing, with_sd=False) + some,
-        _told(summary.seconds_to_threshold, "{:,.0f}", with_sd=False),
+        _number(summary.final_loss, "{:.3f}"),
+        _number(summary.final_exact_accuracy, "{:.1f}", scale=100),
+        _number(summary.steps_to_threshold, "{:,.0f}", none=nothing, with_sd=False) + some,
+        _number(summary.seconds_to_threshold, "{:,.0f}", with_sd=False),
         f"{summary.saved_steps:,}",
-        _told(summary.seconds_per_step, "{:.3f}", with_sd=False),
+        _number(summary.seconds_per_step, "{:.3f}", with_sd=False),
     ]
 
 
-def _told(numbers: Spread, pattern: str, scale: float = 1, none: str = "–", with_sd: bool = True) -> str:
+def _number(numbers: Spread, pattern: str, scale: float = 1, none: str = "–", with_sd: bool = True) -> str:
     if numbers.count == 0:
         return none
     if not math.isfinite(numbers.mean):
@@ -381,9 +368,3 @@ def _told(numbers: Spread, pattern: str, scale: float = 1, none: str = "–", wi
     if with_sd and math.isfinite(numbers.sd):
         text += " ± " + pattern.format(scale * numbers.sd)
     return text
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

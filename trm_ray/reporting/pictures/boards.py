@@ -12,24 +12,10 @@ from rich.text import Text
 # By the kind of puzzle and what a cell shows; a cell that is not named is white. The colours of ARC are its site's.
 FILLS: dict[str, dict[str, str]] = {
     "maze": {"#": "#3A3A3A", "S": "#009E73", "G": "#D55E00", "o": "#56B4E9"},
-    "arc": dict(
-        zip(
-            "0123456789",
-            (
-                "#000000",
-                "#0074D9",
-                "#FF4136",
-                "#2ECC40",
-                "#FFDC00",
-                "#AAAAAA",
-                "#F012BE",
-                "#FF851B",
-                "#7FDBFF",
-                "#870C25",
-            ),
-            strict=True,
-        )
-    ),
+    "arc": {
+        **{"0": "#000000", "1": "#0074D9", "2": "#FF4136", "3": "#2ECC40", "4": "#FFDC00"},
+        **{"5": "#AAAAAA", "6": "#F012BE", "7": "#FF851B", "8": "#7FDBFF", "9": "#870C25"},
+    },
 }
 LEGEND = "bold: given   *: changed in this segment   !: breaks a rule"
 

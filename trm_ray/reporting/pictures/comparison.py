@@ -20,32 +20,16 @@ from trm_ray.reporting.numbers.groups import (
     DEFAULT_THRESHOLD,
     Band,
     Group,
-    ScenarioSummary,
-    Spread,
     group_runs,
     reach,
     spread,
     spread_over_seeds,
     summarise,
-    summary_json,
-    summary_markdown,
-    summary_table,
 )
 from trm_ray.reporting.pictures import style
+from trm_ray.reporting.pictures.dashboard import why_no_cycles
 from trm_ray.reporting.pictures.style import FAINT, INK, MUTED, LineLook
 from trm_ray.reporting.run_log import EVAL_CYCLE_LOSS, TRAIN_CYCLE_LOSS, Run, Series
-
-__all__ = [
-    "DEFAULT_THRESHOLD",
-    "ScenarioSummary",
-    "Spread",
-    "draw_comparison",
-    "save_comparison",
-    "summarise",
-    "summary_json",
-    "summary_markdown",
-    "summary_table",
-]
 
 MAX_COLOURED_GROUPS = 10  # more lines than this nobody tells apart: the best ones are drawn, the others left grey
 WIDTH_IN, HEIGHT_IN = 16.0, 10.0
@@ -129,19 +113,12 @@ def _draw_band(axes: Axes, band: Band, x: np.ndarray, look: LineLook) -> None:
     if not band.num_seeds:
         return
     last_full = int(np.flatnonzero(band.count == band.num_seeds)[-1]) if (band.count == band.num_seeds).any() else 0
-    line: dict[str, Any] = {
-        "color": look.colour,
-        "linestyle": look.line_style,
-        "zorder": 3 if look.marker else 2,
-    }
+    line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style, "zorder": 3 if look.marker else 2}
     whole, rest = slice(0, last_full + 1), slice(last_full, None)
-    marks: dict[str, Any] = {
-        "marker": look.marker or None,
-        "markevery": max(1, len(x) // 12),
-        "markersize": 6,
-        "markeredgecolor": "white",
-    }
-    axes.plot(x[whole], band.mean[whole], markeredgewidth=0.6, **marks, **line)
+    axes.plot(
+        x[whole], band.mean[whole], marker=look.marker or None, markevery=max(1, len(x) // 12), markersize=6,
+        markeredgecolor="white", markeredgewidth=0.6, **line,
+    )  # fmt: skip
     if last_full + 1 < len(x):
         axes.plot(x[rest], band.mean[rest], linewidth=0.9, **line)
     if band.num_seeds > 1 and look.marker:
@@ -173,7 +150,8 @@ def _draw_refinement(axes: Axes, groups: Sequence[Styled]) -> None:
     template = EVAL_CYCLE_LOSS if is_held_out else TRAIN_CYCLE_LOSS
     if not any(len(run.refinement(template).steps) for run in all_runs):
         axes.set_title("Refinement")
-        style.say(axes, _why_no_cycles(all_runs))
+        why = why_no_cycles(all_runs, "refine")
+        style.say(axes, why or "No loss of the single H-cycles has been logged yet.")
         return
     title = "Refinement: first − last H-cycle" + ("" if is_held_out else " (training)")
     _draw_lines(axes, title, groups, lambda run: run.refinement(template), "difference")
@@ -210,31 +188,13 @@ def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: flo
     if steps:
         axes.barh(row + 0.2, spread(steps).mean, height=0.34, color=look.colour, alpha=0.9)
         if len(group.runs) > 1:
-            axes.plot(
-                steps,
-                [row + 0.2] * len(steps),
-                "o",
-                color="white",
-                markeredgecolor=INK,
-                markersize=5,
-                zorder=4,
-            )
+            axes.plot(steps, [row + 0.2] * len(steps), "o", color="white", markeredgecolor=INK, markersize=5, zorder=4)
     words = _bar_words(series, reached, max(run.last_step for run in group.runs))
     name = _shortened(group.label, BAR_CHARACTERS - len(words))
-    place: dict[str, Any] = {
-        "xycoords": ("axes fraction", "data"),
-        "textcoords": "offset points",
-        "va": "bottom",
-    }
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "bottom"}
     weight = "bold" if len(name) + len(words) <= BOLD_BAR_CHARACTERS else "normal"
-    axes.annotate(
-        name,
-        (0, row),
-        (2, 1),
-        color=look.colour if _is_dark(look.colour) else INK,
-        fontweight=weight,
-        **place,
-    )
+    colour = look.colour if _is_dark(look.colour) else INK
+    axes.annotate(name, (0, row), (2, 1), color=colour, fontweight=weight, **place)
     axes.annotate(words, (1, row), (0, 1), ha="right", **place)
 
 
@@ -284,28 +244,22 @@ def _heading(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
 
 
 def _caption(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
-    told = ["Held-out puzzles only."]
+    notes = ["Held-out puzzles only."]
     if any(len(group.runs) > 1 for group, _ in groups):
-        told.append("Line: mean over seeds (time: theirs at that step); band: lowest to highest seed; dots: seeds.")
+        notes.append("Line: mean over seeds (time: theirs at that step); band: lowest to highest seed; dots: seeds.")
     else:
-        told.append("One seed each: differences under 3 to 5 points of exact accuracy are noise.")
+        notes.append("One seed each: differences under 3 to 5 points of exact accuracy are noise.")
     if any(run.stopped_early for run in runs):
-        told.append("×: run ended before its planned steps; thin line: mean of the seeds left.")
+        notes.append("×: run ended before its planned steps; thin line: mean of the seeds left.")
     silent = [run.name for run in runs if not len(run.series("eval/loss").steps)]
     if silent and len(silent) < len(runs):
-        told.append(f"Not evaluated yet: {', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}.")
-    return "\n".join(textwrap.wrap("  ".join(told), 225))
+        notes.append(f"Not evaluated yet: {', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}.")
+    return "\n".join(textwrap.wrap("  ".join(notes), 225))
 
 
 def _handle(look: LineLook) -> Line2D:
     return Line2D(
-        [],
-        [],
-        color=look.colour,
-        linestyle=look.line_style,
-        marker=look.marker,
-        markeredgecolor="white",
-        markersize=7,
+        [], [], color=look.colour, linestyle=look.line_style, marker=look.marker, markeredgecolor="white", markersize=7
     )
 
 
@@ -318,14 +272,6 @@ def _why_no_evaluation(runs: Sequence[Run]) -> str:
     furthest = max((run.last_step for run in runs), default=0)
     due = f"\nThe first is due at step {intervals[0]:,}; the furthest run is at step {furthest:,}." if intervals else ""
     return f"No run has been evaluated yet.{due}"
-
-
-def _why_no_cycles(runs: Sequence[Run]) -> str:
-    if all((run.config.get("arch") or {}).get("H_cycles") == 1 for run in runs):
-        return "One H-cycle (arch.H_cycles=1):\nthere is nothing to refine."
-    if all(run.config.get("log_per_step_losses") is False for run in runs):
-        return "log_per_step_losses is off:\nset it to true to see each H-cycle."
-    return "No loss of the single H-cycles has been logged yet."
 
 
 def _time_unit(bands: Sequence[tuple[Group, LineLook, Band]]) -> tuple[float, str]:

@@ -177,7 +177,7 @@ def draw_act_steps(axes: Axes, run: Run) -> None:
     _line(axes, training, _colour(run), "training")
     if len(held_out.steps):
         _held_out_line(axes, held_out)
-    most = (run.config.get("arch") or {}).get("halt_max_steps")
+    most = run.arch.get("halt_max_steps")
     if most:
         axes.axhline(most, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"most: {most}")
     axes.set_ylim(0, 1.1 * max(most or 0, axes.dataLim.y1))
@@ -290,13 +290,7 @@ def _mark_not_finite(axes: Axes, series: Series) -> None:
 
 
 def _held_out_line(axes: Axes, series: Series) -> None:
-    axes.plot(
-        *(series.steps, series.values, "o-"),
-        color=INK,
-        markerfacecolor="white",
-        linewidth=1,
-        label="held out",
-    )
+    axes.plot(series.steps, series.values, "o-", color=INK, markerfacecolor="white", linewidth=1, label="held out")
 
 
 def _exponent(value: float) -> str:
@@ -405,11 +399,16 @@ def _why_nothing(run: Run) -> str:
 
 
 def _why_no_cycles(run: Run) -> str:
-    if (run.config.get("arch") or {}).get("H_cycles") == 1:
-        return "One H-cycle (arch.H_cycles=1):\nthere is nothing to compare."
-    if run.config.get("log_per_step_losses") is False:
+    return why_no_cycles([run], "compare") or _why_nothing(run)
+
+
+def why_no_cycles(runs: Sequence[Run], purpose: str) -> str:
+    """Tell what of their configs keeps runs from logging several H-cycles' losses; nothing if they are only young."""
+    if all(run.arch.get("H_cycles") == 1 for run in runs):
+        return f"One H-cycle (arch.H_cycles=1):\nthere is nothing to {purpose}."
+    if all(run.config.get("log_per_step_losses") is False for run in runs):
         return "log_per_step_losses is off:\nset it to true to see each H-cycle."
-    return _why_nothing(run)
+    return ""
 
 
 def _why_no_gradients(run: Run) -> str:
@@ -433,11 +432,8 @@ def _curriculum_words(run: Run) -> str:
 
 def _summary_lines(run: Run) -> list[tuple[str, str, str]]:
     """Text, sign in front and colour of each line."""
-    lines = [(text, "", INK) for text in (_progress_words(run), *_result_words(run))]
-    lines.append((" ", "", INK))
-    for mark, text in health_marks(run):
-        lines.append((text, style.MARK_SIGNS[mark], style.MARK_COLOURS[mark]))
-    return lines
+    lines = [(text, "", INK) for text in (_progress_words(run), *_result_words(run), " ")]
+    return lines + [(text, style.MARK_SIGNS[mark], style.MARK_COLOURS[mark]) for mark, text in health_marks(run)]
 
 
 def _tail(text: str, most: int) -> str:
@@ -463,12 +459,7 @@ def _result_words(run: Run) -> list[str]:
 
 def _write_line(axes: Axes, text: str, sign: str, colour: str, height: float) -> None:
     """Write a line at a fixed distance in points below the title, so that no line meets another."""
-    place: dict[str, Any] = {
-        "xycoords": "axes fraction",
-        "textcoords": "offset points",
-        "va": "top",
-        "fontsize": 9,
-    }
+    place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top", "fontsize": 9}
     drawn = [axes.annotate(text, (0, 1), (14, -height), color=INK, **place)]
     if sign:
         drawn.append(axes.annotate(sign, (0, 1), (0, -height), color=colour, fontweight="bold", **place))

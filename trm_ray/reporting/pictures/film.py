@@ -7,6 +7,7 @@ import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: ski
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -127,11 +128,10 @@ def _draw_lines(axes: Axes, board: Board) -> None:
     rows, columns = board.symbols.shape
     height, width = board.box or (rows, columns)
     thin, colour = (0.4 if max(rows, columns) > 12 else 0.8), "#8A8A8A" if board.kind == "arc" else "#BBBBBB"
-    for every_row, every_column, look in ((1, 1, (thin, colour)), (height, width, (1.6, style.INK))):
-        axes.hlines(range(0, rows + 1, every_row), 0, columns, linewidth=look[0], color=look[1], capstyle="projecting")
-        axes.vlines(
-            range(0, columns + 1, every_column), 0, rows, linewidth=look[0], color=look[1], capstyle="projecting"
-        )
+    for every_row, every_column, thick, ink in ((1, 1, thin, colour), (height, width, 1.6, style.INK)):
+        look: dict[str, Any] = {"linewidth": thick, "color": ink, "capstyle": "projecting"}
+        axes.hlines(range(0, rows + 1, every_row), 0, columns, **look)
+        axes.vlines(range(0, columns + 1, every_column), 0, rows, **look)
 
 
 def _draw_halt_bar(axes: Axes, frame: Frame) -> None:
@@ -142,5 +142,5 @@ def _draw_halt_bar(axes: Axes, frame: Frame) -> None:
     axes.add_patch(Rectangle((0, 0), 1, 1, facecolor=style.FAINT, edgecolor="none"))
     axes.add_patch(Rectangle((0, 0), frame.halt_probability, 1, facecolor=HALT_FILL, edgecolor="none"))
     axes.plot([0.5, 0.5], [-0.4, 1], color=style.INK, linewidth=1, clip_on=False)
-    told = f"halt probability {frame.halt_probability:.3f}" + ("   the halt head stops here" if frame.halts else "")
-    axes.text(0, 1.5, told, va="bottom", color=style.INK)
+    words = f"halt probability {frame.halt_probability:.3f}" + ("   the halt head stops here" if frame.halts else "")
+    axes.text(0, 1.5, words, va="bottom", color=style.INK)

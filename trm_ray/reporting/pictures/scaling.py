@@ -79,9 +79,4 @@ def _draw_time(axes: Axes, rows: Rows) -> None:
 
 def _shares(row: Mapping[str, Any]) -> dict[str, float]:
     exchange, least, data = row["exchange"][1], row["least_exchange"], row["data_wait"]
-    return {
-        "computing": 1 - exchange - data,
-        "exchange": least,
-        "waiting": exchange - least,
-        "data": data,
-    }
+    return {"computing": 1 - exchange - data, "exchange": least, "waiting": exchange - least, "data": data}

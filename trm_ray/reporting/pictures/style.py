@@ -66,6 +66,7 @@ RC = {
 }
 
 
+_SIGNED = {"Software": "trm-ray"}
 # All but what only matters to windows, which matplotlib may not look up without opening one.
 _DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
 
@@ -179,19 +180,15 @@ def save(figure: Figure, path: Path) -> Path:
         ValueError: the ending names no format that can be written.
     """
     path = as_path(path)
-    formats = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix.lstrip(".").lower() not in formats:
+    kind, formats = path.suffix.lstrip(".").lower(), sorted(figure.canvas.get_supported_filetypes())
+    if kind not in formats:
         raise ValueError(f"cannot save a picture as {path}: its name must end with one of .{', .'.join(formats)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix.lstrip(".").lower()
     picture = io.BytesIO()
     with styled():
         figure.savefig(picture, dpi=figure.dpi, format=kind, metadata=_SIGNED if kind == "png" else None)
     path.write_bytes(picture.getvalue())
     return path
-
-
-_SIGNED = {"Software": "trm-ray"}
 
 
 def is_drawn_by_us(path: Path) -> bool:

@@ -1,0 +1,108 @@
+"""A kind of one's own: a class and a line of the registry, and every command knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_helpers import run_config
+
+import trm_ray
+from trm_ray.data.check import open_dataset
+from trm_ray.data.format import DatasetInfo
+from trm_ray.data.rows import DatasetError, Rows
+from trm_ray.data.write import write_dataset
+from trm_ray.kinds.kind import Kind, Question, Verdict, named
+from trm_ray.kinds.registry import KINDS, check_kind, kind_named
+from trm_ray.programs.predict import kind_for, predict, read_questions
+from trm_ray.runs.data import make_missing
+
+
+@dataclass(frozen=True)
+class Sorting(Kind):
+    """Letters a to i, to be put in order."""
+
+    length: int
+    name = "sorting"
+
+    @classmethod
+    def of_shape(cls, seq_len: int, vocab_size: int) -> Sorting | None:
+        return cls(seq_len) if vocab_size == 10 else None
+
+    @classmethod
+    def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
+        train, test, rng = arguments["train"], arguments["test"], np.random.default_rng(arguments["seed"])
+        questions = rng.integers(1, 10, (train + test, 16), dtype=np.int32)
+        rows = Rows.of_single_puzzles(questions, np.sort(questions, axis=1))
+        splits = {"train": rows[:train], "test": rows[train:]}
+        made = {"train": train, "test": test}
+        told = {"generator": "sorting", "arguments": made, "seed": arguments["seed"], "symmetry": None}
+        return write_dataset(output, splits, vocab_size=10, kind="sorting", **told)
+
+    @classmethod
+    def shape_made(cls, arguments: Any) -> tuple[int, int]:
+        return 16, 10
+
+    def read(self, text: str, source: str, name: str) -> list[Question]:
+        return named(source, name, [np.array([ord(c) - ord("a") + 1 for c in line]) for line in text.split()])
+
+    def given(self, inputs: np.ndarray) -> np.ndarray:
+        return np.zeros(inputs.shape, bool)
+
+    def layout(self, tokens: np.ndarray) -> np.ndarray:
+        return np.arange(self.length).reshape(1, -1)
+
+    def symbols(self, tokens: np.ndarray) -> np.ndarray:
+        return np.array(["?", *"abcdefghi"])[tokens]
+
+    def plain(self, tokens: np.ndarray) -> str:
+        return "".join(self.symbols(tokens))
+
+    def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
+        wrong = tokens != np.sort(question.inputs)
+        return Verdict(not wrong.any(), f"{wrong.sum()} letters out of place", wrong)
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "sorting", Sorting)
+
+
+def test_a_kind_of_one_s_own_is_made_trained_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a task names in `generator` makes it; the model that was trained on it solves and judges its puzzles."""
+    config = run_config(tmp_path / "data", tmp_path / "run", "ray.num_workers=0", "generator.train=64")
+    assert config.generator is not None
+    made = config.generator.model_copy(update={"name": "sorting"})
+    config = config.model_copy(update={"generator": made, "augment": False})
+    make_missing(config)
+    info = open_dataset(tmp_path / "data", also=check_kind)
+    assert (info.kind, info.seq_len, info.vocab_size, info.split("train").rows) == ("sorting", 16, 10, 64)
+    trm_ray.train(config.model_copy(update={"generator": None}))
+    model = trm_ray.load_model(tmp_path / "run")
+    kind = kind_for(model)
+    assert kind == Sorting(16)
+    (tmp_path / "question.txt").write_text("ihgfedcbaihgfedc")
+    [prediction] = predict(model, kind, read_questions(str(tmp_path / "question.txt"), kind))
+    assert prediction.verdict.words.endswith("letters out of place")
+    answer = kind.plain(prediction.segments[-1].tokens)
+    right = "abccddeeffgghhii"
+    assert prediction.verdict.valid == (answer == right)
+    assert prediction.verdict.words.split()[0] == str(sum(a != b for a, b in zip(answer, right, strict=True)))
+
+
+def test_a_kind_that_nobody_knows_or_of_another_shape_is_refused(tmp_path: Path):
+    Sorting.generate(tmp_path / "data", train=8, test=2, seed=0)
+    with pytest.raises(DatasetError, match="kind=sorting has no boards of seq_len=16 and vocab_size=11"):
+        kind_named("sorting", 16, 11)
+    del KINDS["sorting"]
+    with pytest.raises(DatasetError, match=r"kind=sorting is unknown; this release knows sudoku, maze, arc, tokens"):
+        open_dataset(tmp_path / "data", also=check_kind)
+    KINDS["sorting"] = Sorting  # what the fixture takes back
+
+
+def test_what_cannot_be_made_says_so(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"generator\.name=arc cannot be made; prepare the dataset"):
+        KINDS["arc"].generate(tmp_path / "data", train=1)
