@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trm_ray.config import Config, SweepConfig
     from trm_ray.interop.loading import LoadedModel
     from trm_ray.model.trm import TinyRecursiveModel
-    from trm_ray.reporting.numbers.groups import ScenarioSummary
+    from trm_ray.reporting.numbers.summary import ScenarioSummary
     from trm_ray.training.inference import Solution
 
 

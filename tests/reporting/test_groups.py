@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from trm_ray.reporting.numbers.groups import (
-    group_runs,
-    seconds_per_step,
-    spread_over_seeds,
-    summarise,
-    summary_json,
-    summary_markdown,
-    summary_table,
-)
+from trm_ray.reporting.numbers.groups import group_runs, spread_over_seeds
+from trm_ray.reporting.numbers.summary import seconds_per_step, summarise, summary_json, summary_markdown, summary_table
 from trm_ray.reporting.run_log import Run
 from trm_ray.reporting.terminal import show
 

@@ -128,7 +128,7 @@ def compare(
     """
     from rich.console import Console
 
-    from trm_ray.reporting.numbers.groups import summarise, summary_table
+    from trm_ray.reporting.numbers.summary import summarise, summary_table
     from trm_ray.reporting.pictures.comparison import save_comparison
     from trm_ray.reporting.pictures.style import is_drawn_by_us
     from trm_ray.reporting.run_log import find_runs

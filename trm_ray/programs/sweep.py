@@ -31,7 +31,7 @@ from trm_ray.storage import check_is_folder, join, resolved, write_whole
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
-    from trm_ray.reporting.numbers.groups import ScenarioSummary
+    from trm_ray.reporting.numbers.summary import ScenarioSummary
 
 SWEEP_FILE = "sweep.yaml"
 
@@ -183,7 +183,7 @@ def _has_trained(folder: Path) -> bool:
 
 def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[ScenarioSummary]:
     """Print the ranking, the best trial as a command, and where the report is; return the ranking."""
-    from trm_ray.reporting.numbers.groups import summarise, summary_table
+    from trm_ray.reporting.numbers.summary import summarise, summary_table
     from trm_ray.reporting.page import write_report
     from trm_ray.reporting.run_log import find_runs, is_run
     from trm_ray.reporting.terminal import say, show

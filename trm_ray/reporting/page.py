@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trm_ray.reporting.aside import aside
-from trm_ray.reporting.numbers.groups import DEFAULT_THRESHOLD, summarise, summary_json, summary_markdown
+from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, summarise, summary_json, summary_markdown
 from trm_ray.reporting.run_log import Run
 
 

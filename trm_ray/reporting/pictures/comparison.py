@@ -16,16 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from trm_ray.reporting.numbers.groups import (
-    DEFAULT_THRESHOLD,
-    Band,
-    Group,
-    group_runs,
-    reach,
-    spread,
-    spread_over_seeds,
-    summarise,
-)
+from trm_ray.reporting.numbers.groups import Band, Group, group_runs, spread_over_seeds
+from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, reach, spread, summarise
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.pictures.dashboard import why_no_cycles
 from trm_ray.reporting.pictures.style import FAINT, INK, MUTED, LineLook
