@@ -15,7 +15,7 @@ import ray
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
 from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address, usual_folder
-from trm_ray.distributed import VERBOSE, apply_settings
+from trm_ray.distributed import VERBOSE, apply_settings, ray_internals
 from trm_ray.distributed.own_session import own_session
 from trm_ray.distributed.surroundings import (
     LOOPBACK,
@@ -89,8 +89,8 @@ def _init(address: str) -> None:
         raise _ended_in_start() from error
     except Exception as error:
         raise StartError(_told_failure(address, error)) from error
-    if address == LOCAL and not _dashboard():
-        _LOG.warning("Ray's dashboard did not start; %s/dashboard.log says why", logs_folder())
+    if address == LOCAL and not ray_internals.webui_url():
+        _LOG.warning("Ray's dashboard did not start; %s/dashboard.log says why", ray_internals.logs_dir())
     if not VERBOSE:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the sweep tells failed trials, in a line each
     ray.data.DataContext.get_current().enable_progress_bars = VERBOSE
@@ -111,15 +111,6 @@ def _told_failure(address: str, error: Exception) -> str:
         f"its logs are in {_latest_logs()}" if address == LOCAL else "trm_ray, Ray and Python must be of one version"
     )
     return f"{what}: {told.rstrip('. ')}; {where}, and --verbose shows more"
-
-
-def _dashboard() -> str:
-    return str(ray._private.worker._global_node.address_info["webui_url"] or "")
-
-
-def logs_folder() -> str:
-    """Name the folder of this machine in which Ray's processes write their logs. Ray must have been started."""
-    return str(ray._private.worker._global_node.get_logs_dir_path())
 
 
 def _latest_logs() -> str:

@@ -16,6 +16,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
@@ -31,6 +32,7 @@ import trm_ray
 from trm_ray.config.files import OWN_CONFIGS, find_configs, shipped_configs
 from trm_ray.config.keys import NAME
 from trm_ray.distributed import VERBOSE
+from trm_ray.distributed.ray_internals import TALKATIVE_LOGGERS, AroundRequests
 from trm_ray.distributed.results import copy_results, unpack
 from trm_ray.distributed.submission import Submission
 from trm_ray.distributed.surroundings import LOOPBACK, environment, past_proxies, token_path
@@ -42,11 +44,6 @@ _PATIENCE = "RAY_JOB_STOP_WAIT_TIME_S"
 _PATIENCE_S = 300
 # What a job's environment gets besides: the width of its tables. Anything in here is shown by the dashboard.
 _ENVIRONMENT = {_PATIENCE: str(_PATIENCE_S), "COLUMNS": "120"}
-_TALKATIVE = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
 _POLL_S = 0.5
 _RECONNECT_S = 60.0
 # What goes through the job server when no storage is shared: it holds the text of all of it in memory.
@@ -62,13 +59,13 @@ class JobError(RuntimeError):
     """The job server refused something, or a job that is needed here failed."""
 
 
-class Client(JobSubmissionClient):
+class Client(AroundRequests, JobSubmissionClient):
     """Ray's client, which asks a server of this machine or of its network without the proxy meant for the others."""
 
-    def _do_request(self, *words: Any, **options: Any) -> Any:
-        host = urlsplit(self._address).hostname or ""
-        with environment(past_proxies([*LOOPBACK, *([host] if _is_near(host) else [])])):
-            return super()._do_request(*words, **options)
+    def around_request(self) -> AbstractContextManager[object]:
+        """Set what names the hosts to which no proxy leads."""
+        host = urlsplit(self.get_address()).hostname or ""
+        return environment(past_proxies([*LOOPBACK, *([host] if _is_near(host) else [])]))
 
 
 @functools.cache
@@ -93,7 +90,7 @@ def connect(address: str | None) -> Client:
     """
     url = _server(address)
     if not VERBOSE:
-        for name in _TALKATIVE:
+        for name in TALKATIVE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with environment({"RAY_API_SERVER_ADDRESS": url}):  # which Ray lets win over what it is given

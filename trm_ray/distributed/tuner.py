@@ -24,6 +24,7 @@ from trm_ray.config.trials import TrialNames
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import ray_storage
+from trm_ray.distributed.ray_internals import HEAD_NODE
 from trm_ray.distributed.trainer import build_trainer, load_splits, outcome_of
 from trm_ray.distributed.waiting import Clock, await_worker, has_room, wait_beside
 from trm_ray.distributed.worker import train_trial
@@ -295,11 +296,7 @@ def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path, data: dic
             train_trial(plan, train, test, folder / STOP_FILE)
 
     # A trial with workers of its own only waits for them.
-    resources = (
-        {"node:__internal_head__": 0.001}
-        if several
-        else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
-    )
+    resources = {HEAD_NODE: 0.001} if several else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
     # Ray's dashboard and logs call a trial's process by what it says it is; a function would be `trial` every time.
     told = {"__repr__": lambda self: self.trial_name}
     return type("Trial", (wrap_function(tune.with_resources(tune.with_parameters(trial, data=data), resources)),), told)
