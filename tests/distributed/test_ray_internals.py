@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from packaging.version import Version
 from run_helpers import ROOT
 
 HOME = ROOT / "trm_ray" / "distributed" / "ray_internals.py"
@@ -100,6 +101,7 @@ def test_the_states_of_ray_trains_controller_have_the_names_that_are_waited_for(
         assert ray_internals.state_name(state) == type(state).__name__.removesuffix("State").upper()
 
 
+@pytest.mark.skipif(Version(ray.__version__) < Version("2.60"), reason="tells workers of no preemption")
 def test_a_worker_asks_its_context_for_a_preemption():
     context = find(f"{_TRAIN}.execution.context.TrainContext", "saving before a node is preempted")
     found = inspect.get_annotations(context)

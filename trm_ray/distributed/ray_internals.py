@@ -1,7 +1,8 @@
 """Every use of Ray's private parts, in one file: what another release of Ray breaks, it breaks here.
 
 Tested with Ray 2.60.0, the one of `jobs/constraints.txt`; `tests/distributed/test_ray_internals.py` says what another
-release lacks. The only other file that names private parts is `quiet_data.yaml`, which Ray Data reads.
+release lacks: 2.56.0 nothing but the news of a preemption. The only other file that names private parts is
+`quiet_data.yaml`, which Ray Data reads.
 
 An import of this file costs no more than `import ray`: Ray Train, a second of it, comes in with what needs it, which
 `trm-ray jobs` does not.
