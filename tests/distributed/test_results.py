@@ -1,9 +1,11 @@
 """Results on their way from a cluster: which files go, and that they arrive as they were or not at all."""
 
-import json
+import base64
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -71,45 +73,53 @@ def test_a_picture_alone_is_a_result_too(run: Path, tmp_path: Path):
 
 
 def test_other_lines_of_a_log_do_not_matter(run: Path, tmp_path: Path):
-    lines = ["Running entrypoint", *pack(run, MIB), "a warning"]
-    assert unpack(lines, tmp_path / "here") == len(LIGHT)
+    log = "\n".join(["Running entrypoint", pack(run, MIB), "a warning"])
+    assert unpack(log, tmp_path / "here") == len(LIGHT)
 
 
 def test_results_beyond_the_limit_are_refused_with_a_way_out(run: Path):
     (run / "random.bin").write_bytes(os.urandom(2 * MIB))
     with pytest.raises(ValueError, match=r"more than 1 MiB, too much for the job server; mount that storage here"):
-        list(pack(run, MIB))
+        pack(run, MIB)
 
 
-def test_a_log_that_lacks_a_file_or_its_end_is_refused(run: Path, tmp_path: Path):
-    lines = list(pack(run, MIB))
-    for torn in (lines[:-1], lines[1:]):
-        with pytest.raises(ValueError, match="not whole"):
+def test_a_log_that_is_cut_or_damaged_is_refused(run: Path, tmp_path: Path):
+    line = pack(run, MIB)
+    for torn in ("", line[: len(line) // 2], line[:-400], "another line"):
+        with pytest.raises(ValueError, match=r"did not arrive whole \(.+\); fetch them again"):
             unpack(torn, tmp_path / "here")
     assert not (tmp_path / "here").exists()
 
 
-def test_a_damaged_file_is_refused_by_its_checksum(run: Path, tmp_path: Path):
-    lines = list(pack(run, MIB))
-    mark, _, told = lines[0].partition(" ")
-    damaged = json.dumps({**json.loads(told), "sha256": "0" * 64})
-    with pytest.raises(ValueError, match=r"config\.yaml does not have its SHA-256"):
-        unpack([f"{mark} {damaged}", *lines[1:]], tmp_path / "here")
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_file_is_refused_by_its_checksum(tmp_path: Path, method: int):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", method) as files:
+        files.writestr("config.yaml", "seed: 0\n")
+    content = bytearray(archive.getvalue())
+    content[len("config.yaml") + 31] ^= 1  # the second byte of what the file holds
+    with pytest.raises(ValueError, match="did not arrive whole"):
+        unpack(as_line(bytes(content)), tmp_path / "here")
+    assert not (tmp_path / "here" / "config.yaml").exists()
+
+
+def as_line(archive: bytes) -> str:
+    return f"trm-ray-results {base64.b64encode(archive).decode()}"
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(run: Path, tmp_path: Path, name: str):
-    lines = list(pack(run, MIB))
-    mark, _, told = lines[0].partition(" ")
-    lines[0] = f"{mark} {json.dumps({**json.loads(told), 'name': name})}"
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as files:
+        files.writestr(name, "harm")
     with pytest.raises(ValueError, match="must be a name below a folder"):
-        unpack(lines, tmp_path / "here")
+        unpack(as_line(archive.getvalue()), tmp_path / "here")
 
 
 def test_the_small_job_prints_results_or_says_why_not(run: Path, tmp_path: Path):
     command = [sys.executable, "-m", "trm_ray.distributed.results", "--limit", str(MIB)]
     printed = subprocess.run([*command, str(run)], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert unpack(printed.splitlines(), tmp_path / "here") == len(LIGHT)
+    assert unpack(printed, tmp_path / "here") == len(LIGHT)
     failed = subprocess.run([*command, str(tmp_path / "nowhere")], capture_output=True, text=True, cwd=ROOT)
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"error: {tmp_path / 'nowhere'} does not exist where the job ran")

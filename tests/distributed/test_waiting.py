@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import ray
 from ctrl_c import ctrl_c_once
-from ray.experimental import internal_kv
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from run_helpers import ROOT, run_config, some_puzzles, tiny_overrides
 
+from trm_ray.distributed.ray_internals import write_note
 from trm_ray.distributed.surroundings import StartError
 from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.distributed.waiting import TellsOfWorkers, WorkerWatch, has_room, wait_beside
@@ -48,7 +48,7 @@ def test_the_clock_runs_while_there_is_room_and_no_worker():
             time.sleep(0.05)
 
     def note(state: str) -> None:
-        internal_kv._internal_kv_put(told.key, json.dumps([state, nobody]), overwrite=True)
+        write_note(told.key, json.dumps([state, nobody]))
 
     for state in ("RUNNING", "RESIZING"):
         note(state)

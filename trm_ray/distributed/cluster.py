@@ -15,7 +15,7 @@ import ray
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
 from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address, usual_folder
-from trm_ray.distributed import VERBOSE, apply_settings
+from trm_ray.distributed import VERBOSE, apply_settings, ray_internals
 from trm_ray.distributed.own_session import own_session
 from trm_ray.distributed.surroundings import (
     LOOPBACK,
@@ -88,38 +88,29 @@ def _init(address: str) -> None:
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise _ended_in_start() from error
     except Exception as error:
-        raise StartError(_told_failure(address, error)) from error
-    if address == LOCAL and not _dashboard():
-        _LOG.warning("Ray's dashboard did not start; %s/dashboard.log says why", logs_folder())
+        raise StartError(_failure_line(address, error)) from error
+    if address == LOCAL and not ray_internals.webui_url():
+        _LOG.warning("Ray's dashboard did not start; %s/dashboard.log says why", ray_internals.logs_dir())
     if not VERBOSE:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the sweep tells failed trials, in a line each
     ray.data.DataContext.get_current().enable_progress_bars = VERBOSE
 
 
 def _ended_in_start() -> Interrupted:
-    told = Interrupted("ended while Ray was starting; the last checkpoint stands")
-    told.exit_code = 128 + signal.SIGTERM
-    return told
+    interrupted = Interrupted("ended while Ray was starting; the last checkpoint stands")
+    interrupted.exit_code = 128 + signal.SIGTERM
+    return interrupted
 
 
-def _told_failure(address: str, error: Exception) -> str:
+def _failure_line(address: str, error: Exception) -> str:
     """Say in a line what Ray says in several, and where it says more."""
     what = "Ray did not start on this machine" if address == LOCAL else f"the Ray cluster at {address} was not joined"
     words = " ".join(str(error).split()) or type(error).__name__
-    told = words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} …"
+    reason = words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} …"
     where = (
         f"its logs are in {_latest_logs()}" if address == LOCAL else "trm_ray, Ray and Python must be of one version"
     )
-    return f"{what}: {told.rstrip('. ')}; {where}, and --verbose shows more"
-
-
-def _dashboard() -> str:
-    return str(ray._private.worker._global_node.address_info["webui_url"] or "")
-
-
-def logs_folder() -> str:
-    """Name the folder of this machine in which Ray's processes write their logs. Ray must have been started."""
-    return str(ray._private.worker._global_node.get_logs_dir_path())
+    return f"{what}: {reason.rstrip('. ')}; {where}, and --verbose shows more"
 
 
 def _latest_logs() -> str:
@@ -177,11 +168,11 @@ def check_resources(config: Config, option: str = "ray.num_workers") -> None:
         return
     there, fewest = ray.cluster_resources(), config.ray.fewest_workers
     for kind, amount in worker_resources(config).items():
-        told = f"ray.cpus_per_worker={amount:g}" if kind == "CPU" else config.ray.gpus_told
-        needed, key = amount * fewest, told.partition("=")[0]
+        setting = f"ray.cpus_per_worker={amount:g}" if kind == "CPU" else config.ray.gpus_told
+        needed, key = amount * fewest, setting.partition("=")[0]
         if needed > there.get(kind, 0) + _ROUNDING:
             raise ConfigError(
-                f"{option}={show(config.ray.num_workers)} with {told} needs {needed:g} {kind}s, this "
+                f"{option}={show(config.ray.num_workers)} with {setting} needs {needed:g} {kind}s, this "
                 f"machine has {there.get(kind, 0):g}; use fewer workers, a smaller {key}, or {option}=0 to do "
                 f"without Ray"
             )
@@ -222,18 +213,18 @@ class RoomWatch:
         before = None
         while not self._end.wait(_LOOK_EVERY_S):
             there = {kind: ray.cluster_resources().get(kind, 0) for kind in worker_resources(self._config)}
-            told = missing_room(self._config, there, self._num_runs())
-            if told is not None and there != before:
-                self._tell(told)
+            line = missing_room(self._config, there, self._num_runs())
+            if line is not None and there != before:
+                self._tell(line)
             before = there
 
 
 def missing_room(config: Config, there: Mapping[str, float], num_runs: int) -> str | None:
     """Say what a cluster lacks for `num_runs` runs at the same time; None if nothing."""
     each = {kind: amount * config.ray.fewest_workers for kind, amount in worker_resources(config).items()}
-    told = []
+    missing = []
     for kind, amount in each.items():
-        missing = amount * num_runs - there.get(kind, 0)
-        if missing > _ROUNDING:
-            told.append(f"{missing:g} {kind}s (the cluster has {there.get(kind, 0):g} of {amount * num_runs:g})")
-    return f"waiting for {' and '.join(told)}" if told else None
+        lacking = amount * num_runs - there.get(kind, 0)
+        if lacking > _ROUNDING:
+            missing.append(f"{lacking:g} {kind}s (the cluster has {there.get(kind, 0):g} of {amount * num_runs:g})")
+    return f"waiting for {' and '.join(missing)}" if missing else None

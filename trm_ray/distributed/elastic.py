@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState
+from trm_ray.distributed.ray_internals import RESIZING, ControllerCallback, state_name
 
 # In a run's folder, it asks the workers to save and stop, so that another number of them can go on.
 RESIZE_FILE = "resize_requested"
@@ -27,7 +26,7 @@ class SavesBeforeResize(ControllerCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Ask workers that are about to be replaced, and wait for the answer, which is that the file is gone."""
-        if not isinstance(current_state, ResizingState):
+        if state_name(current_state) != RESIZING:
             return
         self._file.touch()
         deadline = time.monotonic() + _PATIENCE_S

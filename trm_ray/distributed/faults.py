@@ -12,21 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
-from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_placement_groups, list_workers
 
+from trm_ray.distributed import ray_internals
 from trm_ray.distributed.surroundings import own_cluster
-
-# Ray takes half a minute to believe that a node is lost.
-_LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 10_000}
 
 
 class LocalNodes:
@@ -41,7 +36,7 @@ class LocalNodes:
         self._place = tempfile.mkdtemp(prefix="nodes-")  # short, for sockets; where nobody looks for a cluster to join
         # Without a dashboard Ray Train does not give back what lost workers held.
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port(), "temp_dir": self._place}
-        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _LOST_SOON})
+        self._cluster = Cluster(initialize_head=True, head_node_args={**head, **ray_internals.LOST_SOON})
         self.address: str = self._cluster.address
         self._nodes: list[Any] = []
         for _ in range(num_nodes):
@@ -54,10 +49,8 @@ class LocalNodes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cluster.shutdown()
-        if (
-            ray.is_initialized()
-        ):  # with any cluster of a process, Ray forgets where the one of its own session keeps notes
-            internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
+        if ray.is_initialized():
+            ray_internals.find_notes_again()
         self._own.close()
         shutil.rmtree(self._place, ignore_errors=True)
 
@@ -70,12 +63,8 @@ class LocalNodes:
         self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
 
     def announce_loss(self, seconds: float) -> None:
-        """Give the notice that a cloud gives before it takes a spot machine away, as `ray drain-node` does."""
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline_ms = int(1000 * (time.time() + seconds))
-        gcs = ray._raylet.GcsClient(address=self.address)
-        accepted, refusal = gcs.drain_node(self._nodes[-1].node_id, reason, "selftest", deadline_ms)
-        assert accepted, refusal
+        """Give notice of the loss of the node that was added last, as a cloud does for a spot machine."""
+        ray_internals.announce_preemption(self.address, self._nodes[-1].node_id, seconds)
 
 
 def free_port() -> int:
@@ -149,7 +138,7 @@ class Inventory:
         alive: dict[str, Any] = {"limit": 10_000, "raise_on_missing_output": False}
         processes = list_workers(address, [("is_alive", "=", True)], **alive)
         groups = list_placement_groups(address, [("state", "!=", "REMOVED")], **alive)
-        artifacts = Path(ray._private.worker._global_node.get_session_dir_path(), "artifacts")
+        artifacts = ray_internals.session_dir() / "artifacts"
         files = [path for path in artifacts.rglob("*") if path.is_file()]
         return cls(len(processes), len(groups), len(files))
 

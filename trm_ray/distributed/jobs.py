@@ -16,6 +16,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
@@ -31,6 +32,7 @@ import trm_ray
 from trm_ray.config.files import OWN_CONFIGS, find_configs, shipped_configs
 from trm_ray.config.keys import NAME
 from trm_ray.distributed import VERBOSE
+from trm_ray.distributed.ray_internals import TALKATIVE_LOGGERS, AroundRequests
 from trm_ray.distributed.results import copy_results, unpack
 from trm_ray.distributed.submission import Submission
 from trm_ray.distributed.surroundings import LOOPBACK, environment, past_proxies, token_path
@@ -42,11 +44,6 @@ _PATIENCE = "RAY_JOB_STOP_WAIT_TIME_S"
 _PATIENCE_S = 300
 # What a job's environment gets besides: the width of its tables. Anything in here is shown by the dashboard.
 _ENVIRONMENT = {_PATIENCE: str(_PATIENCE_S), "COLUMNS": "120"}
-_TALKATIVE = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
 _POLL_S = 0.5
 _RECONNECT_S = 60.0
 # What goes through the job server when no storage is shared: it holds the text of all of it in memory.
@@ -62,13 +59,13 @@ class JobError(RuntimeError):
     """The job server refused something, or a job that is needed here failed."""
 
 
-class Client(JobSubmissionClient):
+class Client(AroundRequests, JobSubmissionClient):
     """Ray's client, which asks a server of this machine or of its network without the proxy meant for the others."""
 
-    def _do_request(self, *words: Any, **options: Any) -> Any:
-        host = urlsplit(self._address).hostname or ""
-        with environment(past_proxies([*LOOPBACK, *([host] if _is_near(host) else [])])):
-            return super()._do_request(*words, **options)
+    def around_request(self) -> AbstractContextManager[object]:
+        """Set what names the hosts to which no proxy leads."""
+        host = urlsplit(self.get_address()).hostname or ""
+        return environment(past_proxies([*LOOPBACK, *([host] if _is_near(host) else [])]))
 
 
 @functools.cache
@@ -93,7 +90,7 @@ def connect(address: str | None) -> Client:
     """
     url = _server(address)
     if not VERBOSE:
-        for name in _TALKATIVE:
+        for name in TALKATIVE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with environment({"RAY_API_SERVER_ADDRESS": url}):  # which Ray lets win over what it is given
@@ -148,9 +145,9 @@ def submit(client: Client, submission: Submission, *, cpus: float = 0, gpus: flo
         pip: install what trm-ray needs on every node that the job comes to, instead of finding it in their image.
     """
     entrypoint = shlex.join(["python", "-m", "trm_ray.cli", *submission.words])
-    told = {"command": shlex.join(submission.words), "trm_ray": trm_ray.__version__}
+    metadata = {"command": shlex.join(submission.words), "trm_ray": trm_ray.__version__}
     if submission.results is not None:
-        told["results"] = submission.results
+        metadata["results"] = submission.results
     with tempfile.TemporaryDirectory(prefix="trm-ray-") as folder:
         _working_copy(submission.files, Path(folder))
         environment = {**_package(), "working_dir": folder}
@@ -161,7 +158,7 @@ def submit(client: Client, submission: Submission, *, cpus: float = 0, gpus: flo
             _new_name(submission.words[0]),
             entrypoint,
             runtime_env=environment,
-            metadata=told,
+            metadata=metadata,
             entrypoint_num_cpus=cpus,
             entrypoint_num_gpus=gpus,
         )
@@ -270,18 +267,18 @@ def find_job(client: Client, name: str) -> Job:
 
 
 def _job(details: JobDetails) -> Job:
-    told, started = details.metadata or {}, details.start_time and details.start_time / 1000
+    metadata, started = details.metadata or {}, details.start_time and details.start_time / 1000
     until = details.end_time / 1000 if details.end_time else time.time()
     variables = (details.runtime_env or {}).get("env_vars") or {}
     return Job(
         name=details.submission_id,
         state=details.status.value.lower(),
         ended=details.status.is_terminal(),
-        command=told.get("command", details.entrypoint),
+        command=metadata.get("command", details.entrypoint),
         started=started,
         seconds=until - started if started else None,
         cause=last_error(details.message or "") if details.status == JobStatus.FAILED else None,
-        results=told.get("results"),
+        results=metadata.get("results"),
         saves_first=_PATIENCE in variables,
     )
 
@@ -376,13 +373,14 @@ def fetch(client: Client, job: Job, target: Path, *, checkpoints: bool = False, 
 
 def _claim(target: Path, job: Job) -> None:
     """Take a folder for results: a new one, or that of an earlier fetch from the same place."""
-    note, told = target / _FETCHED, json.dumps({"results": job.results}) + "\n"
-    if target.is_dir() and any(target.iterdir()) and not (note.is_file() and note.read_text(encoding="utf-8") == told):
+    note, origin = target / _FETCHED, json.dumps({"results": job.results}) + "\n"
+    fetched_before = note.is_file() and note.read_text(encoding="utf-8") == origin
+    if target.is_dir() and any(target.iterdir()) and not fetched_before:
         raise ValueError(
             f"--output {target} holds files that were not fetched from {job.results}; choose another folder"
         )
     target.mkdir(parents=True, exist_ok=True)
-    note.write_text(told, encoding="utf-8")
+    note.write_text(origin, encoding="utf-8")
 
 
 def _visible(job: Job) -> Path | None:
@@ -394,14 +392,13 @@ def _visible(job: Job) -> Path | None:
     return source if written and max(written) > began - _CLOCK_SKEW_S else None
 
 
-def _packed(client: Client, results: str, checkpoints: bool) -> list[str]:
-    """Let a small job on the cluster print the results."""
+def _packed(client: Client, results: str, checkpoints: bool) -> str:
+    """Let a small job on the cluster print the results; return its log."""
     words = ["python", "-m", "trm_ray.distributed.results", results, "--limit", str(MOST_BYTES)]
     entrypoint = shlex.join([*words, *(["--checkpoints"] if checkpoints else [])])
-    told = {"command": _FETCH}
-    name = _start(client, _new_name(_FETCH), entrypoint, runtime_env=_package(), metadata=told)
+    name = _start(client, _new_name(_FETCH), entrypoint, runtime_env=_package(), metadata={"command": _FETCH})
     job = wait(client, name)
     log = str(client.get_job_logs(name))
     if not job.succeeded:
         raise JobError(last_error(log) if log else str(job.cause))
-    return log.splitlines()
+    return log

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray._private import services
-
+from trm_ray.distributed import ray_internals
 from trm_ray.training.stopping import STOP_SIGNALS
 
 
@@ -21,13 +19,11 @@ def own_session() -> Iterator[None]:
     Ray ends them.
     """
     handler = signal.getsignal(signal.SIGTERM)  # for which Ray has one that ends the process
-    start, blocked = services.ConsolePopen, set(STOP_SIGNALS) - {signal.SIGTERM, signal.SIGINT}
-    services.ConsolePopen = functools.partial(start, start_new_session=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOP_SIGNALS) - {signal.SIGTERM, signal.SIGINT})
     try:
-        yield
+        with ray_internals.new_process_session():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        services.ConsolePopen = start
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

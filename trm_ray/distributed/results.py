@@ -1,4 +1,4 @@
-"""What a job leaves, carried to another machine: the files of a run, a sweep or a report, copied or written as text.
+"""What a job leaves, carried to another machine: the files of a run, a sweep or a report, copied or packed into a line.
 
 Checkpoints stay behind unless they are asked for: they are most of the bytes, and pictures and tables need none.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
-import json
+import binascii
+import io
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -19,8 +20,7 @@ from trm_ray.storage import as_path
 # Requests to stop mean nothing elsewhere, nor do Ray's own notes, which are hidden.
 _NEVER = ("stop_requested", "resize_requested", ".")
 _WEIGHTS = ("checkpoint_step_", "final_model")
-# Begin the lines that `pack` writes, between whatever else a job's log holds.
-_FILE, _END = "trm-ray-file ", "trm-ray-end "
+_LINE = "trm-ray-results "
 
 
 def result_files(source: Path, checkpoints: bool = False) -> Iterator[tuple[str, Path]]:
@@ -51,49 +51,43 @@ def copy_results(source: Path, target: Path, checkpoints: bool = False) -> int:
     return _write(target, ((name, path.read_bytes()) for name, path in result_files(source, checkpoints)))
 
 
-def pack(source: Path, limit: int, checkpoints: bool = False) -> Iterator[str]:
-    """Write results as lines of text, each with its checksum.
+def pack(source: Path, limit: int, checkpoints: bool = False) -> str:
+    """Write results as one line of text: a ZIP archive in base64.
+
+    A job's log is all that the job server hands out of what a job has made, and it is text.
 
     Args:
-        limit: most bytes in all, compressed.
+        limit: most bytes of the archive.
 
     Raises:
         ValueError: there are more, or there is nothing.
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist where the job ran; has the job begun to write?")
-    num_files, size = 0, 0
-    for name, path in result_files(source, checkpoints):
-        content = path.read_bytes()
-        data = base64.b64encode(zlib.compress(content)).decode()
-        num_files, size = num_files + 1, size + len(data) * 3 // 4
-        if size > limit:
-            raise ValueError(
-                f"the results in {source} have more than {limit >> 20} MiB, too much for the job server; mount that "
-                "storage here, or leave --checkpoints out"
-            )
-        yield _FILE + json.dumps({"name": name, "sha256": hashlib.sha256(content).hexdigest(), "data": data})
-    yield f"{_END}{num_files}"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as files:
+        for name, path in result_files(source, checkpoints):
+            files.writestr(name, path.read_bytes())
+            if archive.tell() > limit:
+                raise ValueError(
+                    f"the results in {source} have more than {limit >> 20} MiB, too much for the job server; mount "
+                    "that storage here, or leave --checkpoints out"
+                )
+    return _LINE + base64.b64encode(archive.getvalue()).decode()
 
 
-def unpack(lines: Iterable[str], target: Path) -> int:
-    """Write what `pack` wrote as lines, which may stand between others, as files below `target`; return their number.
+def unpack(log: str, target: Path) -> int:
+    """Write what `pack` put into a log, between whatever else stands there, as files below `target`; count them.
 
     Raises:
-        ValueError: a file is damaged or missing, or its name leads out of `target`; the files before it are there.
+        ValueError: they are damaged or cut off, or a name leads out of `target`; the files before it are there.
     """
-    told = list(lines)
-    files = [json.loads(line.removeprefix(_FILE)) for line in told if line.startswith(_FILE)]
-    if f"{_END}{len(files)}" not in told:
-        raise ValueError("the results are not whole: the job server cut the log; fetch them again")
-    return _write(target, ((file["name"], _checked(file)) for file in files))
-
-
-def _checked(file: dict[str, str]) -> bytes:
-    content = zlib.decompress(base64.b64decode(file["data"]))
-    if hashlib.sha256(content).hexdigest() != file["sha256"]:
-        raise ValueError(f"{file['name']} does not have its SHA-256; fetch the results again")
-    return content
+    packed = next((line.removeprefix(_LINE) for line in log.splitlines() if line.startswith(_LINE)), "")
+    try:
+        with zipfile.ZipFile(io.BytesIO(base64.b64decode(packed))) as files:
+            return _write(target, ((name, files.read(name)) for name in files.namelist()))
+    except (binascii.Error, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"the results did not arrive whole ({error}); fetch them again") from error
 
 
 def _write(target: Path, files: Iterable[tuple[str, bytes]]) -> int:
@@ -116,8 +110,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", action="store_true")
     given = parser.parse_args()
     try:
-        for line in pack(given.source, given.limit, given.checkpoints):
-            print(line)
+        print(pack(given.source, given.limit, given.checkpoints))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
 from ray.job_config import JobConfig
 
 import trm_ray
 from trm_ray.config.surroundings import serves_ray, short_folder, usual_folder
+from trm_ray.distributed import ray_internals
 
 # One machine needs no other network interface than its own, and Ray's ports are not to be reached from outside.
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -55,22 +55,12 @@ def own_cluster() -> Iterator[None]:
     They find no modules in the working directory, and no proxy between each other.
     """
     own = {name: os.environ.get(name, "0") for name in (_LOOPBACK_ONLY, _WAIT_FOR_WORKERS)}
-    with environment({**own, **_token(), **past_proxies(LOOPBACK), **_SAFE_MODULES}), _on_loopback():
-        ray._raylet.Config.initialize("")  # Ray has read the environment when it was imported
+    with (
+        environment({**own, **_token(), **past_proxies(LOOPBACK), **_SAFE_MODULES}),
+        ray_internals.on_loopback(only=own[_LOOPBACK_ONLY] == "0"),
+    ):
+        ray_internals.reread_environment()
         yield
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Keep all doors of a cluster that is started here on 127.0.0.1; Ray read that setting when it was imported."""
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = before and os.environ[_LOOPBACK_ONLY] != "0"
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 # ---- proxies ---------------------------------------------------------------------------------------------------------
@@ -78,8 +68,8 @@ def _on_loopback() -> Iterator[None]:
 
 def past_proxies(hosts: Iterable[str]) -> dict[str, str]:
     """Say in variables that these hosts are reached directly, whatever proxy the environment names for the others."""
-    told = [word for name in _NO_PROXY for word in os.environ.get(name, "").split(",")]
-    words = dict.fromkeys(filter(None, map(str.strip, [*told, *hosts])))
+    passed = [word for name in _NO_PROXY for word in os.environ.get(name, "").split(",")]
+    words = dict.fromkeys(filter(None, map(str.strip, [*passed, *hosts])))
     return dict.fromkeys(_NO_PROXY, "*" if "*" in words else ",".join(words))
 
 
@@ -190,6 +180,4 @@ class _Places(list[str]):
 
 def job_config() -> JobConfig:
     """Say what Ray's workers get besides what they are told to do."""
-    config = JobConfig()
-    config._py_driver_sys_path = _Places()
-    return config
+    return ray_internals.job_config(_Places())

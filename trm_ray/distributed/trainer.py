@@ -19,10 +19,9 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from trm_ray.data.stream import fits_in_memory
-from trm_ray.distributed import VERBOSE
+from trm_ray.distributed import VERBOSE, ray_internals
 from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.elastic import SavesBeforeResize
@@ -98,8 +97,8 @@ def outcome_of(trainer: TorchTrainer, plan: RunPlan, stop_file: Path) -> dict[st
         StartError: there was room for workers, and none came up.
         Interrupted: the run was asked to stop while there was none that could answer.
     """
-    (told,) = (callback for callback in trainer.run_config.callbacks if isinstance(callback, TellsOfWorkers))
-    watch = WorkerWatch(told, plan.config.ray.start_timeout_s, stop_check(plan, stop_file))
+    (callback,) = (one for one in trainer.run_config.callbacks if isinstance(one, TellsOfWorkers))
+    watch = WorkerWatch(callback, plan.config.ray.start_timeout_s, stop_check(plan, stop_file))
     try:
         return wait_beside(lambda: _fit(trainer), watch.look)
     except (StartError, Interrupted):
@@ -110,21 +109,21 @@ def outcome_of(trainer: TorchTrainer, plan: RunPlan, stop_file: Path) -> dict[st
 def _fit(trainer: TorchTrainer) -> dict[str, float]:
     # One of Ray Train's processes, which gives back what an ended run held, looks its cluster up on the machine, and
     # where there are several it takes the latest: it would give back what a living run holds, or nothing at all.
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    ray_internals.propagate("RAY_ADDRESS")
     try:
         with environment({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}):
             outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
     except WorkerGroupError as error:
-        raise _told_cause(error) from error
+        raise _cause_of(error) from error
     if isinstance(outcome, NonFiniteError):
         raise outcome
     return outcome
 
 
-def _told_cause(error: WorkerGroupError) -> Exception:
+def _cause_of(error: WorkerGroupError) -> Exception:
     """Find what a user can do something about in what the workers died of; without it, all of it."""
     for failure in error.worker_failures.values():
-        cause = getattr(failure, "_base_exc", failure)
+        cause = ray_internals.raised_by_worker(failure)
         if isinstance(cause, (NonFiniteError, StorageError, OSError, ValueError)):
             return cause
     return error

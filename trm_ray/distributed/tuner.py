@@ -24,6 +24,7 @@ from trm_ray.config.trials import TrialNames
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import ray_storage
+from trm_ray.distributed.ray_internals import HEAD_NODE
 from trm_ray.distributed.trainer import build_trainer, load_splits, outcome_of
 from trm_ray.distributed.waiting import Clock, await_worker, has_room, wait_beside
 from trm_ray.distributed.worker import train_trial
@@ -209,9 +210,8 @@ class _Watch(tune.Callback):
         self.running.discard(str(trial))
         self.num_ended += 1
         # Not `trial.get_error()`: Tune copies the file to where that looks only after this call.
-        told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "unknown error"
-        error = told.strip().splitlines()[-1]
-        self.failed[str(trial)] = error
+        trace = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "unknown error"
+        self.failed[str(trial)] = trace.strip().splitlines()[-1]
         self._display.ended(str(trial), "failed")
 
 
@@ -224,7 +224,7 @@ def _tuner(
         return names.of(trial.trial_id, plans[trial.config[PLAN]].config, trial.config)
 
     return tune.Tuner(
-        _trainable(sweep, plans, folder, data),
+        _trial_class(plans, folder, data),
         param_space={PLAN: tune.grid_search(list(range(len(plans)))), **_distributions(sweep)},
         tune_config=tune.TuneConfig(
             metric=sweep.asha.metric,
@@ -272,37 +272,52 @@ def _most_concurrent(plan: RunPlan) -> int:
     )
 
 
-def _trainable(sweep: SweepConfig, plans: list[RunPlan], folder: Path, data: dict[Any, Any]) -> Callable[..., Any]:
-    """Build the function that a trial runs: one worker in the trial's own process, several as an inner TorchTrainer."""
+def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any]) -> type[Any]:
+    """Build the class of the actor that Tune starts for each trial."""
     several = plans[0].config.ray.most_workers > 1
 
-    def trial(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
-        plan = plans[parameters[PLAN]]
+    def run(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
-        place = folder / tune.get_context().get_trial_name()
-        config = with_overrides(plan.config, {**sampled, "log_dir": str(place)})
-        plan = plan.vary(config, as_path(config.log_dir))
-        claim_folder(plan, resume=is_ours(plan.folder, RUN))
-        _report_again(plan.folder)
-        if (plan.folder / STOPPED).is_file() or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
-            return
-        train, test = data[plan.train_paths, plan.test_paths]
-        if several:
-            trainer = build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()])
-            with suppress(Interrupted):  # before there were workers
-                outcome_of(trainer, plan, folder / STOP_FILE)
-        else:
-            train_trial(plan, train, test, folder / STOP_FILE)
+        _run_trial(plans[parameters[PLAN]], sampled, folder, data, several)
 
+    run_with_data = tune.with_parameters(run, data=data)  # through the object store, once for all trials
     # A trial with workers of its own only waits for them.
-    resources = (
-        {"node:__internal_head__": 0.001}
-        if several
-        else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
-    )
-    # Ray's dashboard and logs call a trial's process by what it says it is; a function would be `trial` every time.
-    told = {"__repr__": lambda self: self.trial_name}
-    return type("Trial", (wrap_function(tune.with_resources(tune.with_parameters(trial, data=data), resources)),), told)
+    resources = {HEAD_NODE: 0.001} if several else {k.lower(): v for k, v in worker_resources(plans[0].config).items()}
+    base: Any = wrap_function(tune.with_resources(run_with_data, resources))
+
+    class Trial(base):
+        """A trial that Ray's dashboard and logs call by its name: without this, every one would be `run`."""
+
+        __qualname__ = "Trial"  # the actor's class, there too
+
+        def __repr__(self) -> str:
+            return self.trial_name
+
+    return Trial
+
+
+def _run_trial(plan: RunPlan, sampled: dict[str, Any], folder: Path, data: dict[Any, Any], several: bool) -> None:
+    """Train one trial, in this process.
+
+    Args:
+        sampled: keys of the plan's config with the trial's own values.
+        folder: the sweep's.
+        several: on workers of its own instead, by an inner TorchTrainer.
+    """
+    place = folder / tune.get_context().get_trial_name()
+    config = with_overrides(plan.config, {**sampled, "log_dir": str(place)})
+    plan = plan.vary(config, as_path(config.log_dir))
+    claim_folder(plan, resume=is_ours(plan.folder, RUN))
+    _report_again(plan.folder)
+    if (plan.folder / STOPPED).is_file() or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
+        return
+    train, test = data[plan.train_paths, plan.test_paths]
+    if several:
+        trainer = build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()])
+        with suppress(Interrupted):  # before there were workers
+            outcome_of(trainer, plan, folder / STOP_FILE)
+    else:
+        train_trial(plan, train, test, folder / STOP_FILE)
 
 
 def _report_again(folder: Path) -> None:

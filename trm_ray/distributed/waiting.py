@@ -14,19 +14,14 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
-from ray.core.generated import gcs_pb2
 from ray.exceptions import RpcError
-from ray.experimental import internal_kv
-from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from trm_ray.distributed.cluster import logs_folder
+from trm_ray.distributed import ray_internals
+from trm_ray.distributed.ray_internals import ENDED, WITHOUT_WORKERS, ControllerCallback, Group
 from trm_ray.distributed.surroundings import StartError
 
 _LOOK_EVERY_S = 0.5
-# What Ray Train's controller calls the times in which it has no workers.
-_WITHOUT_WORKERS = ("INITIALIZING", "SCHEDULING", "RESCHEDULING", "RESTARTING")
-_ENDED = ("ERRORED", "FINISHED", "ABORTED")
 _GIVEN_UP: list[str | None] = ["GIVEN UP", None]
 _Result = TypeVar("_Result")
 
@@ -104,8 +99,8 @@ class Clock:
     def error(self) -> StartError:
         """Say what was waited for, and where its logs are."""
         return StartError(
-            f"no worker of Ray came up within ray.start_timeout_s={self._limit_s:g} seconds; {logs_folder()} on the "
-            "machine that it was to run on says why"
+            f"no worker of Ray came up within ray.start_timeout_s={self._limit_s:g} seconds; "
+            f"{ray_internals.logs_dir()} on the machine that it was to run on says why"
         )
 
 
@@ -117,25 +112,25 @@ class TellsOfWorkers(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Note that the controller is there."""
-        self._note(_WITHOUT_WORKERS[0])
+        self._note(WITHOUT_WORKERS[0])
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Note every state."""
-        self._note(current_state._state_type.state_name)
+        self._note(ray_internals.state_name(current_state))
 
     def _note(self, state: str) -> None:
         actor = ray.get_runtime_context().get_actor_id()
         with suppress(RpcError):  # the cluster's memory is gone for a while; the next state is noted again
             if _read(self.key) == _GIVEN_UP:
                 os._exit(1)  # nobody waits any longer, and what this actor has asked for goes with it
-            if state in _ENDED:
-                internal_kv._internal_kv_del(self.key)
+            if state in ENDED:
+                ray_internals.forget_note(self.key)
             else:
-                internal_kv._internal_kv_put(self.key, json.dumps([state, actor]), overwrite=True)
+                ray_internals.write_note(self.key, json.dumps([state, actor]))
 
 
 def _read(key: str) -> list[str | None] | None:
-    note = internal_kv._internal_kv_get(key)
+    note = ray_internals.read_note(key)
     return None if note is None else json.loads(note)
 
 
@@ -143,18 +138,18 @@ class WorkerWatch:
     """Looks whether a run on Ray Train has workers, or is to stop before it has any.
 
     Args:
-        told: the callback of the run's trainer.
+        callback: tells of the run; its trainer has it too.
         check_stop: called while there are no workers that could answer to a request to stop; raises if there is one.
     """
 
-    def __init__(self, told: TellsOfWorkers, limit_s: float, check_stop: Callable[[], None]):
-        self._key, self._clock, self._check_stop = told.key, Clock(limit_s), check_stop
-        self._last: list[str | None] = [_WITHOUT_WORKERS[0], None]
+    def __init__(self, callback: TellsOfWorkers, limit_s: float, check_stop: Callable[[], None]):
+        self._key, self._clock, self._check_stop = callback.key, Clock(limit_s), check_stop
+        self._last: list[str | None] = [WITHOUT_WORKERS[0], None]
 
     def look(self) -> None:
         """Raise what ends the wait for workers, if something does."""
         state, controller = self._noted()
-        if state not in _WITHOUT_WORKERS:
+        if state not in WITHOUT_WORKERS:
             self._clock.reset()
             return
         self._check_stop()
@@ -166,11 +161,11 @@ class WorkerWatch:
         """End Ray Train's controller, which would go on in a session that outlives this wait; give back its room."""
         _, controller = self._noted()
         with suppress(RpcError):  # then there is no cluster that could go on
-            internal_kv._internal_kv_put(self._key, json.dumps(_GIVEN_UP), overwrite=True)
+            ray_internals.write_note(self._key, json.dumps(_GIVEN_UP))
         if controller is not None:
-            ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(controller), True)
+            ray_internals.kill_controller(controller)
             for group in _groups_of(controller):
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.id)))
 
     def _noted(self) -> list[str | None]:
         with suppress(RpcError):  # then what was noted last holds
@@ -184,15 +179,9 @@ def has_room(creator: str | None) -> bool:
     Args:
         creator: the actor's number.
     """
-    return any(group.state == gcs_pb2.PlacementGroupTableData.CREATED for group in _groups_of(creator))
+    return any(group.is_held for group in _groups_of(creator))
 
 
-def _groups_of(creator: str | None) -> list[Any]:
-    job = ray.get_runtime_context().get_job_id()
-    accessor = ray._private.state.state._connect_and_get_accessor()
-    groups = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
-    return [
-        group
-        for group in groups
-        if group.creator_job_id.hex() == job and (creator is None or group.creator_actor_id.hex() == creator)
-    ]
+def _groups_of(creator: str | None) -> list[Group]:
+    job, groups = ray.get_runtime_context().get_job_id(), ray_internals.placement_groups()
+    return [group for group in groups if group.job == job and creator in (None, group.actor)]

@@ -13,12 +13,12 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from ray import tune
-from ray.train.v2._internal.execution.context import get_train_context
 
 from trm_ray.data.stream import Shard, fits_in_memory
 from trm_ray.distributed.dataset import iter_rows, read_rows
 from trm_ray.distributed.elastic import RESIZE_FILE
 from trm_ray.distributed.gauges import RunGauges
+from trm_ray.distributed.ray_internals import is_preempted
 from trm_ray.runs.execute import choose_device, execute
 from trm_ray.runs.plan import RunPlan
 from trm_ray.training.optim import NonFiniteError
@@ -89,7 +89,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
             test_rows=read_rows(ray.train.get_dataset_shard("test")),
             device=ray.train.torch.get_device(),
             session_type=partial(settings["session_type"], gauges=RunGauges(plan)),
-            stop_requested=lambda: stop_file.requested() or resizing() or _preempted(),
+            stop_requested=lambda: stop_file.requested() or resizing() or is_preempted(),
         )
         _answer(plan)
         return evaluation
@@ -107,15 +107,6 @@ def _answer(plan: RunPlan) -> None:
     if plan.config.ray.is_elastic and ray.train.get_context().get_world_rank() == 0:  # who has written it
         with suppress(OSError):  # then it is waited for longer
             (plan.folder / RESIZE_FILE).unlink(missing_ok=True)
-
-
-def _preempted() -> bool:
-    """Tell whether Ray has told this worker that a node of the run is being preempted.
-
-    Ray's own `get_preemption_info` makes all workers wait for each other; ours ask once a step and agree by themselves.
-    """
-    told = getattr(get_train_context(), "preemption_context", None)  # older releases of Ray tell nothing
-    return told is not None and told.preemption_info is not None
 
 
 def _world_size() -> int:
