@@ -76,6 +76,19 @@ def test_every_link_leads_somewhere(page: str):
     assert list(broken(page, TEXTS[page])) == []
 
 
+def test_every_file_and_room_that_is_named_is_there():
+    named = {word for text in TEXTS.values() for word in re.findall(r"\b(?:trm_ray|tests)/[a-z_/]+(?:\.py)?", text)}
+    assert [word for word in sorted(named) if not (ROOT / word).exists()] == []
+
+
+def test_the_house_in_the_readme_has_every_room():
+    house = TEXTS["README.md"].partition("\ntrm_ray/ ")[2].partition("```")[0]
+    rooms = set(re.findall(r"^  ([a-z_]+(?:/|\.py)) ", house, re.M)) - {"task/"}
+    package = ROOT / "trm_ray"
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in package.iterdir() if path.name[0] not in "_."}
+    assert rooms == there
+
+
 def test_a_dead_link_is_found():
     dead = ["docs/no.md", "docs/train.md#no", "#no"]
     text = "# Title\n\n" + "\n".join(f"[here]({link})" for link in [*dead, "docs/train.md#look", "#title", "LICENSE"])
