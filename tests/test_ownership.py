@@ -281,8 +281,16 @@ def test_two_that_need_the_same_data_make_them_once(tmp_path: Path, monkeypatch:
     config = trm_ray.load_config("deep_supervision_linear", words)
     with another_process(tmp_path / "data") as maker:
         assert says(maker) == "held"
-        threading.Timer(0.3, maker.kill).start()  # the dead one's work is done by who waits
+
+        def kill_when_waited_for() -> None:  # the dead one's work is done by who waits
+            while not caplog.messages:
+                time.sleep(0.02)
+            maker.kill()
+
+        waits = threading.Thread(target=kill_when_waited_for, daemon=True)
+        waits.start()
         data_of_runs.make_missing(config)
+        waits.join()
     info = data_of_runs.open_data(config)
     assert info.split("train").rows == 20
     assert [message for message in caplog.messages if "waiting for the data" in message][1:] == []
