@@ -390,7 +390,7 @@ def test_a_dataset_half_put_in_its_place_is_the_old_one_again(tmp_path: Path, mo
             raise OSError(28, "No space left on device", str(target))
         move(source, target)
 
-    monkeypatch.setattr("trm_ray.data.format.move", failing)
+    monkeypatch.setattr("trm_ray.data.write.move", failing)
     told = {"generator": "test", "arguments": {}, "seed": 0, "symmetry": None, "vocab_size": 6, "overwrite": True}
     with pytest.raises(OSError, match="No space left"):
         write_dataset(folder, {"train": rows(800), "test": rows(4)}, **told)
