@@ -186,7 +186,8 @@ def _understand_original(weights: Weights, request: _Request) -> _Understood:
     if "forward_dtype" not in request.arch and facts.forward_dtype not in (None, arch["forward_dtype"]):
         differing = f"forward_dtype={arch['forward_dtype']} but H_init is {facts.forward_dtype}"
         raise ValueError(f"{request.config_file} has {differing}; choose with --arch forward_dtype=NAME")
-    weights = replace(weights, step=_step_of(request.file) if weights.step is None else weights.step)
+    if weights.step is None and (named := re.search(r"step_(\d+)", request.file.name)):  # as the original names it
+        weights = replace(weights, step=int(named[1]))
     config = _config(recipe, arch, weights, request.data_paths)
     if ignored := [*idle, *(f"arch.{key}" for key in idle_arch)]:
         notes.append(f"ignored {', '.join(ignored)}: nothing here is called so")
@@ -245,12 +246,6 @@ def _length_of_data(folder: str) -> int | None:
         if path.is_file():
             return int(json.loads(read_text(path))["seq_len"])
     return None
-
-
-def _step_of(file: Path) -> int | None:
-    """Read the step off the name that the original gives its files."""
-    found = re.search(r"step_(\d+)", file.name)
-    return int(found[1]) if found else None
 
 
 def _config(recipe: dict[str, Any], arch: dict[str, Any], weights: Weights, data_paths: Sequence[str]) -> Config:
