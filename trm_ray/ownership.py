@@ -23,11 +23,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
 
 from trm_ray.storage import absolute, is_remote, retried, write_new
 
@@ -79,10 +77,10 @@ class Note:
     def from_bytes(cls, content: bytes) -> Note | None:
         """Read a note; None if it is empty, torn or somebody else's."""
         try:
-            told = cls(**json.loads(content))
+            note = cls(**json.loads(content))
         except (ValueError, TypeError, RecursionError):
             return None
-        return told if isinstance(told.pid, int) and isinstance(told.token, str) else None
+        return note if isinstance(note.pid, int) and isinstance(note.token, str) else None
 
     def to_bytes(self) -> bytes:
         """Write it."""
@@ -94,7 +92,7 @@ class Note:
 
     def lives(self) -> bool:
         """Tell whether a near process lives; this one's number may have been a dead one's."""
-        return self.token in _OWN if self.pid == os.getpid() else _lives(self.pid)
+        return self.token in _OWN if self.pid == os.getpid() else lives(self.pid)
 
     def told(self) -> str:
         """Say who it is and how to stop it."""
@@ -120,7 +118,8 @@ def _processes() -> str:
         return ""
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Tell whether a process of this machine lives."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -146,13 +145,14 @@ class Ownership:
     def __init__(self, folder: Path, told: str, other: str = "choose another folder"):
         self.folder, self._told, self._other = absolute(folder), told, other
         self._note = Note.own()
-        self._held: _Held | None = None
+        self._held: _LocalHold | _RemoteHold | None = None
         self._made: list[Path] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="owner", daemon=True)
 
     def __enter__(self) -> Ownership:
-        self._made = [] if is_remote(self.folder) else _missing(self.folder)
+        places = [] if is_remote(self.folder) else [self.folder, *self.folder.parents]
+        self._made = [path for path in places if not path.exists()]  # the innermost first
         try:
             self._held = (_hold_remote if is_remote(self.folder) else _hold_local)(self.folder, self._note)
         except _Taken as taken:
@@ -161,9 +161,7 @@ class Ownership:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
         _OWN.discard(self._note.token)
@@ -206,21 +204,6 @@ class _Taken(Exception):  # noqa: N818  # on its way to the name that a user kno
     """Tell who holds a folder."""
 
 
-class _Held(Protocol):
-    every_s: float
-
-    def renew(self) -> bool:
-        """Show that the owner lives; tell whether he still is the owner."""
-
-    def release(self) -> None:
-        """Let the folder go."""
-
-
-def _missing(folder: Path) -> list[Path]:
-    """List a folder and those that it lies in, as far as they are not there, the innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
 def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         try:
@@ -237,6 +220,7 @@ class _LocalHold:
         self.every_s, self._path, self._descriptor, self._note = RENEW_S, path, descriptor, note
 
     def renew(self) -> bool:
+        """Show that the owner lives; tell whether he still is the owner."""
         os.utime(self._descriptor)
         found = _read(self._descriptor)
         return found is None or found.token == self._note.token
@@ -249,7 +233,7 @@ class _LocalHold:
             os.close(self._descriptor)
 
 
-def _hold_local(folder: Path, note: Note) -> _Held:
+def _hold_local(folder: Path, note: Note) -> _LocalHold:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NOTE_FILE
     descriptor, locked = _open_locked(path)
@@ -370,7 +354,7 @@ class _RemoteHold:
         found = _read_remote(self._path)
         if found is not None and found.token != self._note.token:
             return False
-        self._note = Note(**{**asdict(self._note), "renewed": self._note.renewed + 1})
+        self._note = replace(self._note, renewed=self._note.renewed + 1)
         self._path.write_bytes(self._note.to_bytes())
         return True
 
@@ -380,7 +364,7 @@ class _RemoteHold:
             retried(lambda: self._path.unlink(missing_ok=True), self._path, done="removed")
 
 
-def _hold_remote(folder: Path, note: Note) -> _Held:
+def _hold_remote(folder: Path, note: Note) -> _RemoteHold:
     path = folder / NOTE_FILE
     if not write_new(path, note.to_bytes()):
         if (found := _remote_holder(folder)) is not None:

@@ -68,12 +68,8 @@ class Content:
 
 RUN = Content("run", "config.yaml", frozenset({"format_version", "config_name", "arch", "ray"}), _RUN_FILES)
 SWEEP = Content("sweep", "sweep.yaml", frozenset({"format_version", "scenarios", "asha", "search_space"}), _SWEEP_FILES)
-DATASET = Content(
-    "dataset",
-    "dataset.json",
-    frozenset({"format_version", "seq_len", "vocab_size", "splits", "num_puzzle_identifiers"}),
-    rf"dataset\.json|{re.escape(UNFINISHED)}",
-)
+_DATASET_KEYS = frozenset({"format_version", "seq_len", "vocab_size", "splits", "num_puzzle_identifiers"})
+DATASET = Content("dataset", "dataset.json", _DATASET_KEYS, rf"dataset\.json|{re.escape(UNFINISHED)}")
 
 
 def report_content(file: str) -> Content:
@@ -83,8 +79,8 @@ def report_content(file: str) -> Content:
 
 def is_ours(folder: Path, content: Content) -> bool:
     """Tell by its content whether a folder is of a sort that we write."""
-    told = _read(folder / content.file)
-    return isinstance(told, dict) and content.keys <= told.keys()
+    values = _read(folder / content.file)
+    return isinstance(values, dict) and content.keys <= values.keys()
 
 
 def _read(path: Path) -> Any:

@@ -24,7 +24,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -76,10 +75,10 @@ def with_home(text: str) -> str:
     Raises:
         ValueError: there is no such user, or this one has no home.
     """
-    told = os.path.expanduser(text)
-    if not told.startswith("~"):
-        return told
-    user = told[1:].partition("/")[0]
+    expanded = os.path.expanduser(text)
+    if not expanded.startswith("~"):
+        return expanded
+    user = expanded[1:].partition("/")[0]
     if user:
         raise ValueError(f"no user {user} is known here; write the whole path, or ./{text} for a place of that name")
     raise ValueError(f"{text} names no place, for this user has no home folder; set HOME, or write the whole path")
@@ -258,20 +257,20 @@ def local_file(path: Path) -> Path:
     Of copies the process keeps the latest, until another is asked for, `drop_copy` is called or it ends. So a file that
     is checked and then read is fetched once.
     """
-    return path if not isinstance(path, RemotePath) else _copy().fetch(path, version(path))
+    return path if not isinstance(path, RemotePath) else _copy_of(os.getpid()).fetch(path, version(path))
 
 
 def drop_copy() -> None:
     """Remove the copy that `local_file` made; whoever has mapped it into memory keeps it."""
     if _copy_of.cache_info().currsize:
-        _copy().drop()
+        _copy_of(os.getpid()).drop()
 
 
 def version(path: Path) -> tuple[Any, ...]:
     """Tell by what a file's content can be told from an earlier one without reading it."""
     if isinstance(path, RemotePath):
-        told = path.info()
-        return tuple(str(told.get(key)) for key in ("size", "ETag", "etag", "LastModified", "mtime", "updated"))
+        info = path.info()
+        return tuple(str(info.get(key)) for key in ("size", "ETag", "etag", "LastModified", "mtime", "updated"))
     there = path.stat()
     return there.st_size, there.st_mtime_ns
 
@@ -282,12 +281,12 @@ class _Copy:
         self._of: tuple[RemotePath, tuple[Any, ...]] | None = None
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
 
-    def fetch(self, path: RemotePath, told: tuple[Any, ...]) -> Path:
+    def fetch(self, path: RemotePath, version: tuple[Any, ...]) -> Path:
         copy = self._folder / path.name
-        if self._of != (path, told):
+        if self._of != (path, version):
             self.drop()
             path.download(copy)
-            self._of = path, told
+            self._of = path, version
         return copy
 
     def drop(self) -> None:
@@ -298,11 +297,8 @@ class _Copy:
 
 @functools.cache
 def _copy_of(pid: int) -> _Copy:
+    """Give the copy that a process keeps: a forked one must not share its parent's."""
     return _Copy()
-
-
-def _copy() -> _Copy:
-    return _copy_of(os.getpid())  # a forked process must not share its parent's
 
 
 def arrow_filesystem(path: Path) -> AbstractFileSystem | None:
@@ -406,8 +402,6 @@ class RemotePath:
     def resolve(self) -> RemotePath:
         """Return it as it is: there are no links."""
         return self
-
-    expanduser = resolve
 
     # -- looking --
 
@@ -630,14 +624,9 @@ class _RemoteFile(io.RawIOBase):
             finally:
                 super().close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and self.writable():
-            self._discard()
+            with suppress(Exception):  # the error that led here is told; parts without an end take a rule of the bucket
+                self._file.discard()
+            self._file.closed = True
         self.close()
-
-    def _discard(self) -> None:
-        with suppress(Exception):  # the error that led here is told; parts without an end take a rule of the bucket
-            self._file.discard()
-        self._file.closed = True

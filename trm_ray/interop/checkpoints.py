@@ -133,10 +133,10 @@ def import_checkpoint(
             found = _understand(request)
             check_weights(found.weights, found.config, found.shape, str(file))
             found = _with_asked_table(found, request, num_puzzle_identifiers)
-            identifiers, told = _chosen_map(found, request)
+            identifiers, more_notes = _chosen_map(found, request)
             found = replace(found, config=with_overrides(found.config, {"log_dir": str(output)}))
             _write_run(request, found, identifiers)
-    return Imported(request.output, found.config, found.shape, found.weights.step or 0, (*found.notes, *told))
+    return Imported(request.output, found.config, found.shape, found.weights.step or 0, (*found.notes, *more_notes))
 
 
 def _check_places(request: _Request, overwrite: bool) -> None:
@@ -174,25 +174,23 @@ def _understand(request: _Request) -> _Understood:
 
 def _understand_original(weights: Weights, request: _Request) -> _Understood:
     theirs = _read_config(request.config_file)
-    told = {key: _number(key, value) for key, value in {**theirs.get("arch", {}), **request.arch}.items()}
+    values = {key: _number(key, value) for key, value in {**theirs.get("arch", {}), **request.arch}.items()}
     recipe, idle = our_recipe(theirs)
-    given, idle_arch = our_arch(told)
+    given, idle_arch = our_arch(values)
     if unknown := sorted(set(idle_arch) & set(request.arch)):
         raise ValueError(f"--arch {unknown[0]}={request.arch[unknown[0]]} is no key of an architecture; leave it out")
     facts = facts_of(weights.model)
     arch, notes = _complete(given, facts, [*request.data_paths, *recipe.get("data_paths", [])], request)
-    shape = TokenShape(arch.pop("seq_len"), told.get("vocab_size", facts.vocab_size), facts.num_puzzle_identifiers or 1)
-    if facts.num_puzzle_identifiers and "num_puzzle_identifiers" in told:
-        shape = replace(shape, num_puzzle_identifiers=told["num_puzzle_identifiers"])
+    rows = values.get("num_puzzle_identifiers", facts.num_puzzle_identifiers) if facts.num_puzzle_identifiers else 1
+    shape = TokenShape(arch.pop("seq_len"), values.get("vocab_size", facts.vocab_size), rows)
     if "forward_dtype" not in request.arch and facts.forward_dtype not in (None, arch["forward_dtype"]):
-        raise ValueError(
-            f"{request.config_file} has forward_dtype={arch['forward_dtype']} but H_init is {facts.forward_dtype}; "
-            "choose with --arch forward_dtype=NAME"
-        )
-    weights = replace(weights, step=_step_of(request.file) if weights.step is None else weights.step)
+        differing = f"forward_dtype={arch['forward_dtype']} but H_init is {facts.forward_dtype}"
+        raise ValueError(f"{request.config_file} has {differing}; choose with --arch forward_dtype=NAME")
+    if weights.step is None and (named := re.search(r"step_(\d+)", request.file.name)):  # as the original names it
+        weights = replace(weights, step=int(named[1]))
     config = _config(recipe, arch, weights, request.data_paths)
-    ignored = [*idle, *(f"arch.{key}" for key in idle_arch)]
-    notes += [f"ignored {', '.join(ignored)}: nothing here is called so"] if ignored else []
+    if ignored := [*idle, *(f"arch.{key}" for key in idle_arch)]:
+        notes.append(f"ignored {', '.join(ignored)}: nothing here is called so")
     return _Understood(_with_blank_row(weights, config, request), config, shape, None, tuple(notes))
 
 
@@ -219,10 +217,8 @@ def _complete(
         notes.append(f"seq_len={arch['seq_len']}, that of {task}; --arch seq_len=N or --data FOLDER says otherwise")
     if asked:
         options = " ".join(f"--arch {key}={'rope|none' if key == 'pos_encodings' else '…'}" for key in asked)
-        raise ValueError(
-            f"{request.file} does not tell {', '.join(asked)}; name its all_config.yaml with --config, "
-            f"or give {options}"
-        )
+        way_out = f"name its all_config.yaml with --config, or give {options}"
+        raise ValueError(f"{request.file} does not tell {', '.join(asked)}; {way_out}")
     defaults = [key for key in ("halt_max_steps", "rms_norm_eps", "rope_theta") if key not in given]
     if not told_all and defaults:
         values = ", ".join(f"{key}={ArchConfig.model_fields[key].default}" for key in defaults)
@@ -250,12 +246,6 @@ def _length_of_data(folder: str) -> int | None:
         if path.is_file():
             return int(json.loads(read_text(path))["seq_len"])
     return None
-
-
-def _step_of(file: Path) -> int | None:
-    """Read the step off the name that the original gives its files."""
-    found = re.search(r"step_(\d+)", file.name)
-    return int(found[1]) if found else None
 
 
 def _config(recipe: dict[str, Any], arch: dict[str, Any], weights: Weights, data_paths: Sequence[str]) -> Config:
@@ -312,11 +302,9 @@ def _chosen_map(found: _Understood, request: _Request) -> tuple[bytes | None, tu
     """Return the identifiers.json to keep with the weights, and what there is to say about it."""
     rows = found.shape.num_puzzle_identifiers
     if request.identifiers is not None:
-        if len(request.identifiers) != rows:
-            count = len(request.identifiers)
-            raise ValueError(
-                f"--identifiers names {count} puzzle identifiers but the table has {rows} rows; they must agree"
-            )
+        if (count := len(request.identifiers)) != rows:
+            rule = f"names {count} puzzle identifiers but the table has {rows} rows; they must agree"
+            raise ValueError(f"--identifiers {rule}")
         return request.identifiers.to_bytes(), ()
     if found.identifiers is not None and request.puzzle_embedding == "keep":
         return found.identifiers, ()
@@ -325,14 +313,13 @@ def _chosen_map(found: _Understood, request: _Request) -> tuple[bytes | None, tu
     return None, (f"{rows} puzzle vectors and no map of whose they are; --identifiers FILE keeps it with them",)
 
 
-# ---- writing ---------------------------------------------------------------------------------------------
-
-
 def _write_run(request: _Request, found: _Understood, identifiers: bytes | None) -> None:
-    output, weights = request.output, _as_float32(found.weights)
+    output, weights, mib = request.output, _as_float32(found.weights), 2**20
+    with progress("MiB", request.file.stat().st_size // mib) as advance:
+        digest = sha256(request.file, lambda num_bytes: advance(num_bytes // mib))
     provenance = {
         "file": request.file.name,
-        "sha256": _digest(request.file),
+        "sha256": digest,
         "step": weights.step,
         "puzzle_embedding": request.puzzle_embedding,
     }
@@ -354,12 +341,6 @@ def _as_float32(weights: Weights) -> Weights:
     """Give all weights the dtype that they have here; those that have it are not copied."""
     average = weights.average and {name: tensor.float() for name, tensor in weights.average.items()}
     return replace(weights, model={name: tensor.float() for name, tensor in weights.model.items()}, average=average)
-
-
-def _digest(file: Path) -> str:
-    mib = 2**20
-    with progress("MiB", file.stat().st_size // mib) as advance:
-        return sha256(file, lambda num_bytes: advance(num_bytes // mib))
 
 
 # ---- out -------------------------------------------------------------------------------------------------
@@ -439,8 +420,7 @@ def initial_weights(source: str | Path, config: Config, shape: TokenShape, ident
 
 def _weights_of(source: Path, config: Config, shape: TokenShape) -> tuple[dict[str, Tensor], bytes | None, str | None]:
     """Read weights and the map of their table, and say which keys of the config nothing was there to check with."""
-    weights = _foreign_weights(source)
-    if weights is not None:
+    if (weights := _foreign_weights(source)) is not None:
         unchecked = _check_foreign(weights, source, config, shape)
         weights = _as_float32(weights)
         return {**weights.model, **(weights.average or {})}, None, unchecked
@@ -458,8 +438,8 @@ def _refuse_differing(source: str, have: ArchConfig, have_shape: TokenShape, con
 def _check_foreign(weights: Weights, source: Path, config: Config, shape: TokenShape) -> str | None:
     """Hold the original's weights, and the config that lies beside them, against ours; say what neither tells."""
     facts = facts_of(weights.model)
-    rows = facts.num_puzzle_identifiers or 1
-    check_weights(weights, config, replace(shape, num_puzzle_identifiers=rows), f"init_from={source}")
+    table_shape = replace(shape, num_puzzle_identifiers=facts.num_puzzle_identifiers or 1)
+    check_weights(weights, config, table_shape, f"init_from={source}")
     beside = source.with_name(_THEIR_CONFIG)
     known = _known_of_foreign(beside, config.arch, shape, facts)
     their_shape = replace(shape, seq_len=known.pop("seq_len"))

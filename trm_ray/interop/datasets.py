@@ -182,17 +182,13 @@ def _open_set(path: Path, metadata: dict[str, Any]) -> _Set:
     boards = [_open_array(path, name, dimensions=2) for name in ("inputs", "labels")]
     one = _Set(path, *boards, *(np.asarray(_open_array(path, name, dimensions=1), np.int64) for name in _INDICES))
     if one.inputs.shape != one.labels.shape or one.inputs.shape[1] != metadata["seq_len"]:
-        raise DatasetError(
-            f"{path}: inputs are {one.inputs.shape} and labels {one.labels.shape}; "
-            f"both must be (rows, seq_len={metadata['seq_len']})"
-        )
+        rule = f"both must be (rows, seq_len={metadata['seq_len']})"
+        raise DatasetError(f"{path}: inputs are {one.inputs.shape} and labels {one.labels.shape}; {rule}")
     _check_indices(f"{path}__puzzle_indices.npy", one.puzzle_indices, len(one.inputs), "rows")
     _check_indices(f"{path}__group_indices.npy", one.group_indices, len(one.puzzle_identifiers), "puzzles")
     if len(one.puzzle_indices) != len(one.puzzle_identifiers) + 1:
-        raise DatasetError(
-            f"{path}: {len(one.puzzle_indices)} puzzle_indices; there must be one more than the "
-            f"{len(one.puzzle_identifiers)} puzzle_identifiers"
-        )
+        rule = f"there must be one more than the {len(one.puzzle_identifiers)} puzzle_identifiers"
+        raise DatasetError(f"{path}: {len(one.puzzle_indices)} puzzle_indices; {rule}")
     limit = metadata["num_puzzle_identifiers"]
     if one.puzzle_identifiers.min() < 0 or one.puzzle_identifiers.max() >= limit:
         raise DatasetError(f"{path}__puzzle_identifiers.npy: all must be at least 0 and below {limit}")
@@ -209,9 +205,8 @@ def _open_array(path: Path, name: str, *, dimensions: int) -> np.ndarray:
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise DatasetError(f"{file} is no NumPy array that can be mapped ({told})") from error
     if array.ndim != dimensions or array.dtype.kind not in "iu":
-        raise DatasetError(
-            f"{file} is {array.dtype} {array.shape}; it must be whole numbers of {dimensions} dimensions"
-        )
+        rule = f"it must be whole numbers of {dimensions} dimensions"
+        raise DatasetError(f"{file} is {array.dtype} {array.shape}; {rule}")
     return array
 
 
@@ -224,9 +219,8 @@ def _shared_metadata(source: Path, splits: dict[str, _Split]) -> dict[str, Any]:
     train, test = (split.metadata for split in splits.values())
     for key in _SHARED:
         if train.get(key) != test.get(key):
-            raise DatasetError(
-                f"{source}: {key} is {train.get(key)} in train and {test.get(key)} in test; make it anew"
-            )
+            differing = f"{key} is {train.get(key)} in train and {test.get(key)} in test"
+            raise DatasetError(f"{source}: {differing}; make it anew")
     return train
 
 
@@ -259,16 +253,19 @@ def _rows(split: _Split, computed: PuzzleIdentifiers | None, scratch: Path, adva
     Args:
         computed: take the puzzles as they are alone, moved to the corner; these name the others. None takes all rows.
     """
-    chosen = [np.flatnonzero(_is_plain(one, computed)) if computed else _all_puzzles(one) for one in split.sets]
+    chosen = [
+        np.flatnonzero(_is_plain(one, computed)) if computed else np.arange(len(one.puzzle_identifiers))
+        for one in split.sets
+    ]
     picked = [one.rows_of(puzzles) for one, puzzles in zip(split.sets, chosen, strict=True)]
     shape = (sum(len(rows) for rows, _ in picked), split.metadata["seq_len"])
     inputs, labels = (_scratch_array(scratch / name, shape, split.metadata["vocab_size"]) for name in ("in", "out"))
     columns, begin, first_puzzle, first_group = [], 0, 0, 0
     for one, puzzles, (rows, which) in zip(split.sets, chosen, picked, strict=True):
-        for block in _blocks(one, rows, split.metadata, to_corner=computed is not None):
-            end = begin + len(block.inputs)
-            inputs[begin:end], labels[begin:end], begin = block.inputs, block.labels, end
-            advance(len(block.inputs))
+        for new_inputs, new_labels in _blocks(one, rows, split.metadata, to_corner=computed is not None):
+            end = begin + len(new_inputs)
+            inputs[begin:end], labels[begin:end], begin = new_inputs, new_labels, end
+            advance(len(new_inputs))
         owners = puzzles[which]
         groups = one.group_of_puzzle[owners] + first_group
         columns.append(np.stack([one.puzzle_identifiers[owners], owners + first_puzzle, groups]).astype(np.int32))
@@ -302,31 +299,23 @@ def _compacted(rows: Rows, stay: np.ndarray) -> Rows:
     return Rows(rows.inputs[: len(stay)], rows.labels[: len(stay)], *numbers)
 
 
-def _all_puzzles(one: _Set) -> np.ndarray:
-    return np.arange(len(one.puzzle_identifiers))
-
-
 def _scratch_array(path: Path, shape: tuple[int, int], vocab_size: int) -> np.ndarray:
     path.parent.mkdir(exist_ok=True)
     dtype = np.int8 if vocab_size <= 128 else np.int32
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-@dataclass(frozen=True)
-class _Block:
-    inputs: np.ndarray
-    labels: np.ndarray
-
-
-def _blocks(one: _Set, rows: np.ndarray, metadata: dict[str, Any], *, to_corner: bool) -> Iterator[_Block]:
-    """Read some rows as int32, labels that do not count as `IGNORED_LABEL`."""
+def _blocks(
+    one: _Set, rows: np.ndarray, metadata: dict[str, Any], *, to_corner: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read the inputs and labels of some rows as int32, labels that do not count as `IGNORED_LABEL`."""
     for begin in range(0, len(rows), _BLOCK):
         these = rows[begin : begin + _BLOCK]
         tokens = [_read_tokens(one, name, these, metadata["vocab_size"]) for name in ("inputs", "labels")]
         inputs, labels = _cornered(*tokens) if to_corner else tokens
         if metadata.get("ignore_label_id") is not None:
             labels = np.where(labels == metadata["ignore_label_id"], np.int32(IGNORED_LABEL), labels)
-        yield _Block(inputs, labels)
+        yield inputs, labels
 
 
 def _read_tokens(one: _Set, name: str, rows: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -422,17 +411,13 @@ def _sample_differs(one: _Set, metadata: dict[str, Any], identifiers: PuzzleIden
     theirs, from_base = (one.rows_of(puzzles) for puzzles in (stored, base))
     ids = one.puzzle_identifiers
     numbers = (ids[stored] - ids[base])[theirs[1]]
-    blocks = zip(
-        _blocks(one, theirs[0], metadata, to_corner=True),
-        _blocks(one, from_base[0], metadata, to_corner=True),
-        strict=True,
-    )
+    blocks = (_blocks(one, rows, metadata, to_corner=True) for rows in (theirs[0], from_base[0]))
     begin = 0
-    for their, source in blocks:
-        which = slice(begin, begin + len(their.inputs))
-        rows = TokenBatch(source.inputs, source.labels, ids[base][theirs[1]][which].astype(np.int32))
+    for (inputs, labels), (plain_inputs, plain_labels) in zip(*blocks, strict=True):
+        which = slice(begin, begin + len(inputs))
+        rows = TokenBatch(plain_inputs, plain_labels, ids[base][theirs[1]][which].astype(np.int32))
         made = ArcSymmetry(identifiers).variant(rows, numbers[which])
-        equal = (made.inputs == their.inputs).all(1) & (made.labels == their.labels).all(1)
+        equal = (made.inputs == inputs).all(1) & (made.labels == labels).all(1)
         if not equal.all():
             puzzle = stored[theirs[1][which][int(equal.argmin())]]
             return begin, f"puzzle {puzzle}, {identifiers.name(int(ids[puzzle]))}, is not what its name says"

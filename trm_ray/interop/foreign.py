@@ -20,16 +20,8 @@ _UNKNOWN = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
 _MOST_CLASSES = 100
 # Of Python's own modules, what people keep beside weights; everything else there may be a way to run code.
 _HARMLESS = {
-    "argparse",
-    "collections",
-    "copyreg",
-    "datetime",
-    "decimal",
-    "enum",
-    "fractions",
-    "pathlib",
-    "types",
-    "uuid",
+    *("argparse", "collections", "copyreg", "datetime", "decimal"),
+    *("enum", "fractions", "pathlib", "types", "uuid"),
 }
 _PLAIN = {"list", "dict", "tuple", "set", "frozenset", "slice", "range", "complex", "bytearray", "object"}
 _SCALARS = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
@@ -111,12 +103,8 @@ def _is_harmless(name: str) -> bool:
 
 def _stand_in(name: str) -> Callable[..., Any] | type:
     if name == "collections.defaultdict":
-        return _plain_dict
+        return lambda *args: {}
     return type("Shut", (_Scalar if name in _SCALARS else Shut,), {"path": name})
-
-
-def _plain_dict(*args: Any) -> dict[Any, Any]:
-    return {}
 
 
 def _told(path: Path, error: Exception, name: str | None, shut: list[str]) -> str:

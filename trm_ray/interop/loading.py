@@ -81,14 +81,9 @@ def load_model(path: str | Path, *, averaged: bool = True, device: torch.device 
     except (RuntimeError, TypeError, AttributeError) as error:  # also where memory is too small for what it asks
         told = " ".join(str(error).split())[:160]
         raise ValueError(f"{folder} does not fit its own config ({told}); name an intact checkpoint") from error
+    step = int(state.get("step") or 0)
     return LoadedModel(
-        model.to(device),
-        config=config,
-        shape=shape,
-        identifiers=identifiers,
-        step=int(state.get("step") or 0),
-        path=folder,
-        averaged=averaged,
+        model.to(device), config=config, shape=shape, identifiers=identifiers, step=step, path=folder, averaged=averaged
     )
 
 

@@ -80,7 +80,11 @@ def read_original(path: Path) -> Weights:
     Raises:
         ValueError: the file is no checkpoint, or names a weight twice.
     """
-    held = _load(path)
+    try:
+        held = load_shut(local_file(path))
+    except ValueError as error:
+        rule = f"cannot be read as a checkpoint of weights alone: {error}"
+        raise ValueError(f"{path} {rule}; name a step_N file") from None
     try:
         return _weights(path, held)
     except (TypeError, AttributeError, RecursionError) as error:
@@ -112,15 +116,6 @@ def _described(held: Any) -> str:
     shut = sorted({value.path for value in [*held.values(), *inner] if isinstance(value, Shut)})
     keys = f"the keys {', '.join(map(str, list(held)[:5]))}" if held else "nothing"
     return keys + (f", in them objects of {', '.join(shut[:3])}" if shut else "")
-
-
-def _load(path: Path) -> Any:
-    try:
-        return load_shut(local_file(path))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of weights alone: {error}; name a step_N file"
-        ) from None
 
 
 def _state_dict(held: Any) -> dict[str, Any] | None:
@@ -200,8 +195,9 @@ def facts_of(weights: Mapping[str, Tensor]) -> Facts:
         raise ValueError(f"{keys} are missing or misshapen; they must be (vocabulary, features)")
     vocab_size, hidden_size = sized.shape
     layers = [int(block[1]) for name in weights if (block := _BLOCK.fullmatch(name))]
-    widths = [_columns(weights, f".{part}.down_proj.weight") for part in ("mlp", "mixer.mlp")]
-    over_positions = next((w for name, w in weights.items() if name.endswith("mixer.mlp.down_proj.weight")), None)
+    narrowing = {name: weight for name, weight in weights.items() if name.endswith(".mlp.down_proj.weight")}
+    over_features = next((weight for name, weight in narrowing.items() if ".mixer." not in name), None)
+    over_positions = next((weight for name, weight in narrowing.items() if ".mixer." in name), None)
     spanning = weights.get("embed_positions", over_positions)
     mixers = [match[1] for name in weights if (match := _MIXERS.match(name))]
     table, start = weights.get(TABLE), weights.get("answer_init")
@@ -214,19 +210,10 @@ def facts_of(weights: Mapping[str, Tensor]) -> Facts:
         puzzle_emb_ndim=0 if table is None else table.shape[-1],
         num_puzzle_identifiers=None if table is None else len(table),
         num_positions=None if spanning is None else len(spanning),
-        feature_width=widths[0],
-        position_width=widths[1],
+        feature_width=None if over_features is None else over_features.shape[-1],
+        position_width=None if over_positions is None else over_positions.shape[-1],
         forward_dtype=None if start is None else str(start.dtype).removeprefix("torch."),
     )
-
-
-def _columns(weights: Mapping[str, Tensor], ending: str) -> int | None:
-    """Return the width of the first SwiGLU over the features (`.mlp…`) or the positions (`.mixer.mlp…`)."""
-    over_positions = ending.startswith(".mixer")
-    for name, weight in weights.items():
-        if name.endswith(ending) and over_positions == (".mixer." in name):
-            return weight.shape[-1]
-    return None
 
 
 def expansion_of(facts: Facts, multiple_of: int = MULTIPLE_OF) -> float | None:
@@ -241,7 +228,6 @@ def expansion_of(facts: Facts, multiple_of: int = MULTIPLE_OF) -> float | None:
     return next(fitting, None)
 
 
-_SAME_KEYS = frozenset(ArchConfig.model_fields) - {"mixer"}
 _SAME_RUN_KEYS = (
     *("global_batch_size", "epochs", "lr", "lr_min_ratio", "lr_warmup_steps", "beta1", "beta2", "weight_decay"),
     *("puzzle_emb_lr", "puzzle_emb_weight_decay", "data_paths", "data_paths_test", "seed", "checkpoint_every_eval"),
@@ -264,7 +250,7 @@ def our_arch(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     if (name := theirs.get("name", _NETWORK)) != _NETWORK:
         raise ValueError(f"arch.name={name} is another network; only checkpoints of {_NETWORK} can be imported")
-    ours = {key: value for key, value in theirs.items() if key in _SAME_KEYS or key == "mixer"}
+    ours = {key: value for key, value in theirs.items() if key in ArchConfig.model_fields}
     if "mlp_t" in theirs:
         ours["mixer"] = "mlp" if theirs["mlp_t"] else "attention"
     if "seq_len" in theirs:
@@ -293,8 +279,7 @@ def our_recipe(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def original_arch(arch: ArchConfig) -> dict[str, Any]:
     """Translate an architecture to the original's `arch` keys, as its command line takes them."""
-    ours_alone = {"mixer_norm", "ffn_multiple_of", "residual_init_scale"}
-    values = {key: getattr(arch, key) for key in ArchConfig.model_fields if key in _SAME_KEYS - ours_alone}
+    values = arch.model_dump(exclude={"mixer", "mixer_norm", "ffn_multiple_of", "residual_init_scale"})
     return {**values, "puzzle_emb_len": arch.prefix_len, "mlp_t": arch.mixer == "mlp", "H_layers": 0}
 
 
@@ -369,15 +354,15 @@ def _network(config: Config, shape: TokenShape, facts: Facts) -> dict[str, Tenso
 
 def _arch_as_told(arch: ArchConfig, facts: Facts) -> ArchConfig:
     learned = arch.pos_encodings == "learned"
-    told: dict[str, Any] = {"hidden_size": facts.hidden_size, "mixer": facts.mixer}
+    known: dict[str, Any] = {"hidden_size": facts.hidden_size, "mixer": facts.mixer}
     if facts.num_puzzle_identifiers:
-        told["puzzle_emb_ndim"] = facts.puzzle_emb_ndim
+        known["puzzle_emb_ndim"] = facts.puzzle_emb_ndim
     # These have no weights, but do not go with every size.
-    told |= {"num_heads": 1, "pos_encodings": "learned" if learned else "none"}
+    known |= {"num_heads": 1, "pos_encodings": "learned" if learned else "none"}
     width = swiglu_inner_size(facts.hidden_size, arch.expansion, arch.ffn_multiple_of)
     if facts.feature_width not in (None, width):
-        told["expansion"] = expansion_of(facts, arch.ffn_multiple_of) or arch.expansion
-    return arch.model_copy(update=told)
+        known["expansion"] = expansion_of(facts, arch.ffn_multiple_of) or arch.expansion
+    return arch.model_copy(update=known)
 
 
 def _positions(arch: ArchConfig, facts: Facts) -> int | None:

@@ -127,12 +127,13 @@ def described(state: Mapping[str, Any], source: str | Path) -> tuple[Config, Tok
     Raises:
         ValueError: something is missing or of the wrong type, or the weights are another network's.
     """
-    config, model, told = config_from_values(state.get("config"), str(source)), state.get("model"), state.get("shape")
+    config, model, given = config_from_values(state.get("config"), str(source)), state.get("model"), state.get("shape")
     if not isinstance(model, dict) or not _are_weights(model) or not _are_weights(state.get("ema") or {}):
         raise ValueError(f"{source} holds no weights by name; name a checkpoint that trm-ray wrote")
-    numbers: dict[str, Any] = {f.name: told.get(f.name) if isinstance(told, dict) else None for f in fields(TokenShape)}
+    values = given if isinstance(given, dict) else {}
+    numbers: dict[str, Any] = {field.name: values.get(field.name) for field in fields(TokenShape)}
     if not all(type(number) is int and 1 <= number < 2**31 for number in numbers.values()):
-        raise ValueError(f"{source} has shape={told!s:.80}; it must hold {', '.join(numbers)}, each at least 1")
+        raise ValueError(f"{source} has shape={given!s:.80}; it must hold {', '.join(numbers)}, each at least 1")
     shape, facts = TokenShape(**numbers), facts_of(model)
     wrong = contradictions(config.arch, shape, facts)
     if config.arch.L_layers != facts.L_layers:

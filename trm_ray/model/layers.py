@@ -103,8 +103,7 @@ class _ResidualNorm(torch.autograd.Function):
 
 def residual_norm(x: Tensor, update: Tensor, eps: float, dim: int = -1) -> Tensor:
     """Add an update and divide by the root mean square over an axis, in float32; no gain."""
-    normed: Tensor = _ResidualNorm.apply(x, update, dim, eps)
-    return normed
+    return _ResidualNorm.apply(x, update, dim, eps)
 
 
 class Rotary(nn.Module):

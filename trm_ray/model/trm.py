@@ -34,7 +34,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device without waiting for the copy."""
-        return _each(lambda t: t.to(device, non_blocking=True), self)
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def each(self, function: Callable[..., Tensor], *others: Batch) -> Batch:
+        """Apply a function to each tensor, together with that of the other batches."""
+        parts = ([getattr(batch, field.name) for field in fields(Batch)] for batch in (self, *others))
+        return Batch(*map(function, *parts))
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -69,8 +74,8 @@ class SegmentOutput:
     puzzle_rows: Tensor | None = None
 
 
-def _each(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    return Batch(**{field.name: function(getattr(batch, field.name)) for field in fields(batch)})
+# Logits of every cycle, halt logits, the answer and the latent after the last cycle.
+_Recursed = tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]
 
 
 def _choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -140,18 +145,13 @@ class TinyRecursiveModel(nn.Module):
 
     def initial_carry(self, batch: Batch) -> Carry:
         """Begin with every row halted, so that the first segment takes the batch's puzzles."""
-        rows, device = len(batch), batch.inputs.device
-        length = self.prefix_len + self.seq_len
+        rows, length, device = len(batch), self.prefix_len + self.seq_len, batch.inputs.device
         state = torch.zeros(rows, length, self.hidden_size, dtype=self.forward_dtype, device=device)
         steps = torch.zeros(rows, dtype=torch.int32, device=device)
         return Carry(state, state, steps, torch.ones_like(steps, dtype=torch.bool), batch)
 
     def forward(
-        self,
-        carry: Carry,
-        batch: Batch,
-        supervise_all_cycles: bool,
-        min_steps: Tensor | None = None,
+        self, carry: Carry, batch: Batch, supervise_all_cycles: bool, min_steps: Tensor | None = None
     ) -> SegmentOutput:
         """Run one segment of all H-cycles.
 
@@ -176,31 +176,22 @@ class TinyRecursiveModel(nn.Module):
 
     def _refill(self, carry: Carry, batch: Batch) -> Carry:
         """Give halted rows the batch's puzzle and the initial state."""
-        puzzles = Batch(
-            *(
-                _choose(carry.halted, getattr(batch, field.name), getattr(carry.puzzles, field.name))
-                for field in fields(Batch)
-            )
-        )
         return replace(
             carry,
             answer=_choose(carry.halted, self.answer_init.to(self.forward_dtype), carry.answer),
             latent=_choose(carry.halted, self.latent_init.to(self.forward_dtype), carry.latent),
             steps=carry.steps.masked_fill(carry.halted, 0),
-            puzzles=puzzles,
+            puzzles=batch.each(lambda new, old: _choose(carry.halted, new, old), carry.puzzles),
         )
 
-    def _recur(
-        self, carry: Carry, rows: Tensor | None, supervise_all_cycles: bool
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    def _recur(self, carry: Carry, rows: Tensor | None, supervise_all_cycles: bool) -> _Recursed:
         recursion = _Recursion(self)
         arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, supervise_all_cycles)
         if self.embed_tokens.dtype == self.forward_dtype:
             return recursion(*arguments)
         # One cast a weight and segment; the recursion uses each weight H_cycles·(L_cycles + 1) times.
         weights = {name: weight.to(self.forward_dtype) for name, weight in recursion.named_parameters()}
-        outcome: tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor] = functional_call(recursion, weights, arguments)
-        return outcome
+        return functional_call(recursion, weights, arguments)
 
 
 class _Recursion(nn.Module):
@@ -212,8 +203,8 @@ class _Recursion(nn.Module):
 
     def forward(
         self, inputs: Tensor, rows: Tensor | None, answer: Tensor, latent: Tensor, supervise_all_cycles: bool
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
-        """Return logits of every cycle, halt logits, the answer and the latent after the last cycle."""
+    ) -> _Recursed:
+        """Run all H-cycles."""
         model = self.model
         question = self._embed(inputs, rows)
         cycle_logits = []
@@ -253,12 +244,7 @@ def attention_mixers(
     rotary = None if rope_theta is None else Rotary(hidden_size // num_heads, num_positions, rope_theta)
     return [
         AttentionMixer(
-            hidden_size,
-            num_heads,
-            rotary=rotary,
-            eps=eps,
-            generator=generator,
-            residual_init_scale=residual_init_scale,
+            hidden_size, num_heads, rotary=rotary, eps=eps, generator=generator, residual_init_scale=residual_init_scale
         )
         for _ in range(num_layers)
     ]
@@ -279,12 +265,7 @@ def mlp_mixers(
     inner_size = swiglu_inner_size(num_positions, expansion, ffn_multiple_of)
     return [
         MLPMixer(
-            num_positions,
-            inner_size,
-            eps=eps,
-            generator=generator,
-            norm=norm,
-            residual_init_scale=residual_init_scale,
+            num_positions, inner_size, eps=eps, generator=generator, norm=norm, residual_init_scale=residual_init_scale
         )
         for _ in range(num_layers)
     ]

@@ -34,10 +34,8 @@ def open_data(config: Config) -> DatasetInfo:
         hashes.join(asked)
         for key in ("seq_len", "vocab_size"):
             if getattr(info, key) != getattr(test, key):
-                raise ConfigError(
-                    f"data_paths_test={config.data_paths_test} has {key}={getattr(test, key)}, data_paths has "
-                    f"{getattr(info, key)}; they must be equal"
-                )
+                rule = f"data_paths has {getattr(info, key)}; they must be equal"
+                raise ConfigError(f"data_paths_test={config.data_paths_test} has {key}={getattr(test, key)}, {rule}")
         check_same_identifiers({"data_paths": info, "data_paths_test": test})
         named = max(info, test, key=lambda info: info.num_puzzle_identifiers)
         info = replace(info, num_puzzle_identifiers=named.num_puzzle_identifiers, files=named.files)
@@ -61,10 +59,8 @@ def _check_made_as_asked(generator: Generator, data_paths: list[str]) -> None:
     for path in filter(is_dataset, map(as_path, data_paths)):
         if differing := _differing(generator, path):
             key, wanted, have = differing[0]
-            raise ConfigError(
-                f"generator.{key}={wanted} but {path} was made with {key}={have}; set data_paths to a new "
-                "folder and it is made, or remove the old one"
-            )
+            way_out = "set data_paths to a new folder and it is made, or remove the old one"
+            raise ConfigError(f"generator.{key}={wanted} but {path} was made with {key}={have}; {way_out}")
 
 
 def _made_once(path: Path, make: Callable[[], object]) -> None:

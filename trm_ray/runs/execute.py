@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trm_ray.config import Config
 from trm_ray.data.format import read_splits
@@ -45,11 +45,12 @@ def execute(
     from trm_ray.data.stream import RowStream, Shard, test_batches
     from trm_ray.kinds.registry import symmetry_from
     from trm_ray.training.loop import run_training
+    from trm_ray.training.session import place
 
-    config = plan.config
+    config, identifiers = plan.config, plan.identifiers()
     torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
-    rank, world_size = _place()
-    symmetry = symmetry_from(plan.info.symmetry, plan.identifiers())
+    rank, world_size = place()
+    symmetry = symmetry_from(plan.info.symmetry, identifiers)
     test_rows = first_puzzles(test_rows, config.eval_max_puzzles)
     stream = RowStream(
         train if isinstance(train, Shard) else train(),
@@ -59,25 +60,17 @@ def execute(
         rank=rank,
         world_size=world_size,
     )
-    eval_batch_size = (config.eval_batch_size or config.global_batch_size) // world_size
-
-    def test_tokens() -> Iterator[Any]:
-        return test_batches(test_rows, max(1, eval_batch_size), rank, world_size)
-
-    def weights() -> dict[str, Any]:
-        return beginning(plan).model
-
-    begin_with = None if config.init_from is None else weights
-    identifiers = plan.identifiers().to_bytes()
+    eval_batch_size = max(1, (config.eval_batch_size or config.global_batch_size) // world_size)
+    begin_with = None if config.init_from is None else lambda: beginning(plan).model
     with _open_log(plan.folder, rank) as (log_row, sync_log):
         session = session_type(
             plan.folder,
             device,
             stream.batches,
-            test_tokens,
+            lambda: test_batches(test_rows, eval_batch_size, rank, world_size),
             log_row,
             sync_log=sync_log,
-            identifiers=identifiers,
+            identifiers=identifiers.to_bytes(),
             stop_requested=stop_requested,
         )
         return run_training(config, plan.shape, plan.num_steps, session, begin_with)
@@ -95,12 +88,6 @@ def beginning(plan: RunPlan) -> InitialWeights:
     return initial_weights(plan.config.init_from, plan.config, plan.shape, plan.identifiers().to_bytes())
 
 
-def _place() -> tuple[int, int]:
-    import torch.distributed as dist
-
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 @contextmanager
 def _open_log(folder: Path, rank: int) -> Iterator[tuple[LogRow, Callable[[], None]]]:
     """Open the run's log on rank 0, from the checkpoint on that the run goes on from; yield its `write` and `sync`."""
@@ -108,7 +95,7 @@ def _open_log(folder: Path, rank: int) -> Iterator[tuple[LogRow, Callable[[], No
     from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
 
     if rank != 0:
-        yield _log_nothing, lambda: None
+        yield lambda *row: None, lambda: None
         return
     latest = latest_checkpoint(folder, verified=True)
     with open_log(folder, None if latest is None else checkpoint_step(latest)) as log:
@@ -143,7 +130,3 @@ def choose_device(config: Config) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(config.device)
-
-
-def _log_nothing(step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
-    """Stand in for the log where there is nothing to be logged."""

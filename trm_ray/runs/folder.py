@@ -19,23 +19,10 @@ from trm_ray.storage import check_is_folder, is_whole, write_whole
 
 # A resumed run may train longer, be watched differently and run elsewhere; anything else makes it another run.
 RESUMABLE_KEYS = (
-    "max_steps",
-    "epochs",
-    "eval_interval",
-    "log_interval",
-    "checkpoint_every_eval",
-    "keep_last",
-    "keep_best",
-    "log_per_step_losses",
-    "compute_gradient_stats",
-    "gradient_stats_interval",
-    "eval_batch_size",
-    "eval_max_puzzles",
-    "prepare_command",
-    "generator.check_existing",
-    "init_from",
-    "log_dir",
-    "device",
+    *("max_steps", "epochs", "eval_interval", "eval_batch_size", "eval_max_puzzles"),
+    *("checkpoint_every_eval", "keep_last", "keep_best"),
+    *("log_interval", "log_per_step_losses", "compute_gradient_stats", "gradient_stats_interval"),
+    *("init_from", "prepare_command", "generator.check_existing", "log_dir", "device"),
 )
 
 
@@ -56,7 +43,8 @@ def owned_run(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -
     check_is_folder(plan.folder, told, way_out)
     check_folder(plan, resume=resume, overwrite=overwrite or not resume)
     with Ownership(plan.folder, told, way_out):
-        _refuse_in_living_sweep(plan)
+        if is_ours(plan.folder.parent, SWEEP):  # its trials are its to write while it runs
+            refuse_if_held(plan.folder.parent, f"{told} is a trial of a sweep that", "wait for its end")
         with settled(plan.folder, RUN, has_checkpoint):
             check_folder(plan, resume=resume, overwrite=overwrite)
             yield lambda: begin_run(plan, overwrite=overwrite)
@@ -91,10 +79,8 @@ def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False
             f"use --init-from {config.log_dir} with another log_dir"
         )
     if begun and not resume:
-        raise ConfigError(
-            f"log_dir={config.log_dir} already holds a run; go on with it with --resume, replace it with --overwrite, "
-            "or choose another log_dir"
-        )
+        way_out = "go on with it with --resume, replace it with --overwrite, or choose another log_dir"
+        raise ConfigError(f"log_dir={config.log_dir} already holds a run; {way_out}")
     if begun:
         _check_same_run(config, before := config_from_run(folder))
         _check_checkpoint(plan)
@@ -116,16 +102,8 @@ def _check_not_foreign(plan: RunPlan, *, resume: bool) -> None:
     if names and not is_ours(plan.folder, RUN):
         if resume and (plan.folder / "config.yaml").is_file():
             config_from_run(plan.folder)  # says what is wrong with it
-        raise ConfigError(
-            f"log_dir={plan.config.log_dir} holds files but no run ({told_names(names)}); choose another log_dir"
-        )
-
-
-def _refuse_in_living_sweep(plan: RunPlan) -> None:
-    """Leave the trials of a sweep alone while it runs: they are its to write."""
-    if is_ours(plan.folder.parent, SWEEP):
-        told = f"log_dir={plan.config.log_dir} is a trial of a sweep that"
-        refuse_if_held(plan.folder.parent, told, "wait for its end")
+        rule = f"holds files but no run ({told_names(names)}); choose another log_dir"
+        raise ConfigError(f"log_dir={plan.config.log_dir} {rule}")
 
 
 def _check_checkpoint(plan: RunPlan) -> None:
@@ -156,18 +134,16 @@ def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
         return
     rounding = "the same batches from the same state, so that only the rounding of sums differs"
     order = "the train split is too large for one memory and is dealt out anew, so the order of its puzzles differs"
-    told = rounding if fits_in_memory(plan.info, "train") else order
-    logging.getLogger("trm_ray").warning("going on with %s instead of %s workers: %s", now, then, told)
+    differing = rounding if fits_in_memory(plan.info, "train") else order
+    logging.getLogger("trm_ray").warning("going on with %s instead of %s workers: %s", now, then, differing)
 
 
 def _check_same_run(config: Config, before: Config, place: str | None = None) -> None:
     now, then, place = flat(config), flat(before), place or f"the run in {before.log_dir}, which"
     for key, value in now.items():
         if key not in RESUMABLE_KEYS and not key.startswith("ray.") and value != then.get(key):
-            raise ConfigError(
-                f"{key}={value} differs from {place} has {key}={then.get(key)}; resume it with that value or choose "
-                "another log_dir"
-            )
+            way_out = "resume it with that value or choose another log_dir"
+            raise ConfigError(f"{key}={value} differs from {place} has {key}={then.get(key)}; {way_out}")
 
 
 def describe_environment() -> dict[str, Any]:

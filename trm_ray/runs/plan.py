@@ -85,8 +85,7 @@ def check_machine(config: Config) -> None:
     import torch
 
     if config.device == "cuda" and config.ray.most_workers == 0 and not torch.cuda.is_available():
-        raise ConfigError(
-            "device=cuda needs a GPU, and torch finds none on this machine; use device=auto or device=cpu"
-        )
+        rule = "needs a GPU, and torch finds none on this machine; use device=auto or device=cpu"
+        raise ConfigError(f"device=cuda {rule}")
     if config.ray.most_workers:
         check_surroundings(config.ray.address)

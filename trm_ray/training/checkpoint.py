@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from trm_ray.ownership import lives
 from trm_ray.storage import drop_copy, is_remote, is_whole, local_file, remove_tree, sha256, version
 
 FORMAT_VERSION = 2
@@ -121,7 +122,7 @@ class _HashingFile:
     """
 
     def __init__(self, file: BinaryIO):
-        self._file, self._hash, self._num_bytes = file, hashlib.sha256(), 0
+        self._file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -131,19 +132,16 @@ class _HashingFile:
                 self._file.write(data)
             except OSError as error:
                 self.error = error
-        self._hash.update(data)
-        self._num_bytes += memoryview(data).nbytes
+        self.sha256.update(data)
+        self.num_bytes += memoryview(data).nbytes
         return memoryview(data).nbytes
 
     def flush(self) -> None:
         """Leave it to the caller, who syncs."""
 
-    def mark(self) -> dict[str, Any]:
-        """Tell what the file must hold."""
-        return {"sha256": self._hash.hexdigest(), "bytes": self._num_bytes}
-
 
 def _write(path: Path, write: Callable[[_HashingFile], object]) -> dict[str, Any]:
+    """Write a file, and tell what it must hold."""
     with path.open("wb") as raw:
         file = _HashingFile(raw)
         write(file)
@@ -152,7 +150,7 @@ def _write(path: Path, write: Callable[[_HashingFile], object]) -> dict[str, Any
         if not is_remote(path):
             raw.flush()
             os.fsync(raw.fileno())
-    return file.mark()
+    return {"sha256": file.sha256.hexdigest(), "bytes": file.num_bytes}
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
@@ -192,20 +190,11 @@ def remove_leftovers(run_dir: Path) -> None:
                 remove_tree(folder)
         return
     for path in run_dir.glob(".*"):
-        match = _LEFTOVER.fullmatch(path.name)
-        if match and (not _is_another_process(int(match[1])) or time.time() - path.stat().st_mtime > _DAY_S):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_another_process(pid: int) -> bool:
-    """Tell whether it lives; a process that begins a run is saving nothing, so its own number is a dead one's."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
+        if match := _LEFTOVER.fullmatch(path.name):
+            # A process that begins a run is saving nothing, so its own number is a dead one's.
+            is_owned = int(match[1]) != os.getpid() and lives(int(match[1]))
+            if not is_owned or time.time() - path.stat().st_mtime > _DAY_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 # ---- is it still as written? -----------------------------------------------------------------------------
@@ -234,9 +223,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        told = json.loads(path.read_bytes())
-        version, step, score = told["format_version"], told["step"], told["score"]
-        files = {name: (str(mark["sha256"]), int(mark["bytes"])) for name, mark in told["files"].items()}
+        content = json.loads(path.read_bytes())
+        version, step, score = content["format_version"], content["step"], content["score"]
+        files = {name: (str(mark["sha256"]), int(mark["bytes"])) for name, mark in content["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise ValueError(f"{MANIFEST_FILE} is no manifest") from None
     if version != MANIFEST_VERSION:
@@ -261,8 +250,8 @@ def damage(folder: Path, *, digests: bool) -> str | None:
         return f"{MANIFEST_FILE} is missing"
     if manifest is None:
         return _damage_of_archive(folder / STATE_FILE, digests=digests)
-    told = (_damage_of_file(folder / name, *mark, digests=digests) for name, mark in manifest.files.items())
-    return next(filter(None, told), None)
+    problems = (_damage_of_file(folder / name, *mark, digests=digests) for name, mark in manifest.files.items())
+    return next(filter(None, problems), None)
 
 
 def _damage_of_file(path: Path, digest: str, num_bytes: int, *, digests: bool) -> str | None:
@@ -298,7 +287,7 @@ def _digest(path: Path, version: tuple[Any, ...]) -> str:
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu", *, mapped: bool = False) -> dict[str, Any]:
+def load_checkpoint(folder: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint's state, after a look at its checksums.
 
     Args:
@@ -313,10 +302,10 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu", *, mapped:
     _refuse_damaged(folder, digests=True)
     readable = local_file(path)
     try:
-        state: dict[str, Any] = torch.load(readable, map_location=device, weights_only=True, mmap=mapped)
+        state: dict[str, Any] = torch.load(readable, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged and hostile files raise all sorts
-        told = f"{path} cannot be read ({type(error).__name__}); remove {folder} to go on from an earlier one"
-        raise ValueError(told) from error
+        rule = f"cannot be read ({type(error).__name__}); remove {folder} to go on from an earlier one"
+        raise ValueError(f"{path} {rule}") from error
     if readable != path:
         drop_copy()  # what is mapped stays readable
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
@@ -329,8 +318,8 @@ def _read_of_run(path: Path) -> dict[str, Any]:
     if not path.is_file():  # the weights of an imported file, or a checkpoint of an earlier version
         return {}
     try:
-        told = json.loads(path.read_bytes())
-        return {key: told[key] for key in _RUN_KEYS if key in told}
+        content = json.loads(path.read_bytes())
+        return {key: content[key] for key in _RUN_KEYS if key in content}
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not what trm-ray writes; remove {path.parent}") from error
 
@@ -343,8 +332,7 @@ def _refuse_damaged(folder: Path, *, digests: bool) -> None:
 
 def load_run_config(folder: Path) -> dict[str, Any] | None:
     """Read the config of the run that saved a checkpoint, as plain values; None if nothing tells."""
-    told: dict[str, Any] | None = _read_of_run(folder / RUN_FILE).get("config")
-    return told
+    return _read_of_run(folder / RUN_FILE).get("config")
 
 
 def load_identifiers(folder: Path) -> bytes | None:
@@ -396,8 +384,7 @@ def final_step(run_dir: Path) -> int | None:
     if damage(folder, digests=True) is not None:
         return None
     manifest = read_manifest(folder)
-    step: int | None = load_checkpoint(folder)["step"] if manifest is None else manifest.step
-    return step
+    return load_checkpoint(folder)["step"] if manifest is None else manifest.step
 
 
 def has_checkpoint(run_dir: Path) -> bool:

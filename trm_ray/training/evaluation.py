@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,12 +17,8 @@ from trm_ray.training.metrics import MetricSums
 from trm_ray.training.session import Session
 
 _MEANS = (
-    "accuracy",
-    "exact_accuracy",
-    "exact_accuracy_first",
-    "exact_accuracy_halting",
-    "act_steps",
-    "q_halt_accuracy",
+    *("accuracy", "exact_accuracy", "exact_accuracy_first", "exact_accuracy_halting"),
+    *("act_steps", "q_halt_accuracy"),
 )
 
 
@@ -38,8 +35,7 @@ def evaluate(
         `eval/act_steps`. `eval/q_halt_accuracy`: how often its last verdict is right.
     """
     names = ("count", *_MEANS, *(f"step_{i}_loss" for i in range(model.H_cycles)))
-    sums = MetricSums(names, session.device)
-    was_training = model.training
+    sums, was_training = MetricSums(names, session.device), model.training
     model.eval()
     for batch in batches:
         sums.add(_batch_sums(model, batch, cell_loss))
@@ -123,7 +119,11 @@ def measure_rows(
         labelled=has_labels(batch), solved=solved, cells=cells, losses=zeros, halt_logits=zeros.clone(),
         num_run=torch.zeros(len(batch), dtype=torch.int32, device=zeros.device), answers=batch.inputs.clone(),
     )  # fmt: skip
-    segments = _halting_segments(model, batch, num_segments) if halt else _whole_segments(model, batch, num_segments)
+    every = torch.arange(len(batch), device=zeros.device)
+    if halt:
+        segments = _halting_segments(model, batch, every, num_segments)
+    else:
+        segments = ((every, output) for output in run_segments(model, batch, num_segments))
     for segment, (rows, output) in enumerate(segments):
         _write_segment(measured, segment, rows, output, batch.labels[rows], cell_loss)
     return measured
@@ -146,26 +146,19 @@ def _write_segment(
     measured.answers[rows] = output.cycle_logits[-1].argmax(-1).to(measured.answers.dtype)
 
 
-def _whole_segments(
-    model: TinyRecursiveModel, batch: Batch, num_segments: int
-) -> Iterator[tuple[Tensor, SegmentOutput]]:
-    every = torch.arange(len(batch), device=batch.inputs.device)
-    return ((every, output) for output in run_segments(model, batch, num_segments))
-
-
 def _halting_segments(
-    model: TinyRecursiveModel, batch: Batch, num_segments: int
+    model: TinyRecursiveModel, batch: Batch, rows: Tensor, num_segments: int
 ) -> Iterator[tuple[Tensor, SegmentOutput]]:
     """Yield each segment with the rows (R,) that take part in it: those that the halt head has not stopped before.
 
     The rows that go on are gathered after each segment, which waits for the device.
     """
-    rows, carry = torch.arange(len(batch), device=batch.inputs.device), model.initial_carry(batch)
+    carry = model.initial_carry(batch)
     for _ in range(num_segments):
         output = model(carry, batch, supervise_all_cycles=False)
         yield rows, output
         on = (output.halt_logits <= 0).nonzero()[:, 0]
-        rows, batch = rows[on], _pick(batch, on)
+        rows, batch = rows[on], batch.each(operator.itemgetter(on))
         if not len(rows):
             return
         carry = replace(
@@ -176,7 +169,3 @@ def _halting_segments(
             halted=torch.zeros_like(on, dtype=torch.bool),
             puzzles=batch,
         )
-
-
-def _pick(batch: Batch, rows: Tensor) -> Batch:
-    return Batch(*(getattr(batch, field.name)[rows] for field in fields(batch)))

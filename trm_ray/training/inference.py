@@ -40,10 +40,7 @@ class Solution:
 
 
 def solve(
-    model: TinyRecursiveModel,
-    inputs: Tensor,
-    puzzle_identifiers: Tensor | None = None,
-    segments: int | None = None,
+    model: TinyRecursiveModel, inputs: Tensor, puzzle_identifiers: Tensor | None = None, segments: int | None = None
 ) -> Solution:
     """Let a model solve puzzles.
 
@@ -75,18 +72,15 @@ def _check_inputs(
     if inputs.dim() != 2 or inputs.shape[1] != model.seq_len:
         raise ValueError(f"inputs of shape {tuple(inputs.shape)} must be (B, {model.seq_len}) token ids")
     if inputs.numel() and not 0 <= int(inputs.min()) <= int(inputs.max()) < vocab_size:
-        raise ValueError(
-            f"inputs hold tokens from {inputs.min()} to {inputs.max()}; they must be 0 to {vocab_size - 1}"
-        )
+        rule = f"they must be 0 to {vocab_size - 1}"
+        raise ValueError(f"inputs hold tokens from {inputs.min()} to {inputs.max()}; {rule}")
     if segments is not None and segments < 1:
         raise ValueError(f"segments={segments} must be at least 1; leave it out for {model.halt_max_steps}")
     if puzzle_identifiers is None:
         return
-    rows = 1 if model.puzzle_embedding is None else len(model.puzzle_embedding.table)
     if puzzle_identifiers.shape != inputs.shape[:1]:
         raise ValueError(f"puzzle_identifiers of shape {tuple(puzzle_identifiers.shape)} must be ({len(inputs)},)")
-    if (
-        model.puzzle_embedding is not None
-        and not 0 <= int(puzzle_identifiers.min()) <= int(puzzle_identifiers.max()) < rows
-    ):
-        raise ValueError(f"puzzle_identifiers up to {puzzle_identifiers.max()} must be 0 to {rows - 1}")
+    if model.puzzle_embedding is not None:
+        last, least, most = len(model.puzzle_embedding.table) - 1, puzzle_identifiers.min(), puzzle_identifiers.max()
+        if not 0 <= int(least) <= int(most) <= last:
+            raise ValueError(f"puzzle_identifiers up to {most} must be 0 to {last}")

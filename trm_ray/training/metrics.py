@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -107,13 +108,9 @@ def gpu_row(device: torch.device) -> dict[str, float]:
     if device.type != "cuda":
         return {}
     row = {"gpu/memory_gib": torch.cuda.max_memory_reserved(device) / 2**30}
-    return row if importlib.util.find_spec("pynvml") is None else row | _utilization(device)
+    if importlib.util.find_spec("pynvml") is not None:
+        from pynvml import NVMLError
 
-
-def _utilization(device: torch.device) -> dict[str, float]:
-    from pynvml import NVMLError
-
-    try:
-        return {"gpu/utilization": torch.cuda.utilization(device) / 100}
-    except NVMLError:  # the driver does not tell it of a part of a GPU (MIG); no reason to end a run
-        return {}
+        with suppress(NVMLError):  # the driver does not tell it of a part of a GPU (MIG); no reason to end a run
+            row["gpu/utilization"] = torch.cuda.utilization(device) / 100
+    return row

@@ -19,6 +19,11 @@ from trm_ray.training.checkpoint import latest_checkpoint
 LogRow = Callable[[int, float, Mapping[str, float]], None]
 
 
+def place() -> tuple[int, int]:
+    """Return the number of this worker, from 0, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 class Tokens(Protocol):
     """A batch as numpy arrays (`trm_ray.data.stream.TokenBatch`)."""
 
@@ -70,12 +75,12 @@ class Session:
     @property
     def rank(self) -> int:
         """Number of this worker, from 0."""
-        return dist.get_rank() if dist.is_initialized() else 0
+        return place()[0]
 
     @property
     def world_size(self) -> int:
         """Number of workers."""
-        return dist.get_world_size() if dist.is_initialized() else 1
+        return place()[1]
 
     def latest_checkpoint(self) -> Path | None:
         """Find the checkpoint to go on from, the latest that is as it was written."""

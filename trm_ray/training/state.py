@@ -67,26 +67,15 @@ def total_steps(config: Config, groups: int, mean_puzzle_examples: float) -> int
 def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
     """Build the network of a config with weights drawn from its seed."""
     arch, generator = config.arch, torch.Generator().manual_seed(config.seed)
-    common: dict[str, Any] = {
-        "eps": arch.rms_norm_eps,
-        "generator": generator,
-        "residual_init_scale": arch.residual_init_scale,
-    }
+    scale, positions = arch.residual_init_scale, arch.prefix_len + shape.seq_len
+    common: dict[str, Any] = {"eps": arch.rms_norm_eps, "generator": generator, "residual_init_scale": scale}
     if arch.mixer == "attention":
         theta = arch.rope_theta if arch.pos_encodings == "rope" else None
-        sizes: dict[str, Any] = {
-            "hidden_size": arch.hidden_size,
-            "num_heads": arch.num_heads,
-            "rope_theta": theta,
-        }
-        mixers = attention_mixers(arch.L_layers, num_positions=arch.prefix_len + shape.seq_len, **sizes, **common)
+        sizes: dict[str, Any] = {"hidden_size": arch.hidden_size, "num_heads": arch.num_heads, "rope_theta": theta}
+        mixers = attention_mixers(arch.L_layers, num_positions=positions, **sizes, **common)
     else:
-        widths: dict[str, Any] = {
-            "num_positions": arch.prefix_len + shape.seq_len,
-            "expansion": arch.expansion,
-            "ffn_multiple_of": arch.ffn_multiple_of,
-        }
-        mixers = mlp_mixers(arch.L_layers, norm=arch.mixer_norm, **widths, **common)
+        widths: dict[str, Any] = {"expansion": arch.expansion, "ffn_multiple_of": arch.ffn_multiple_of}
+        mixers = mlp_mixers(arch.L_layers, num_positions=positions, norm=arch.mixer_norm, **widths, **common)
     return TinyRecursiveModel(
         vocab_size=shape.vocab_size,
         seq_len=shape.seq_len,
@@ -107,26 +96,16 @@ def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | 
     if arch.puzzle_emb_ndim == 0:
         return None
     return PuzzleEmbedding(
-        shape.num_puzzle_identifiers,
-        arch.puzzle_emb_ndim,
-        prefix_len=arch.prefix_len,
-        hidden_size=arch.hidden_size,
+        shape.num_puzzle_identifiers, arch.puzzle_emb_ndim, prefix_len=arch.prefix_len, hidden_size=arch.hidden_size
     )
 
 
 def build_recipe(config: Config, num_steps: int) -> Recipe:
     """Build the recipe of a config for a run of `num_steps` steps."""
     ramp = (config.curriculum_start_step, config.curriculum_end_step)
-
-    def rates(lr: float) -> Callable[[int], float]:
-        return functools.partial(
-            learning_rate,
-            lr=lr,
-            warmup_steps=config.lr_warmup_steps,
-            total_steps=num_steps,
-            min_ratio=config.lr_min_ratio,
-        )
-
+    rate = functools.partial(
+        learning_rate, warmup_steps=config.lr_warmup_steps, total_steps=num_steps, min_ratio=config.lr_min_ratio
+    )
     return Recipe(
         supervision=Supervision(
             enabled=config.deep_supervision_enabled,
@@ -135,8 +114,8 @@ def build_recipe(config: Config, num_steps: int) -> Recipe:
             curriculum=ramp if config.curriculum_enabled else None,
         ),
         cell_loss=LOSSES[config.loss_type],
-        rate_at=rates(config.lr),
-        puzzle_rate_at=rates(config.puzzle_emb_lr),
+        rate_at=functools.partial(rate, lr=config.lr),
+        puzzle_rate_at=functools.partial(rate, lr=config.puzzle_emb_lr),
         puzzle_weight_decay=config.puzzle_emb_weight_decay,
         grad_clip_norm=config.grad_clip_norm or math.inf,
         global_batch_size=config.global_batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trm_ray.model.trm import Batch, Carry
+from trm_ray.model.trm import Batch
 from trm_ray.training.losses import puzzle_loss
 from trm_ray.training.metrics import train_sums
 from trm_ray.training.session import Session
@@ -17,7 +17,7 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
     """Run one segment and update the weights; nothing here waits for the device."""
     model, weights = state.model, cycle_weights(state, recipe)
     min_steps = session.own_rows(_exploration(state, recipe)).to(session.device, non_blocking=True)
-    output = model(_carry(state, batch), batch, supervises(weights), min_steps)
+    output = model(state.carry or model.initial_carry(batch), batch, supervises(weights), min_steps)
     losses = segment_losses(output, weights, recipe.cell_loss, recipe.global_batch_size)
     losses.total.backward()
     # Losses and gradients are shares of the global batch, so their sums over the workers are those of one large batch.
@@ -55,10 +55,6 @@ def supervises(weights: tuple[float, ...]) -> bool:
     return any(weights[:-1])
 
 
-def _carry(state: TrainState, batch: Batch) -> Carry:
-    return state.carry or state.model.initial_carry(batch)
-
-
 def _exploration(state: TrainState, recipe: Recipe) -> Tensor:
     """Draw the fewest segments of each row of the global batch: mostly 0, now and then 2 to `halt_max_steps`.
 
@@ -76,7 +72,7 @@ def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Ses
     generators change. Without supervision only the last cycle has a gradient. Synchronises with the device.
     """
     weights, model = cycle_weights(state, recipe), state.model
-    output = model(_carry(state, batch), batch, supervises(weights))
+    output = model(state.carry or model.initial_carry(batch), batch, supervises(weights))
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("q_head")]
     row: dict[str, float] = {}
     for cycle, (logits, weight) in enumerate(zip(output.cycle_logits, weights, strict=True)):

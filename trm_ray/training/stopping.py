@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from trm_ray.storage import is_remote, retried
@@ -139,8 +139,13 @@ class _Ender:
     @contextmanager
     def heard(self) -> Iterator[None]:
         """See to it, while this lasts, that what was raised arrives; it is told once, where it does."""
-        before, told = sys.unraisablehook, self._told_elsewhere
-        sys.unraisablehook = lambda lost: None if told(lost) else before(lost)
+        before = sys.unraisablehook
+
+        def tell(lost: Any) -> None:
+            if self.raised is None or lost.exc_value is not self.raised:
+                before(lost)
+
+        sys.unraisablehook = tell
         thread = threading.Thread(target=self._look_after, name="signals", daemon=True)
         thread.start()
         try:
@@ -149,9 +154,6 @@ class _Ender:
             self._received.put(None)
             thread.join()
             sys.unraisablehook = before
-
-    def _told_elsewhere(self, lost: Any) -> bool:
-        return self.raised is not None and lost.exc_value is self.raised
 
     def _look_after(self) -> None:
         number, main = self._received.get(), threading.main_thread().ident
@@ -198,9 +200,7 @@ class StopSignals:
         self._taken.take()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._taken.give_back()
         try:
             self._remove_file()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -70,9 +69,7 @@ class CheckpointStore:
     def __enter__(self) -> CheckpointStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C waits for nothing
             self._thread.shutdown(wait=False)
             return
@@ -185,7 +182,7 @@ def _remove(folder: Path) -> None:
 
 def _best(folders: list[Path], number: int) -> list[Path]:
     manifests = ((folder, read_manifest(folder)) for folder in folders)
-    scores = {folder: told.score for folder, told in manifests if told is not None and told.score is not None}
+    scores = {folder: found.score for folder, found in manifests if found is not None and found.score is not None}
     return sorted(scores, key=lambda folder: scores[folder])[:number]
 
 

@@ -6,16 +6,14 @@ All weights are pure functions of the cycle index and the step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trm_ray.config import Schedule
 from trm_ray.model.trm import SegmentOutput
 from trm_ray.training.losses import CellLoss, puzzle_loss, solved_cells
-
-Schedule = Literal["constant", "linear_decay", "exponential_decay"]
 
 
 def supervision_weights(schedule: Schedule, num_cycles: int, weight: float) -> tuple[float, ...]:
