@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trm_ray.cli.common import (
-    FAILED,
-    Overrides,
-    Overwrite,
-    Resume,
-    app,
-    complain,
-    reported,
-)
+from trm_ray.cli.common import FAILED, Overrides, Overwrite, Resume, app, complain, reported
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -215,11 +215,7 @@ def check_tokens(name: str, first_row: int, rows: Rows, info: DatasetInfo) -> No
     _check_range(f"{name} inputs", first_row, rows.inputs, info.vocab_size, vocab)
     _check_range(f"{name} labels", first_row, rows.labels, info.vocab_size, vocab, info.ignored_label)
     _check_range(
-        f"{name} puzzle_identifier",
-        first_row,
-        rows.puzzle_identifiers,
-        info.num_puzzle_identifiers,
-        identifiers,
+        f"{name} puzzle_identifier", first_row, rows.puzzle_identifiers, info.num_puzzle_identifiers, identifiers
     )
     _check_range(f"{name} puzzle", first_row, rows.puzzles, 2**31, "2^31")
     _check_range(f"{name} group", first_row, rows.groups, 2**31, "2^31")

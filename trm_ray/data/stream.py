@@ -30,13 +30,7 @@ class Symmetry(Protocol):
     """Transform puzzles into equivalent ones."""
 
     def augment(
-        self,
-        rows: TokenBatch,
-        *,
-        seed: int,
-        epoch: int | np.ndarray,
-        puzzle_keys: np.ndarray,
-        row_keys: np.ndarray,
+        self, rows: TokenBatch, *, seed: int, epoch: int | np.ndarray, puzzle_keys: np.ndarray, row_keys: np.ndarray
     ) -> TokenBatch:
         """Transform each row by a symmetry that (seed, epoch, its puzzle, itself) alone decide.
 

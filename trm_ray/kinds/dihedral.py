@@ -17,13 +17,7 @@ class DihedralSymmetry:
     """Turn and mirror square boards; `dihedral_cells` numbers the eight ways."""
 
     def augment(
-        self,
-        rows: TokenBatch,
-        *,
-        seed: int,
-        epoch: int | np.ndarray,
-        puzzle_keys: np.ndarray,
-        row_keys: np.ndarray,
+        self, rows: TokenBatch, *, seed: int, epoch: int | np.ndarray, puzzle_keys: np.ndarray, row_keys: np.ndarray
     ) -> TokenBatch:
         """See `Symmetry.augment`."""
         return self.variant(rows, counter_draws(seed, epoch, puzzle_keys, 1)[:, 0] >> np.uint64(61))

@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trm_ray.config import (
-    Config,
-    ConfigError,
-    SweepConfig,
-    flat,
-    load_config,
-    run_dir,
-    to_yaml,
-    trial_configs,
-    typed,
-)
+from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, trial_configs, typed
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names

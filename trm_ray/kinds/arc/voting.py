@@ -58,11 +58,7 @@ class Votes:
     counts: Counts = field(default_factory=dict)
 
     def add(
-        self,
-        identifiers: np.ndarray,
-        inputs: np.ndarray,
-        predictions: np.ndarray,
-        halt_probabilities: np.ndarray,
+        self, identifiers: np.ndarray, inputs: np.ndarray, predictions: np.ndarray, halt_probabilities: np.ndarray
     ) -> None:
         """Count one vote a row; rows without a puzzle are padding and are passed over.
 

@@ -93,11 +93,7 @@ class _Carving:
         touching[:, 1:-1, 1:-1] = 0
         cells = np.zeros((count, size * size), np.int32)
         board = cls(
-            size,
-            np.zeros((count, (size + 2) ** 2), bool),
-            touching.reshape(count, -1),
-            cells,
-            np.zeros(count, np.intp),
+            size, np.zeros((count, (size + 2) ** 2), bool), touching.reshape(count, -1), cells, np.zeros(count, np.intp)
         )
         first = rng.integers(0, size, (2, count)) + 1
         board._carve(np.arange(count), first[0] * (size + 2) + first[1])
@@ -197,12 +193,7 @@ def prepare_maze(
     if processes is None:
         processes = num_processes(train + test, _MAZES_PER_PROCESS)
     made = generate(
-        partial(_chunk, recipe),
-        train=train,
-        test=test,
-        processes=processes,
-        unit="mazes",
-        way_out="lower --min-length",
+        partial(_chunk, recipe), train=train, test=test, processes=processes, unit="mazes", way_out="lower --min-length"
     )
     arguments = {"size": size, "min_length": min_length, "train": train, "test": test}
     splits = {name: rows_of_boards(part) for name, part in made.items()}

@@ -190,21 +190,10 @@ def prepare_sudoku(
     if processes is None:
         processes = num_processes(train + test, _BOARDS_PER_PROCESS[size])
     made = generate(
-        partial(_chunk, recipe),
-        train=train,
-        test=test,
-        processes=processes,
-        unit="puzzles",
-        way_out="widen --clues",
+        partial(_chunk, recipe), train=train, test=test, processes=processes, unit="puzzles", way_out="widen --clues"
     )
     splits = {name: rows_of_boards(part.questions, part.answers) for name, part in made.items()}
-    arguments = {
-        "size": size,
-        "train": train,
-        "test": test,
-        "clues": list(recipe.clues),
-        "difficulty": difficulty,
-    }
+    arguments = {"size": size, "train": train, "test": test, "clues": list(recipe.clues), "difficulty": difficulty}
     info = write_boards(output, splits, size, "sudoku", arguments, seed, overwrite=overwrite)
     tell(_told_clues(np.concatenate([part.questions for part in made.values()])))
     return info

@@ -124,8 +124,7 @@ def segments_help(run: Run) -> HealthMark | None:
     if first is None or last is None or first <= last + ACCURACY_SLACK:
         return None
     return HealthMark(
-        "warn",
-        f"more segments hurt ({_percent(first)} → {_percent(last)}): raise arch.halt_exploration_prob",
+        "warn", f"more segments hurt ({_percent(first)} → {_percent(last)}): raise arch.halt_exploration_prob"
     )
 
 

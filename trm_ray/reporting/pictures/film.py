@@ -26,11 +26,7 @@ _VALID_INK = {True: style.MARK_COLOURS["ok"], False: style.MARK_COLOURS["bad"], 
 
 
 def save_gif(
-    frames: Sequence[Frame],
-    path: Path,
-    title: str,
-    delay_ms: int,
-    advance: Callable[[int], None] = lambda amount: None,
+    frames: Sequence[Frame], path: Path, title: str, delay_ms: int, advance: Callable[[int], None] = lambda amount: None
 ) -> Path:
     """Draw one picture a segment, the last held four times as long.
 
