@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from trm_ray.data.counters import counter_draws as counter_draws
+from trm_ray.data.counters import counter_draws
 from trm_ray.data.rows import TokenBatch
 
 

@@ -17,9 +17,8 @@ import numpy as np
 
 from trm_ray.data.format import DatasetInfo
 from trm_ray.data.progress import tell
-from trm_ray.data.rows import Rows
-from trm_ray.data.write import owns_output, write_dataset
-from trm_ray.kinds.generation import Puzzles, generate, num_processes
+from trm_ray.data.write import owns_output
+from trm_ray.kinds.generation import Puzzles, check_least, generate, num_processes, write_boards
 from trm_ray.kinds.maze.rules import (
     BATCH,
     FREE,
@@ -39,19 +38,12 @@ from trm_ray.kinds.maze.rules import (
 
 Augment = Literal["none", "dihedral"]
 
-
 # Below this many mazes a second process costs more than it saves.
 _MAZES_PER_PROCESS = 5_000
 # Mazes differ in how often a corridor is left for another place to go on: the more often, the shorter the paths.
 _MOST_JUMPS = 0.1
 # A minimum length that fewer mazes than this reach is refused rather than searched for.
 _LEAST_REACHING = 0.02
-
-
-# --- Paths -----------------------------------------------------------------------------------------------
-
-
-# --- Generating ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -187,7 +179,8 @@ def prepare_maze(
     Raises:
         ValueError: an argument is out of range, or mazes of this size hardly ever have so long a path.
     """
-    recipe = _checked_recipe(size, min_length, train, test, seed)
+    recipe = _Recipe(size, min_length, seed)
+    _check_recipe(recipe, train, test)
     symmetry = symmetry_of(augment)
     tell(f"Making {train + test:,} mazes {size}×{size} with paths of at least {min_length} steps")
     if processes is None:
@@ -195,34 +188,17 @@ def prepare_maze(
     made = generate(
         partial(_chunk, recipe), train=train, test=test, processes=processes, unit="mazes", way_out="lower --min-length"
     )
-    arguments = {"size": size, "min_length": min_length, "train": train, "test": test}
-    splits = {name: rows_of_boards(part) for name, part in made.items()}
-    return write_boards(output, splits, "maze", arguments, seed, symmetry, overwrite=overwrite)
-
-
-def write_boards(
-    output: str | Path,
-    splits: dict[str, Rows],
-    generator: str,
-    arguments: dict[str, Any],
-    seed: int,
-    symmetry: dict[str, Any] | None,
-    **more: Any,
-) -> DatasetInfo:
-    """Write the dataset of such boards, and say so."""
-    info = write_dataset(
+    return write_boards(
         output,
-        splits,
+        {name: rows_of_boards(part) for name, part in made.items()},
+        kind="maze",
         vocab_size=VOCAB_SIZE,
-        generator=generator,
-        arguments=arguments,
+        generator="maze",
+        arguments={"size": size, "min_length": min_length, "train": train, "test": test},
         seed=seed,
         symmetry=symmetry,
-        kind="maze",
-        **more,
+        overwrite=overwrite,
     )
-    tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
-    return info
 
 
 def symmetry_of(augment: Augment) -> dict[str, Any] | None:
@@ -236,23 +212,12 @@ def symmetry_of(augment: Augment) -> dict[str, Any] | None:
     return {"name": "dihedral"} if augment == "dihedral" else None
 
 
-def _checked_recipe(size: int, min_length: int, train: int, test: int, seed: int) -> _Recipe:
-    values = (("size", size, SMALLEST), ("min_length", min_length, 1), ("train", train, 1), ("test", test, 0))
-    for name, value, least in (*values, ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
-    recipe = _Recipe(size, min_length, seed)
-    _check_reachable(recipe)
-    return recipe
-
-
-def _check_reachable(recipe: _Recipe) -> None:
+def _check_recipe(recipe: _Recipe, train: int, test: int) -> None:
+    check_least(("size", recipe.size, SMALLEST), ("min_length", recipe.min_length, 1))
+    check_least(("train", train, 1), ("test", test, 0), ("seed", recipe.seed, 0))
     longest = _farthest(random_mazes(BATCH, recipe.size, np.random.default_rng(0))).max((1, 2))
     if (longest >= recipe.min_length).mean() < _LEAST_REACHING:
         raise ValueError(
             f"min_length={recipe.min_length} is too long for size={recipe.size}: the longest path of {BATCH} such "
             f"mazes has {longest.max()} steps; use at most {int(np.quantile(longest, 0.5))}, which half of them reach"
         )
-
-
-# --- The public CSV files --------------------------------------------------------------------------------

@@ -97,8 +97,7 @@ class Maze(Kind):
 
     def given(self, inputs: np.ndarray) -> np.ndarray:
         """Keep all but free cells, which may become path."""
-        kept: np.ndarray = inputs != FREE
-        return kept
+        return inputs != FREE
 
     def layout(self, tokens: np.ndarray) -> np.ndarray:
         """Lay the cells out row by row."""

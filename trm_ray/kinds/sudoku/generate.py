@@ -16,9 +16,8 @@ import numpy as np
 
 from trm_ray.data.format import DatasetInfo
 from trm_ray.data.progress import tell
-from trm_ray.data.rows import Rows
-from trm_ray.data.write import owns_output, write_dataset
-from trm_ray.kinds.generation import Puzzles, generate, num_processes
+from trm_ray.data.write import owns_output
+from trm_ray.kinds.generation import Puzzles, check_least, generate, num_processes, write_boards
 from trm_ray.kinds.sudoku.rules import (
     BATCH,
     FEWEST_CLUES,
@@ -43,12 +42,6 @@ _REDIGS, _PUT_BACK = 30, 4
 
 # Below this many boards a second process costs more than it saves.
 _BOARDS_PER_PROCESS = {4: 60_000, 6: 30_000, 9: 5_000}
-
-
-# --- Solving ---------------------------------------------------------------------------------------------
-
-
-# --- Generating ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,16 +178,17 @@ def prepare_sudoku(
         ValueError: an argument is out of range, or the board has too few different puzzles.
     """
     recipe = _checked_recipe(size, train, test, clues, difficulty, seed)
-    told = f"{train + test:,} Sudoku puzzles {size}×{size} with {recipe.clues[0]}–{recipe.clues[1]} clues"
-    tell(f"Making {told}")
+    low, high = recipe.clues
+    tell(f"Making {train + test:,} Sudoku puzzles {size}×{size} with {low}–{high} clues")
     if processes is None:
         processes = num_processes(train + test, _BOARDS_PER_PROCESS[size])
     made = generate(
         partial(_chunk, recipe), train=train, test=test, processes=processes, unit="puzzles", way_out="widen --clues"
     )
     splits = {name: rows_of_boards(part.questions, part.answers) for name, part in made.items()}
-    arguments = {"size": size, "train": train, "test": test, "clues": list(recipe.clues), "difficulty": difficulty}
-    info = write_boards(output, splits, size, "sudoku", arguments, seed, overwrite=overwrite)
+    arguments = {"size": size, "train": train, "test": test, "clues": [low, high], "difficulty": difficulty}
+    told: dict[str, Any] = {"generator": "sudoku", "arguments": arguments, "seed": seed, "overwrite": overwrite}
+    info = write_boards(output, splits, **described(size), **told)
     tell(_told_clues(np.concatenate([part.questions for part in made.values()])))
     return info
 
@@ -218,35 +212,11 @@ def _checked_recipe(
         )
     if difficulty not in ("singles", "any"):
         raise ValueError(f"difficulty={difficulty!r} must be singles or any")
-    for name, value, least in (("train", train, 1), ("test", test, 0), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
+    check_least(("train", train, 1), ("test", test, 0), ("seed", seed, 0))
     return _Recipe(size, (low, high), difficulty, seed)
 
 
-def write_boards(
-    output: str | Path,
-    splits: dict[str, Rows],
-    size: int,
-    generator: str,
-    arguments: dict[str, Any],
-    seed: int,
-    **more: Any,
-) -> DatasetInfo:
-    """Write the dataset of such boards, and say so."""
-    info = write_dataset(
-        output,
-        splits,
-        vocab_size=size + 2,
-        generator=generator,
-        arguments=arguments,
-        seed=seed,
-        symmetry={"name": "sudoku", "box": list(box_of(size))},
-        kind="sudoku",
-        **more,
-    )
-    tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
-    return info
-
-
-# --- The public CSV files --------------------------------------------------------------------------------
+def described(size: int) -> dict[str, Any]:
+    """Say what `write_dataset` has to know of such boards."""
+    symmetry = {"name": "sudoku", "box": list(box_of(size))}
+    return {"kind": "sudoku", "vocab_size": size + 2, "symmetry": symmetry}

@@ -78,8 +78,7 @@ class Sudoku(Kind):
 
     def given(self, inputs: np.ndarray) -> np.ndarray:
         """Keep the clues."""
-        clues: np.ndarray = inputs > 1
-        return clues
+        return inputs > 1
 
     def layout(self, tokens: np.ndarray) -> np.ndarray:
         """Lay the cells out row by row."""
@@ -98,8 +97,8 @@ class Sudoku(Kind):
         clashing, empty = self._clashing(tokens), tokens < 2
         moved = self.given(question.inputs) & (tokens != question.inputs)
         counts = {"clashing": clashing.sum(), "blank": empty.sum(), "changed clues": moved.sum()}
-        told = [f"{what}: {count}" for what, count in counts.items() if count]
-        return Verdict(not told, ", ".join(told) or "solved", clashing | moved | (tokens == 0))
+        broken = [f"{what}: {count}" for what, count in counts.items() if count]
+        return Verdict(not broken, ", ".join(broken) or "solved", clashing | moved | (tokens == 0))
 
     def _clashing(self, tokens: np.ndarray) -> np.ndarray:
         """Find the digits that another cell of the row, column or box has too."""
@@ -107,5 +106,4 @@ class Sudoku(Kind):
         row, column = cells // self.size, cells % self.size
         units = (row, column, row // height * self.size + column // width)
         peers = np.logical_or.reduce([unit[:, None] == unit for unit in units]) & ~np.eye(len(cells), dtype=bool)
-        twice: np.ndarray = (peers & (tokens[:, None] == tokens)).any(1) & (tokens > 1)
-        return twice
+        return (peers & (tokens[:, None] == tokens)).any(1) & (tokens > 1)

@@ -10,11 +10,7 @@ import numpy as np
 from trm_ray.data.rows import Rows
 
 Box = tuple[int, int]
-
-
 BOXES: dict[int, Box] = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
-
-
 BLANK_TOKEN = 1
 # Fewer clues never leave one solution. Source: Wikipedia, Mathematics of Sudoku; for 9×9 McGuire, Tugemann and
 # Civario, arXiv 1201.0749.
@@ -48,20 +44,6 @@ def parse_board(text: str) -> np.ndarray:
     if wrong:
         raise ValueError(f"{wrong[0]!r} is no digit of a {size}×{size} board in {text!r}; use . or 0 to {size}")
     return np.array([int(character) for character in cells], np.uint8)
-
-
-def format_board(board: np.ndarray) -> str:
-    """Draw a board (cells,), boxes set apart, `.` for a blank."""
-    size = int(len(board) ** 0.5)
-    height, width = box_of(size)
-    characters = ["." if digit == 0 else str(digit) for digit in board.tolist()]
-    lines = []
-    for row in range(size):
-        cells = characters[row * size : (row + 1) * size]
-        lines.append(" | ".join(" ".join(cells[at : at + width]) for at in range(0, size, width)))
-        if (row + 1) % height == 0 and row + 1 < size:
-            lines.append("+".join(["-" * 2 * width, *["-" * (2 * width + 1)] * (size // width - 2), "-" * 2 * width]))
-    return "\n".join(lines)
 
 
 def is_solution(boards: np.ndarray) -> np.ndarray:
