@@ -19,22 +19,7 @@ from trm_ray.data.format import DatasetInfo
 from trm_ray.data.progress import tell
 from trm_ray.data.write import owns_output
 from trm_ray.kinds.generation import Puzzles, check_least, generate, num_processes, write_boards
-from trm_ray.kinds.maze.rules import (
-    BATCH,
-    FREE,
-    GOAL,
-    PATH,
-    SMALLEST,
-    START,
-    VOCAB_SIZE,
-    WALL,
-    canonical_forms,
-    distances,
-    flattened,
-    is_shortest_answer,
-    on_shortest,
-    rows_of_boards,
-)
+from trm_ray.kinds.maze import rules
 
 Augment = Literal["none", "dihedral"]
 
@@ -119,15 +104,15 @@ class _Carving:
 
 def _farthest(free: np.ndarray) -> np.ndarray:
     """Count the steps from each free cell to the farthest one: in a tree that is an end of its longest path."""
-    one_end = _greatest(distances(free, _greatest(free)))
-    from_one = distances(free, one_end)
-    from_other = distances(free, _greatest(from_one))
+    one_end = _greatest(rules.distances(free, _greatest(free)))
+    from_one = rules.distances(free, one_end)
+    from_other = rules.distances(free, _greatest(from_one))
     return np.maximum(from_one, from_other)
 
 
 def _greatest(values: np.ndarray) -> np.ndarray:
     """Mark the first cell of each board (B, n, n) that holds its greatest value."""
-    flat = flattened(values)
+    flat = rules.flattened(values)
     return (np.arange(flat.shape[1]) == flat.argmax(1)[:, None]).reshape(values.shape)
 
 
@@ -139,18 +124,20 @@ def _drawn(allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _chunk(recipe: _Recipe, number: int) -> Puzzles:
     """Make one chunk of mazes; recipe and number decide it, not the process that makes it."""
     rng = np.random.default_rng([recipe.seed, recipe.size, number])
-    free = random_mazes(BATCH, recipe.size, rng)
+    free = random_mazes(rules.BATCH, recipe.size, rng)
     reach = _farthest(free)
     long_enough = (reach >= recipe.min_length).any((1, 2))
     free, reach = free[long_enough], reach[long_enough]
     start = _drawn(reach >= recipe.min_length, rng)
-    goal = _drawn(distances(free, start) >= recipe.min_length, rng)
-    questions = np.where(free, FREE, WALL).astype(np.uint8)
-    questions[start], questions[goal] = START, GOAL
-    answers = np.where(on_shortest(free, start, goal) & (questions == FREE), PATH, questions).astype(np.uint8)
-    questions, answers = flattened(questions), flattened(answers)
-    assert is_shortest_answer(questions, answers).all(), "an answer that is not the only shortest path was generated"
-    return Puzzles(questions, answers, canonical_forms(questions))
+    goal = _drawn(rules.distances(free, start) >= recipe.min_length, rng)
+    questions = np.where(free, rules.FREE, rules.WALL).astype(np.uint8)
+    questions[start], questions[goal] = rules.START, rules.GOAL
+    marked = rules.on_shortest(free, start, goal) & (questions == rules.FREE)
+    answers = np.where(marked, rules.PATH, questions).astype(np.uint8)
+    questions, answers = rules.flattened(questions), rules.flattened(answers)
+    is_right = rules.is_shortest_answer(questions, answers)
+    assert is_right.all(), "an answer that is not the only shortest path was generated"
+    return Puzzles(questions, answers, rules.canonical_forms(questions))
 
 
 @owns_output
@@ -190,9 +177,9 @@ def prepare_maze(
     )
     return write_boards(
         output,
-        {name: rows_of_boards(part) for name, part in made.items()},
+        {name: rules.rows_of_boards(part) for name, part in made.items()},
         kind="maze",
-        vocab_size=VOCAB_SIZE,
+        vocab_size=rules.VOCAB_SIZE,
         generator="maze",
         arguments={"size": size, "min_length": min_length, "train": train, "test": test},
         seed=seed,
@@ -213,11 +200,11 @@ def symmetry_of(augment: Augment) -> dict[str, Any] | None:
 
 
 def _check_recipe(recipe: _Recipe, train: int, test: int) -> None:
-    check_least(("size", recipe.size, SMALLEST), ("min_length", recipe.min_length, 1))
+    check_least(("size", recipe.size, rules.SMALLEST), ("min_length", recipe.min_length, 1))
     check_least(("train", train, 1), ("test", test, 0), ("seed", recipe.seed, 0))
-    longest = _farthest(random_mazes(BATCH, recipe.size, np.random.default_rng(0))).max((1, 2))
+    longest = _farthest(random_mazes(rules.BATCH, recipe.size, np.random.default_rng(0))).max((1, 2))
     if (longest >= recipe.min_length).mean() < _LEAST_REACHING:
         raise ValueError(
-            f"min_length={recipe.min_length} is too long for size={recipe.size}: the longest path of {BATCH} such "
+            f"min_length={recipe.min_length} is too long for size={recipe.size}: the longest path of {rules.BATCH} such "
             f"mazes has {longest.max()} steps; use at most {int(np.quantile(longest, 0.5))}, which half of them reach"
         )

@@ -13,17 +13,16 @@ from trm_ray.data.format import DatasetInfo
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
 from trm_ray.data.stream import Symmetry
-from trm_ray.kinds.kind import Kind, Question, Verdict, named, rows_of_text, text_blocks
+from trm_ray.kinds.kind import Question, SquareKind, Verdict, named, text_blocks
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.kinds.sudoku.rules import BOXES, box_of, parse_board
 from trm_ray.kinds.sudoku.symmetry import SudokuSymmetry
 
 
 @dataclass(frozen=True)
-class Sudoku(Kind):
+class Sudoku(SquareKind):
     """Boards of digits: token 1 is a blank, d + 1 the digit d."""
 
-    size: int
     name = "sudoku"
     has_own_symmetry = True
 
@@ -80,17 +79,9 @@ class Sudoku(Kind):
         """Keep the clues."""
         return inputs > 1
 
-    def layout(self, tokens: np.ndarray) -> np.ndarray:
-        """Lay the cells out row by row."""
-        return np.arange(self.size**2).reshape(self.size, self.size)
-
     def symbols(self, tokens: np.ndarray) -> np.ndarray:
         """Write digits, `.` for a blank, `?` for what is no cell."""
         return np.array(["?", ".", *"123456789"])[tokens]
-
-    def plain(self, tokens: np.ndarray) -> list[str]:
-        """Write one text a row."""
-        return rows_of_text(self, tokens)
 
     def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
         """Call a grid valid when no digit comes twice, none is missing and the clues stand."""
