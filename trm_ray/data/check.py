@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ class RowHashes:
         shared = places < len(train)
         shared[shared] = train[places[shared]] == test[shared]
         if shared.any():
-            told = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
+            count = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
             first = f"the first is test row {int(shared.argmax())}"
-            _warn_once(f"{where}: {told} ({first}): accuracy counts what was learnt by heart; take them out of a split")
+            _warn_once(f"{where}: {count} ({first}): accuracy counts what was learnt by heart; take them out of a split")
 
 
 @functools.cache
@@ -232,10 +232,9 @@ def check_puzzles(name: str, puzzles: np.ndarray, groups: np.ndarray) -> None:
     again = np.flatnonzero(np.diff(np.sort(puzzle)) == 0)
     if len(again):
         number = np.sort(puzzle)[again[0]]
-        told = " and ".join(map(str, group[puzzle == number][:2]))
-        raise DatasetError(
-            f"{name}: puzzle {number} is in groups {told}; it must be in one: number it anew in the other"
-        )
+        groups_of_it = " and ".join(map(str, group[puzzle == number][:2]))
+        rule = "it must be in one: number it anew in the other"
+        raise DatasetError(f"{name}: puzzle {number} is in groups {groups_of_it}; {rule}")
     uneven = np.flatnonzero((np.diff(group) == 0) & (np.diff(rows) != 0))
     if name == "train" and len(uneven):
         first = uneven[0]
@@ -276,13 +275,9 @@ def _check_agreement(key: str, first: str | Path, expected: DatasetInfo, folder:
 def _merged(folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> DatasetInfo:
     names = [name for name in infos[0].splits if all(name in info.splits for info in infos)]
     named = max(infos, key=lambda info: info.num_puzzle_identifiers)
-    merged = {
-        **{f.name: getattr(infos[0], f.name) for f in fields(DatasetInfo)},
-        "num_puzzle_identifiers": named.num_puzzle_identifiers,
-        "files": named.files,
-        "splits": {name: _merged_split(name, folders, infos) for name in names},
-    }
-    return DatasetInfo(**merged)
+    splits = {name: _merged_split(name, folders, infos) for name in names}
+    counted = named.num_puzzle_identifiers
+    return replace(infos[0], num_puzzle_identifiers=counted, files=named.files, splits=splits)
 
 
 def _merged_split(name: str, folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> SplitInfo:

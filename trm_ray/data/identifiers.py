@@ -148,12 +148,8 @@ class PuzzleIdentifiers:
 
     def to_bytes(self) -> bytes:
         """Write the map as JSON; equal maps give equal bytes. Drawn augmentations take one bit a trial."""
-        raw = {
-            "format_version": FORMAT_VERSION,
-            "num_identifiers": len(self),
-            "seed": self.seed,
-            "puzzles": [*self._entries()],
-        }
+        head = {"format_version": FORMAT_VERSION, "num_identifiers": len(self), "seed": self.seed}
+        raw = {**head, "puzzles": [*self._entries()]}
         return (json.dumps(raw, separators=(",", ":")) + "\n").encode()
 
     def digest(self) -> str:
