@@ -33,7 +33,6 @@ _ADDRESS = rf"auto|local|{_HOST}:[0-9]{{1,5}}"
 _ADDRESS_RULE = "local, auto or HOST:PORT"
 _FOLDER_RULE = "text that names a folder, or a URL such as s3://BUCKET/FOLDER"
 
-
 # What is a number, and the same number to everybody; `010` and `1_000` are not.
 DECIMAL_INT = r"[-+]?(?:0|[1-9][0-9]*)"
 DECIMAL_FLOAT = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"

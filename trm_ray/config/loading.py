@@ -44,11 +44,8 @@ def load_config(
     """
     path = find_file("scenario", config_name, config_dir)
     scenario = read_file(path)
-    given = [
-        _layer(extra or {}),
-        *map(_parse, overrides),
-        _layer(options or {}),
-    ]  # their order counts: generator=null generator.size=9
+    # Their order counts: generator=null generator.size=9
+    given = [_layer(extra or {}), *map(_parse, overrides), _layer(options or {})]
     chosen = _merge(given)
     if "config_name" in chosen:
         name = show(chosen["config_name"].value)
