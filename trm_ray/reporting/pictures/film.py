@@ -73,8 +73,7 @@ def draw_frame(frame: Frame, num_segments: int, title: str) -> np.ndarray:
         _draw_board(figure.add_axes((0.06, 0.145, 0.88, 0.735)), frame.board)
         _draw_halt_bar(figure.add_axes((0.06, 0.05, 0.88, 0.025)), frame)
         canvas.draw()
-        pixels: np.ndarray = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-        return pixels
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _draw_board(axes: Axes, board: Board) -> None:
