@@ -69,13 +69,13 @@ def _number(value: Any) -> Any:
 
 def _refuse_readings(text: str) -> None:
     """Refuse text that somebody takes for a number, with what it is to him and to others."""
-    told = dict(_readings(text))
-    if told:
+    readings = dict(_readings(text))
+    if readings:
         other = (
-            {} if len(told) > 1 else {"in YAML 1.1" if text[-1] in "89" and text.isdecimal() else "in YAML 1.2": "text"}
+            {} if len(readings) > 1 else {"in YAML 1.1" if text[-1] in "89" and text.isdecimal() else "in YAML 1.2": "text"}
         )
-        meant = " and ".join(f"{number} {to}" for to, number in {**told, **other}.items())
-        way_out = " or ".join(dict.fromkeys(map(str, told.values())))
+        meant = " and ".join(f"{number} {to}" for to, number in {**readings, **other}.items())
+        way_out = " or ".join(dict.fromkeys(map(str, readings.values())))
         raise PydanticCustomError(READINGS, "{rule}", {"rule": f"{show(text)} is {meant}; write {way_out}"})
 
 

@@ -164,8 +164,8 @@ def check_value(label: str, value: Any, field: FieldInfo) -> Any:
         return TypeAdapter(kind, config=STRICT).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-    told = f"{label}={show(value)}: {first['msg']}" if first["type"] in TOLD else misfit(label, value, field)
-    raise ConfigError(told)
+    has_own_words = first["type"] in TOLD
+    raise ConfigError(f"{label}={show(value)}: {first['msg']}" if has_own_words else misfit(label, value, field))
 
 
 def _axis(key: str, spec: Any) -> list[Any] | dict[str, list[Any]]:

@@ -105,8 +105,8 @@ def open_dataset(
     """
     folder = as_path(folder)
     if not folder.is_dir():
-        told = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
-        raise DatasetError(f"the dataset folder {folder} does not exist; {told}")
+        way_out = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
+        raise DatasetError(f"the dataset folder {folder} does not exist; {way_out}")
     if not (folder / INFO_NAME).is_file() and (folder / "train" / INFO_NAME).is_file():
         command = f"trm-ray prepare import-original {folder} --output NEW"
         raise DatasetError(f"{folder} is a dataset of the original TRM code; run `{command}` and name NEW instead")
@@ -142,8 +142,8 @@ def open_datasets(
     """
     if not folders:
         raise DatasetError("data_paths is empty; name at least one dataset folder")
-    told: dict[str, Any] = {"command_hint": command_hint, "require": require, "hashes": hashes, "also": also}
-    infos = [open_dataset(folder, **told) for folder in folders]
+    options: dict[str, Any] = {"command_hint": command_hint, "require": require, "hashes": hashes, "also": also}
+    infos = [open_dataset(folder, **options) for folder in folders]
     for key in ("seq_len", "vocab_size", "symmetry"):
         for folder, info in zip(folders, infos, strict=True):
             _check_agreement(key, folders[0], infos[0], folder, info)

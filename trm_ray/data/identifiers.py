@@ -125,8 +125,8 @@ class PuzzleIdentifiers:
                 raise ValueError(f"format_version={raw['format_version']!r} is unknown, {known}")
             return _from_json(raw)
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
-            told = error if type(error) is ValueError else repr(error)
-            raise ValueError(f"identifiers.json is no map of puzzle identifiers: {told}") from error
+            mistake = error if type(error) is ValueError else repr(error)
+            raise ValueError(f"identifiers.json is no map of puzzle identifiers: {mistake}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> PuzzleIdentifiers:

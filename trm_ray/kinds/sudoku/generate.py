@@ -176,8 +176,8 @@ def prepare_sudoku(
     )
     splits = {name: rules.rows_of_boards(part.questions, part.answers) for name, part in made.items()}
     arguments = {"size": size, "train": train, "test": test, "clues": [low, high], "difficulty": difficulty}
-    told: dict[str, Any] = {"generator": "sudoku", "arguments": arguments, "seed": seed, "overwrite": overwrite}
-    info = write_boards(output, splits, **described(size), **told)
+    about: dict[str, Any] = {"generator": "sudoku", "arguments": arguments, "seed": seed, "overwrite": overwrite}
+    info = write_boards(output, splits, **described(size), **about)
     tell(_told_clues(np.concatenate([part.questions for part in made.values()])))
     return info
 
