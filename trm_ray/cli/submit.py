@@ -143,7 +143,6 @@ def _show(text: str) -> None:
 def _say(text: str) -> None:
     from rich.console import Console
 
-
     say(Console(), text)
 
 

@@ -79,7 +79,6 @@ class _Shown:
         self.tell(f"Starting Ray with {_told_workers(plan.config)} …")
 
     def tell(self, text: str) -> None:
-    
         say(self.console, text)
 
     def following(self, plan: RunPlan, first_step: int) -> RunDisplay:

@@ -71,9 +71,8 @@ def _refuse_readings(text: str) -> None:
     """Refuse text that somebody takes for a number, with what it is to him and to others."""
     readings = dict(_readings(text))
     if readings:
-        other = (
-            {} if len(readings) > 1 else {"in YAML 1.1" if text[-1] in "89" and text.isdecimal() else "in YAML 1.2": "text"}
-        )
+        as_text = "in YAML 1.1" if text[-1] in "89" and text.isdecimal() else "in YAML 1.2"
+        other = {} if len(readings) > 1 else {as_text: "text"}
         meant = " and ".join(f"{number} {to}" for to, number in {**readings, **other}.items())
         way_out = " or ".join(dict.fromkeys(map(str, readings.values())))
         raise PydanticCustomError(READINGS, "{rule}", {"rule": f"{show(text)} is {meant}; write {way_out}"})

@@ -63,9 +63,9 @@ class RowHashes:
         shared = places < len(train)
         shared[shared] = train[places[shared]] == test[shared]
         if shared.any():
-            count = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
+            told = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
             first = f"the first is test row {int(shared.argmax())}"
-            _warn_once(f"{where}: {count} ({first}): accuracy counts what was learnt by heart; take them out of a split")
+            _warn_once(f"{where}: {told} ({first}): accuracy counts what was learnt by heart; take them out of a split")
 
 
 @functools.cache

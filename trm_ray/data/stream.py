@@ -76,9 +76,8 @@ def fits_in_memory(info: DatasetInfo, split: str) -> bool:
         return True
     if described.rows > round(described.groups * described.mean_puzzle_examples):
         size, most = f"{needed / 2**30:.1f} GiB", f"{MAX_BYTES_IN_MEMORY / 2**30:g} GiB"
-        raise DatasetError(
-            f"the {split} split takes {size}; beyond {most} a group must hold one puzzle: leave stored augmentations out, or use ray.num_workers=0"
-        )
+        way_out = "leave stored augmentations out, or use ray.num_workers=0"
+        raise DatasetError(f"the {split} split takes {size}; beyond {most} a group must hold one puzzle: {way_out}")
     return False
 
 

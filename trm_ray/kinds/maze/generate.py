@@ -204,7 +204,8 @@ def _check_recipe(recipe: _Recipe, train: int, test: int) -> None:
     check_least(("train", train, 1), ("test", test, 0), ("seed", recipe.seed, 0))
     longest = _farthest(random_mazes(rules.BATCH, recipe.size, np.random.default_rng(0))).max((1, 2))
     if (longest >= recipe.min_length).mean() < _LEAST_REACHING:
+        told = f"min_length={recipe.min_length} is too long for size={recipe.size}"
         raise ValueError(
-            f"min_length={recipe.min_length} is too long for size={recipe.size}: the longest path of {rules.BATCH} such "
-            f"mazes has {longest.max()} steps; use at most {int(np.quantile(longest, 0.5))}, which half of them reach"
+            f"{told}: the longest path of {rules.BATCH} such mazes has {longest.max()} steps; use at most "
+            f"{int(np.quantile(longest, 0.5))}, which half of them reach"
         )

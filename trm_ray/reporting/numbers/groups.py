@@ -65,7 +65,8 @@ def spread_over_seeds(all_series: Sequence[Series]) -> Band:
     values = np.ma.masked_invalid([_at(steps, series.steps, series.values) for series in present])
     times = np.ma.masked_invalid([_at(steps, series.steps, series.wall_s) for series in present])
     over_seeds = (times.mean(axis=0), values.mean(axis=0), values.min(axis=0), values.max(axis=0))
-    return Band(steps, *(column.filled(np.nan) for column in over_seeds), values.count(axis=0), len(present))
+    wall_s, mean, low, high = (column.filled(np.nan) for column in over_seeds)
+    return Band(steps, wall_s, mean, low, high, values.count(axis=0), len(present))
 
 
 def _at(steps: np.ndarray, own_steps: np.ndarray, values: np.ndarray) -> np.ndarray:
