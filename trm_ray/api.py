@@ -152,8 +152,7 @@ def evaluate(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
 
     report = evaluate_run(as_path(path), **options)
     numbers = next(file for file in report.files if file.name.startswith("evaluation_") and file.suffix == ".json")
-    content: dict[str, Any] = json.loads(numbers.read_text(encoding="utf-8"))
-    return content
+    return json.loads(numbers.read_text(encoding="utf-8"))
 
 
 def load_model(

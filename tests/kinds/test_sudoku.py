@@ -238,18 +238,6 @@ def test_clues_that_hardly_any_puzzle_reaches_are_refused_rather_than_searched_f
         generated(tmp_path, size=9, train=100, test=10, clues=(17, 17))
 
 
-def test_a_board_survives_being_drawn_and_read():
-    drawn = rules.format_board(rules.parse_board(QUESTION)).splitlines()
-    assert drawn[:4] == [
-        "5 3 . | . 7 . | . . .",
-        "6 . . | 1 9 5 | . . .",
-        ". 9 8 | . . . | . 6 .",
-        "------+-------+------",
-    ]
-    digits = "".join(line for line in drawn if "+" not in line).replace("|", "")
-    np.testing.assert_array_equal(rules.parse_board(digits), rules.parse_board(QUESTION))
-
-
 @pytest.mark.parametrize(("text", "message"), [("12", "got 2"), ("5" * 16, "'5' is no digit of a 4×4 board")])
 def test_unreadable_boards_are_named(text, message):
     with pytest.raises(ValueError, match=message):

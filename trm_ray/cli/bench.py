@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from trm_ray.cli.common import Overrides, app, check_place, reported
+from trm_ray.cli.common import Overrides, app, check_place, reported, write_text
+from trm_ray.reporting.terminal import say, show
 
 bench_app = typer.Typer()
 app.add_typer(bench_app, name="bench")
@@ -35,7 +36,6 @@ def bench(
     from rich.progress import track
 
     from trm_ray.measure.step_cost import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
-    from trm_ray.reporting.terminal import say, show
 
     if context.invoked_subcommand is not None:
         return
@@ -44,20 +44,10 @@ def bench(
     arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)
     console, cases = Console(), planned_cases(*arguments)
     say(console, f"Measuring {len(cases)} cases, one after the other")
-    results = list(
-        track(
-            run_benchmark(*arguments),
-            total=len(cases),
-            description="measuring",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-    )
+    shown: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
+    results = list(track(run_benchmark(*arguments), "measuring", len(cases), **shown))
     show(console, bench_table(results))
-    if save is not None:
-        save.write_text(bench_json(results), encoding="utf-8")
-        say(console, f"Wrote {save}")
+    write_text(console, save, bench_json(results))
 
 
 @bench_app.command()
@@ -84,19 +74,16 @@ def scaling(
     from trm_ray.measure.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
     from trm_ray.reporting.pictures.scaling import draw_scaling
     from trm_ray.reporting.pictures.style import save as save_figure
-    from trm_ray.reporting.terminal import say, show
 
-    for place, option in ((save, "--save"), (plot, "--plot")):
-        check_place(place, option)
+    check_place(save, "--save")
+    check_place(plot, "--plot")
     cases = planned_cases(_counts(workers, "--workers"))
     config, console, results = load_config(config_name, overrides or []), Console(), []
     for result in measure_scaling(config, cases, num_turns=turns, steps=steps):
         results.append(result)
         say(console, f"{result.workers} workers, {result.scaling}: {result.speed_up} × the plain loop")
     show(console, scaling_table(results))
-    if save is not None:
-        save.write_text(scaling_json(results), encoding="utf-8")
-        say(console, f"Wrote {save}")
+    write_text(console, save, scaling_json(results))
     if plot is not None:
         say(console, f"Wrote {save_figure(draw_scaling(scaling_rows(results)), plot)}")
 
@@ -120,30 +107,21 @@ def projection(
 
     from rich.console import Console
 
-    from trm_ray.measure.projection import (
-        GROWING,
-        RECIPES,
-        SHARED,
-        Cluster,
-        limit_lines,
-        projection_table,
-        source_lines,
-    )
-    from trm_ray.reporting.terminal import say, show
+    from trm_ray.measure import projection as formulas
 
-    if recipe not in RECIPES:
-        raise ValueError(f"--recipe {recipe} is unknown; use one of {', '.join(RECIPES)}")
-    work, cluster = RECIPES[recipe], Cluster(network_latency_s=1e-6 * latency, network_bandwidth=1e9 * bandwidth)
+    if recipe not in formulas.RECIPES:
+        raise ValueError(f"--recipe {recipe} is unknown; use one of {', '.join(formulas.RECIPES)}")
+    work = formulas.RECIPES[recipe]
+    cluster = formulas.Cluster(network_latency_s=1e-6 * latency, network_bandwidth=1e9 * bandwidth)
     if puzzles_per_s is not None:
         work = replace(work, puzzles_per_s=puzzles_per_s)
     console = Console()
-    for mode in (SHARED, GROWING):
-        show(console, projection_table(work, cluster, mode, _counts(gpus, "--gpus")))
+    for mode in (formulas.SHARED, formulas.GROWING):
+        show(console, formulas.projection_table(work, cluster, mode, _counts(gpus, "--gpus")))
         say(console, "")
-    for heading, lines in (("What gives out:", limit_lines), ("What went in:", source_lines)):
-        say(console, heading)
-        for line in lines(work, cluster):
-            say(console, line)
+    limits, sources = formulas.limit_lines(work, cluster), formulas.source_lines(work, cluster)
+    for line in ("What gives out:", *limits, "What went in:", *sources):
+        say(console, line)
 
 
 def _counts(text: str, option: str) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from trm_ray.cli.common import Overwrite, app, reported
+from trm_ray.reporting.terminal import say
 
 
 class TableChoice(str, Enum):
@@ -56,7 +57,6 @@ def import_command(
     from rich.console import Console
 
     from trm_ray.interop.checkpoints import import_checkpoint
-    from trm_ray.reporting.terminal import say
 
     done = import_checkpoint(
         file,
@@ -72,9 +72,9 @@ def import_command(
     console = Console()
     for note in done.notes:
         say(console, ("note:", "yellow"), f" {note}")
-    shape, told = done.shape, f"step {done.step}" if done.step else "step unknown"
+    shape, step = done.shape, f"step {done.step}" if done.step else "step unknown"
     counts = f"{shape.seq_len} cells, {shape.vocab_size} tokens, {shape.num_puzzle_identifiers} puzzle identifiers"
-    say(console, f"Wrote {output} ({told}; {counts})")
+    say(console, f"Wrote {output} ({step}; {counts})")
 
 
 def _pairs(given: list[str]) -> dict[str, Any]:
@@ -108,10 +108,8 @@ def export_command(
     from rich.text import Text
 
     from trm_ray.interop.checkpoints import export_checkpoint
-    from trm_ray.reporting.terminal import say
 
-    console = Console()
-    options: dict[str, Any] = {"averaged_weights": not raw_weights, "overwrite": overwrite}
+    console, options = Console(), {"averaged_weights": not raw_weights, "overwrite": overwrite}
     with console.status(Text(f"Writing {output}")) if console.is_terminal else nullcontext():
         notes = export_checkpoint(run, output, file_format=file_format.value, **options)
     say(console, f"Wrote {output}")

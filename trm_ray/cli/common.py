@@ -10,15 +10,18 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 from typer.core import TyperGroup
 
 from trm_ray import __version__
-from trm_ray.reporting.terminal import any_terminal, go_on_without_reader
+from trm_ray.reporting.terminal import any_terminal, go_on_without_reader, say
 from trm_ray.storage import as_path, is_remote
 from trm_ray.training.stopping import stops_at_once
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Typer reads the annotations at run time, so what they name must be there.
 _ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict", "submit", "jobs")
@@ -56,7 +59,6 @@ app.add_typer(jobs_app, name="jobs")
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 _Misuse: type[Exception] = typer.BadParameter.__bases__[0]  # what Typer tells itself: no such option, no such command
 
-
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys: `lr=5e-5 arch.hidden_size=128`.")
 ]
@@ -73,7 +75,10 @@ def reported(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def wrapped(*args: Any, verbose: bool, **kwargs: Any) -> None:
-        quiet_unless(verbose)
+        if verbose:
+            os.environ["TRM_RAY_VERBOSE"] = "1"  # workers inherit it
+        else:
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts, for who has no home
         # Processes that are started here look for no modules in the working directory (Python 3.11 and newer).
         os.environ.setdefault("PYTHONSAFEPATH", "1")
         if "resume" in kwargs:  # it writes what lasts
@@ -82,8 +87,8 @@ def reported(command: _Command) -> _Command:
             with stops_at_once():
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            told = str(error) or "ended at once; the last checkpoint stands"
-            way_on = f": {told}; the same command with --resume goes on" if "resume" in kwargs else ""
+            state = str(error) or "ended at once; the last checkpoint stands"
+            way_on = f": {state}; the same command with --resume goes on" if "resume" in kwargs else ""
             with suppress(OSError):  # a closed terminal is one that nothing can be told
                 complain(f"interrupted{way_on}")
             raise typer.Exit(getattr(error, "exit_code", INTERRUPTED)) from error
@@ -139,6 +144,13 @@ def check_place(path: Path | None, option: str) -> None:
         raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")
 
 
+def write_text(console: Console, path: Path | None, text: str) -> None:
+    """Write the file that an option names, if one does, and say so."""
+    if path is not None:
+        path.write_text(text, encoding="utf-8")
+        say(console, f"Wrote {path}")
+
+
 def told_error(error: Exception) -> tuple[int, str]:
     """Say with which code a command ends, and why: the user's mistake, a failure, or a bug of ours."""
     if isinstance(error, ValueError):
@@ -147,8 +159,8 @@ def told_error(error: Exception) -> tuple[int, str]:
         return FAILED, f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) or type(error).__module__.startswith("trm_ray."):
         return FAILED, str(error) or type(error).__name__
-    told = "run with --verbose for the traceback, and report it"
-    return FAILED, f"internal error: {type(error).__name__}: {error} ({told})"
+    way_out = "run with --verbose for the traceback, and report it"
+    return FAILED, f"internal error: {type(error).__name__}: {error} ({way_out})"
 
 
 def complain(text: str) -> None:
@@ -156,17 +168,8 @@ def complain(text: str) -> None:
     from rich.console import Console
 
     from trm_ray.config.errors import printable
-    from trm_ray.reporting.terminal import say
 
     say(Console(stderr=True), ("error:", "bold red"), f" {printable(text)}")
-
-
-def quiet_unless(verbose: bool) -> None:
-    """Show what the libraries print only where that was asked for; workers inherit it."""
-    if verbose:
-        os.environ["TRM_RAY_VERBOSE"] = "1"
-    else:
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts, for who has no home
 
 
 def _tell_version(asked: bool) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trm_ray.cli.common import app, check_place, reported
+from trm_ray.cli.common import app, check_place, reported, write_text
+from trm_ray.reporting.terminal import say, show
 
 if TYPE_CHECKING:
     from trm_ray.config import Config
@@ -40,39 +41,26 @@ def plan(
     from rich.console import Console
     from rich.progress import track
 
-    from trm_ray.measure.budget import (
-        how_measured,
-        measured_here,
-        plan_cost,
-        plan_json,
-        plan_lines,
-        plan_table,
-        planned,
-        run_step_ms,
-        told_ms,
-    )
-    from trm_ray.reporting.terminal import say, show
+    from trm_ray.measure import budget
 
     if step_ms is not None and from_run is not None:
         raise ValueError(f"--step-ms {step_ms:g} and --from-run {from_run} exclude each other; choose one")
     check_place(save, "--save")
-    console, asked = Console(), planned(name, overrides or [])
+    console, asked = Console(), budget.planned(name, overrides or [])
 
     def shown(configs: Sequence[Config]) -> Iterator[Config]:
         label = f"taking {measure} steps of {len(configs)} networks"
         return iter(track(configs, label, console=console, transient=True, disable=not console.is_terminal))
 
     if step_ms is not None:
-        found = plan_cost(asked, told_ms(step_ms), f"{step_ms:g} ms, as told")
+        found = budget.plan_cost(asked, budget.told_ms(step_ms), f"{step_ms:g} ms, as told")
     elif from_run is not None:
-        median_ms = run_step_ms(from_run)
+        median_ms = budget.run_step_ms(from_run)
         source = f"{median_ms:.3g} ms, the median of {from_run}, taken for all trials"
-        found = plan_cost(asked, told_ms(median_ms), source)
+        found = budget.plan_cost(asked, budget.told_ms(median_ms), source)
     else:
-        found = plan_cost(asked, measured_here(measure), how_measured(measure), shown)
-    for line in plan_lines(found, price_per_hour):
+        found = budget.plan_cost(asked, budget.measured_here(measure), budget.how_measured(measure), shown)
+    for line in budget.plan_lines(found, price_per_hour):
         say(console, line)
-    show(console, plan_table(found))
-    if save is not None:
-        save.write_text(plan_json(found, price_per_hour), encoding="utf-8")
-        say(console, f"Wrote {save}")
+    show(console, budget.plan_table(found))
+    write_text(console, save, budget.plan_json(found, price_per_hour))

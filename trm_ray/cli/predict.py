@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trm_ray.cli.common import app, reported
+from trm_ray.reporting.terminal import as_it_is, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,10 @@ def predict(
     from trm_ray.data.progress import progress
     from trm_ray.programs.predict import kind_for, load, predict, read_questions
 
-    _check_gif(gif, delay)
+    if gif is not None:  # refused before anything is computed
+        from trm_ray.reporting.pictures.film import check_gif
+
+        check_gif(gif, delay)
     loaded = load(run, averaged=not raw_weights)
     kind, console = kind_for(loaded), Console(quiet=as_json)
     questions = read_questions(puzzle, kind)
@@ -59,24 +63,15 @@ def predict(
         _film(console, predictions, gif, delay)
 
 
-def _check_gif(gif: Path | None, delay: int) -> None:
-    """Refuse an impossible GIF before anything is computed."""
-    if gif is not None:
-        from trm_ray.reporting.pictures.film import check_gif
-
-        check_gif(gif, delay)
-
-
 def _show_all(console: Console, loaded: LoadedModel, predictions: Sequence[Prediction], *, every: bool) -> None:
     """Name the model, say what the marks on the boards mean, and print every puzzle."""
     from trm_ray.programs.predict import remark
     from trm_ray.reporting.pictures.boards import LEGEND
-    from trm_ray.reporting.terminal import say
 
     weights = "averaged weights" if loaded.averaged else "weights as they are"
     say(console, f"{loaded.path}, step {loaded.step}, {weights}")
-    if told := remark(loaded, [prediction.question for prediction in predictions]):
-        say(console, (told, "yellow"))
+    if warning := remark(loaded, [prediction.question for prediction in predictions]):
+        say(console, (warning, "yellow"))
     say(console, (LEGEND, "dim"))
     for prediction in predictions:
         _show(console, prediction, every=every)
@@ -91,7 +86,6 @@ def _show(console: Console, prediction: Prediction, *, every: bool) -> None:
     from rich.text import Text
 
     from trm_ray.reporting.pictures.boards import frame_text, worth_showing
-    from trm_ray.reporting.terminal import as_it_is, say
 
     frames = prediction.frames()
     shown = frames if every else worth_showing(frames)
@@ -112,20 +106,19 @@ def _conclusion(prediction: Prediction) -> str:
 
 def _summary(predictions: Sequence[Prediction]) -> str:
     """Count the puzzles by what has come of them."""
-    told = [f"{len(predictions)} puzzles"]
+    counts = [f"{len(predictions)} puzzles"]
     if predictions[0].verdict.valid is not None:
-        told.append(f"valid: {sum(bool(prediction.verdict.valid) for prediction in predictions)}")
+        counts.append(f"valid: {sum(bool(prediction.verdict.valid) for prediction in predictions)}")
     if known := [prediction for prediction in predictions if prediction.solved is not None]:
-        told.append(f"solved: {sum(bool(prediction.solved) for prediction in known)} of {len(known)}")
+        counts.append(f"solved: {sum(bool(prediction.solved) for prediction in known)} of {len(known)}")
     stops = sum(prediction.halting_segment or len(prediction.segments) for prediction in predictions)
-    return ", ".join([*told, f"{stops / len(predictions):.1f} segments until the halt head stops"])
+    return ", ".join([*counts, f"{stops / len(predictions):.1f} segments until the halt head stops"])
 
 
 def _film(console: Console, predictions: Sequence[Prediction], gif: Path, delay: int) -> None:
     """Write the GIF of the first puzzle."""
     from trm_ray.data.progress import progress
     from trm_ray.reporting.pictures.film import save_gif
-    from trm_ray.reporting.terminal import say
 
     first = predictions[0]
     with progress("frames", len(first.segments)) as advance:

@@ -231,9 +231,5 @@ def import_original_command(
     from trm_ray.interop.datasets import import_original
 
     import_original(
-        folder,
-        output,
-        keep_augmentations=keep_augmentations,
-        keep_duplicates=keep_duplicates,
-        overwrite=overwrite,
+        folder, output, keep_augmentations=keep_augmentations, keep_duplicates=keep_duplicates, overwrite=overwrite
     )

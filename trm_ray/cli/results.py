@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trm_ray.cli.common import app, is_given, reported
+from trm_ray.reporting.terminal import say, show
 
 
 @app.command()
@@ -40,7 +41,6 @@ def evaluate(
 
     from trm_ray.programs.evaluate import evaluate_run
     from trm_ray.reporting.numbers.evaluation import evaluation_lines, evaluation_table
-    from trm_ray.reporting.terminal import say, show
 
     console = Console()
     where = f"; starting Ray with {workers} workers …" if workers else ""
@@ -61,10 +61,8 @@ def evaluate(
     say(console, report.headline)
     show(console, evaluation_table(report.evaluation))
     lines = evaluation_lines(report.evaluation, report.compute, report.voting)
-    for line in (*report.provenance["notes"], *lines):
+    for line in (*report.provenance["notes"], *lines, *(f"Wrote {path}" for path in report.files)):
         say(console, line)
-    for path in report.files:
-        say(console, f"Wrote {path}")
 
 
 def _whole_numbers(option: str, words: str | None) -> list[int] | None:
@@ -100,16 +98,12 @@ def dashboard(
     from trm_ray.reporting.numbers.diagnosis import health_marks
     from trm_ray.reporting.pictures.dashboard import save_dashboard
     from trm_ray.reporting.run_log import read_run
-    from trm_ray.reporting.terminal import say
 
     found, console = read_run(run), Console()
+    colours = {"ok": "green", "warn": "yellow", "bad": "red"}
     for mark in health_marks(found):
-        say(console, (f"{mark.mark:>4}", _MARK_COLOURS[mark.mark]), f"  {mark.text}")
-    picture = save_dashboard(found, save or run / "report" / "dashboard.png")
-    say(console, f"Wrote {picture}")
-
-
-_MARK_COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
+        say(console, (f"{mark.mark:>4}", colours[mark.mark]), f"  {mark.text}")
+    say(console, f"Wrote {save_dashboard(found, save or run / 'report' / 'dashboard.png')}")
 
 
 @app.command()
@@ -132,7 +126,6 @@ def compare(
     from trm_ray.reporting.pictures.comparison import save_comparison
     from trm_ray.reporting.pictures.style import is_drawn_by_us
     from trm_ray.reporting.run_log import find_runs
-    from trm_ray.reporting.terminal import say, show
 
     if not is_given(ctx, "save") and save.exists() and not is_drawn_by_us(save):
         raise ValueError(f"{save} was not drawn by trm-ray; to replace it all the same use --save {save}")

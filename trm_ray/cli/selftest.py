@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from trm_ray.cli.common import FAILED, app, check_place, complain, reported
+from trm_ray.cli.common import FAILED, app, check_place, complain, reported, write_text
+from trm_ray.reporting.terminal import say, show
 from trm_ray.storage import is_remote
 
 
@@ -33,7 +34,6 @@ def selftest(
 
     from trm_ray.measure.selftest import chosen_faults, fault_table, faults_json, make_faults
     from trm_ray.measure.selftest.ground import Ground
-    from trm_ray.reporting.terminal import say, show
 
     check_place(save, "--save")
     if folder is not None and (is_remote(folder) or not folder.is_dir()):
@@ -44,9 +44,7 @@ def selftest(
             outcomes.append(outcome)
             say(console, f"{'passed' if outcome.passed else 'FAILED'}  {outcome.fault}")
     show(console, fault_table(outcomes))
-    if save is not None:
-        save.write_text(faults_json(outcomes), encoding="utf-8")
-        say(console, f"Wrote {save}")
+    write_text(console, save, faults_json(outcomes))
     failed = [outcome for outcome in outcomes if not outcome.passed]
     for outcome in failed:
         complain(f"{outcome.fault}: {outcome.problem or 'the run differs from the undisturbed one'}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from trm_ray.cli.common import FAILED, HELP, INTERRUPTED, app, complain, jobs_app, reported
+from trm_ray.reporting.terminal import as_it_is, say, show
 
 if TYPE_CHECKING:
     from trm_ray.distributed.jobs import Client, Job
@@ -56,8 +57,8 @@ def submit(
         _say(f"Results: {submission.results}")
     if detach:
         _say(f"Follow it: trm-ray jobs logs {name} --follow")
-        return
-    _follow(client, name)
+    else:
+        _follow(client, name)
 
 
 def _planned(command: Sequence[str]) -> Submission:
@@ -89,8 +90,8 @@ def _find(command: Sequence[str]) -> tuple[Any, list[str]]:
         if not names and word in inner and word not in there:
             raise ValueError(f"`trm-ray {word}` runs here and cannot be submitted; leave `submit` out")
         if word not in there:
-            told = " ".join(["trm-ray submit", *names, word]).strip()
-            raise ValueError(f"`{told}` names no command; did you mean `{nearest(word, there)}`? ({', '.join(there)})")
+            given = " ".join(["trm-ray submit", *names, word]).strip()
+            raise ValueError(f"`{given}` names no command; did you mean `{nearest(word, there)}`? ({', '.join(there)})")
         found, names = inner[word], [*names, word]
     return found, names
 
@@ -113,8 +114,8 @@ def _follow(client: Client, name: str) -> None:
     if job.succeeded:
         fetched = f"; its results: trm-ray jobs fetch {name}" if job.results else ""
         _say(f"{name} succeeded{fetched}")
-        return
-    _end_badly(job)
+    else:
+        _end_badly(job)
 
 
 def _stop_too() -> bool:
@@ -142,8 +143,6 @@ def _show(text: str) -> None:
 def _say(text: str) -> None:
     from rich.console import Console
 
-    from trm_ray.reporting.terminal import say
-
     say(Console(), text)
 
 
@@ -161,7 +160,6 @@ def list_jobs(address: Address = None) -> None:
     from rich.text import Text
 
     from trm_ray.distributed import jobs
-    from trm_ray.reporting.terminal import as_it_is, show
 
     table = Table(box=None, pad_edge=False)
     for heading in ("job", "state", "started", "took"):
@@ -171,10 +169,10 @@ def list_jobs(address: Address = None) -> None:
         started = time.strftime("%d %b %H:%M", time.localtime(job.started)) if job.started else "–"
         cells = (job.name, job.state, started, _duration(job.seconds), job.command)
         table.add_row(*(Text(as_it_is(cell)) for cell in cells))
-    if table.row_count == 0:
+    if table.row_count:
+        show(Console(), table)
+    else:
         _say("This cluster has had no jobs")
-        return
-    show(Console(), table)
 
 
 def _duration(seconds: float | None) -> str:
@@ -195,14 +193,8 @@ def status(job: JobName, address: Address = None) -> None:
     from trm_ray.distributed import jobs
 
     found = jobs.find_job(jobs.connect(address), job)
-    told = {
-        "state": found.state,
-        "took": _duration(found.seconds),
-        "command": f"trm-ray {found.command}",
-        "results": found.results,
-        "cause": found.cause,
-    }
-    for key, value in told.items():
+    facts = {"state": found.state, "took": _duration(found.seconds), "command": f"trm-ray {found.command}"}
+    for key, value in {**facts, "results": found.results, "cause": found.cause}.items():
         if value is not None:
             _say(f"{key:<8} {value}")
 

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trm_ray.cli.common import (
-    FAILED,
-    Overrides,
-    Overwrite,
-    Resume,
-    app,
-    complain,
-    reported,
-)
+from trm_ray.cli.common import FAILED, Overrides, Overwrite, Resume, app, complain, reported
+from trm_ray.reporting.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +39,6 @@ def train(
 
     from trm_ray.config import load_config
     from trm_ray.programs.train import train as train_run
-    from trm_ray.reporting.terminal import say
     from trm_ray.training.optim import NonFiniteError
 
     config = load_config(config_name, overrides or [], options={} if init_from is None else {"init_from": init_from})
@@ -58,8 +50,8 @@ def train(
         raise typer.Exit(FAILED) from error
     if not trained.before:
         where = config.log_dir if config.ray.storage_path is None else trained.plan.folder
-        told = f"Finished {trained.plan.num_steps} steps. See it:"
-        say(console, f"{told} trm-ray dashboard {quote(str(where))} --save dashboard.png")
+        command = f"trm-ray dashboard {quote(str(where))} --save dashboard.png"
+        say(console, f"Finished {trained.plan.num_steps} steps. See it: {command}")
 
 
 @dataclass(frozen=True)
@@ -71,10 +63,10 @@ class _Shown:
 
     def planned(self, plan: RunPlan, first_step: int) -> None:
         from trm_ray.config import banner
-        from trm_ray.programs.train import told_beginning
+        from trm_ray.runs.execute import beginning
 
         if plan.config.init_from is not None and first_step == 0:
-            self.tell(told_beginning(plan))
+            self.tell(beginning(plan).told)
         self.tell(banner(plan.config))
         if self.resume:
             none = f"No checkpoint in {plan.config.log_dir}: starting anew"
@@ -87,8 +79,6 @@ class _Shown:
         self.tell(f"Starting Ray with {_told_workers(plan.config)} …")
 
     def tell(self, text: str) -> None:
-        from trm_ray.reporting.terminal import say
-
         say(self.console, text)
 
     def following(self, plan: RunPlan, first_step: int) -> RunDisplay:

@@ -19,17 +19,7 @@ from trm_ray.config.loading import (
     trial_configs,
     with_overrides,
 )
-from trm_ray.config.run import (
-    ArchConfig,
-    Config,
-    Generator,
-    RayConfig,
-    Schedule,
-    banner,
-    flat,
-    known_keys,
-    run_dir,
-)
+from trm_ray.config.run import ArchConfig, Config, Generator, RayConfig, Schedule, banner, flat, known_keys, run_dir
 from trm_ray.config.sweep import AshaConfig, Distribution, SweepConfig
 from trm_ray.config.values import UNREADABLE, load_yaml, read_value, typed
 

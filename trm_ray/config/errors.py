@@ -32,8 +32,6 @@ def _harmless(character: str) -> str:
 
 _OBEYED = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, ends of lines and paragraphs
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # make later text appear elsewhere
-
-
 _OTHER_NAMES = {  # what other trainers call it, where no likeness would lead to our key
     "batch_size": "global_batch_size",
     "learning_rate": "lr",

@@ -150,5 +150,4 @@ def _lines(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, in
 
 def to_yaml(config: Settings) -> str:
     """Write all resolved values as YAML that `load_config`, `config_from_run` or `load_sweep` reads back."""
-    values = {"format_version": FORMAT_VERSION, **config.model_dump(mode="json")}
-    return dump_yaml(values)
+    return dump_yaml({"format_version": FORMAT_VERSION, **config.model_dump(mode="json")})

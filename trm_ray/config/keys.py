@@ -33,7 +33,6 @@ _ADDRESS = rf"auto|local|{_HOST}:[0-9]{{1,5}}"
 _ADDRESS_RULE = "local, auto or HOST:PORT"
 _FOLDER_RULE = "text that names a folder, or a URL such as s3://BUCKET/FOLDER"
 
-
 # What is a number, and the same number to everybody; `010` and `1_000` are not.
 DECIMAL_INT = r"[-+]?(?:0|[1-9][0-9]*)"
 DECIMAL_FLOAT = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
@@ -70,13 +69,12 @@ def _number(value: Any) -> Any:
 
 def _refuse_readings(text: str) -> None:
     """Refuse text that somebody takes for a number, with what it is to him and to others."""
-    told = dict(_readings(text))
-    if told:
-        other = (
-            {} if len(told) > 1 else {"in YAML 1.1" if text[-1] in "89" and text.isdecimal() else "in YAML 1.2": "text"}
-        )
-        meant = " and ".join(f"{number} {to}" for to, number in {**told, **other}.items())
-        way_out = " or ".join(dict.fromkeys(map(str, told.values())))
+    readings = dict(_readings(text))
+    if readings:
+        as_text = "in YAML 1.1" if text[-1] in "89" and text.isdecimal() else "in YAML 1.2"
+        other = {} if len(readings) > 1 else {as_text: "text"}
+        meant = " and ".join(f"{number} {to}" for to, number in {**readings, **other}.items())
+        way_out = " or ".join(dict.fromkeys(map(str, readings.values())))
         raise PydanticCustomError(READINGS, "{rule}", {"rule": f"{show(text)} is {meant}; write {way_out}"})
 
 

@@ -44,11 +44,8 @@ def load_config(
     """
     path = find_file("scenario", config_name, config_dir)
     scenario = read_file(path)
-    given = [
-        _layer(extra or {}),
-        *map(_parse, overrides),
-        _layer(options or {}),
-    ]  # their order counts: generator=null generator.size=9
+    # Their order counts: generator=null generator.size=9
+    given = [_layer(extra or {}), *map(_parse, overrides), _layer(options or {})]
     chosen = _merge(given)
     if "config_name" in chosen:
         name = show(chosen["config_name"].value)
@@ -118,8 +115,8 @@ def config_from_values(values: Any, source: str) -> Config:
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(map(str, detail["loc"]))
-        told = _first_mistake(error, Config, {key: detail["input"]}) if key in known_keys() else detail["msg"]
-    raise ConfigError(f"{source} holds no config of a run: {told if '=' in told else f'{key}: {told}'}")
+        mistake = _first_mistake(error, Config, {key: detail["input"]}) if key in known_keys() else detail["msg"]
+    raise ConfigError(f"{source} holds no config of a run: {mistake if '=' in mistake else f'{key}: {mistake}'}")
 
 
 def with_overrides(config: Config, values: Mapping[str, Any]) -> Config:

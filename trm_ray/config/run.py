@@ -116,10 +116,8 @@ class RayConfig(Settings):
         if amount > 1 and not amount.is_integer():
             raise ValueError(f"{self.gpus_told} gives a worker {amount:g} GPUs, and above 1 it takes whole ones")
         if self.use_gpu and amount < 1 and self.most_workers > 1:
-            rule = (
-                f"with {each} leaves a worker {amount:g} of a GPU, and workers that share one cannot exchange gradients"
-            )
-            raise ValueError(f"{self.gpus_told} {rule}; use ray.num_workers=1, or whole GPUs")
+            why = "workers that share one cannot exchange gradients; use ray.num_workers=1, or whole GPUs"
+            raise ValueError(f"{self.gpus_told} with {each} leaves a worker {amount:g} of a GPU, and {why}")
         return self
 
     @property
@@ -164,9 +162,8 @@ def _check_shared_gpus(ray: RayConfig) -> None:
     if not ray.use_gpu:
         raise ValueError(f"{told} needs ray.use_gpu=true, which is false; set it, or leave both")
     if ray.is_elastic:
-        raise ValueError(
-            f"{told} cannot be divided among ray.num_workers={show(ray.num_workers)}; use ray.gpus_per_worker"
-        )
+        workers = f"ray.num_workers={show(ray.num_workers)}"
+        raise ValueError(f"{told} cannot be divided among {workers}; use ray.gpus_per_worker")
     if ray.gpus_of_worker == 0:
         raise ValueError(f"{told} leaves a worker less than 0.0001 of a GPU, Ray's least; use more")
 

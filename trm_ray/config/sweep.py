@@ -61,9 +61,8 @@ class AshaConfig(Settings):
     def _check(self) -> AshaConfig:
         best = "min" if self.metric == "eval/loss" else "max"
         if self.mode != best:
-            raise ValueError(
-                f"asha.mode={self.mode} must be {best} for asha.metric={self.metric}; use asha.mode={best}"
-            )
+            rule = f"must be {best} for asha.metric={self.metric}"
+            raise ValueError(f"asha.mode={self.mode} {rule}; use asha.mode={best}")
         grace, most = self.grace_period, self.max_t
         if most is not None and grace > most:
             way_out = f"use asha.grace_period={max(most // 2, 1)}"
@@ -165,8 +164,8 @@ def check_value(label: str, value: Any, field: FieldInfo) -> Any:
         return TypeAdapter(kind, config=STRICT).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-    told = f"{label}={show(value)}: {first['msg']}" if first["type"] in TOLD else misfit(label, value, field)
-    raise ConfigError(told)
+    has_own_words = first["type"] in TOLD
+    raise ConfigError(f"{label}={show(value)}: {first['msg']}" if has_own_words else misfit(label, value, field))
 
 
 def _axis(key: str, spec: Any) -> list[Any] | dict[str, list[Any]]:
@@ -174,10 +173,8 @@ def _axis(key: str, spec: Any) -> list[Any] | dict[str, list[Any]]:
     label = f"search_space.{key}={show(spec)}"
     kind, values = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else (None, spec)
     if kind not in (None, *get_args(Kind)) or not isinstance(values, list) or not values:
-        kinds = ", ".join(get_args(Kind))
-        raise ValueError(
-            f"{label} must be a list of values (a grid) or have one of {kinds}; use e.g. {{choice: [a, b]}}"
-        )
+        rule = f"must be a list of values (a grid) or have one of {', '.join(get_args(Kind))}"
+        raise ValueError(f"{label} {rule}; use e.g. {{choice: [a, b]}}")
     values = [_checked(key, value, "search_space.") for value in values]
     if kind not in (None, "choice"):
         _check_ends(label, kind, values)
@@ -202,10 +199,8 @@ def _check_names(sweep: SweepConfig) -> None:
             raise ValueError(f"{field}={show(values)} must not name one twice; use {show(once)}")
     for name in sweep.keep:
         if name not in sweep.scenarios:
-            near = nearest(name, sweep.scenarios)
-            raise ValueError(
-                f"keep={show(sweep.keep)} must name scenarios, and `{name}` is none; did you mean `{near}`?"
-            )
+            rule = f"must name scenarios, and `{name}` is none"
+            raise ValueError(f"keep={show(sweep.keep)} {rule}; did you mean `{nearest(name, sweep.scenarios)}`?")
     if sweep.group_by is not None and sweep.group_by not in known_keys():
         near = nearest(sweep.group_by, known_keys())
         raise ValueError(f"group_by={show(sweep.group_by)} must be a run key; did you mean `{near}`?")
@@ -216,6 +211,5 @@ def _check_space(sweep: SweepConfig) -> None:
         value = show(sweep.overrides[key])
         raise ValueError(f"{key}={value} must not stand beside search_space.{key}; remove one")
     if sweep.num_samples > 1 and not sweep.random_space():
-        raise ValueError(
-            f"num_samples={sweep.num_samples} needs a distribution in search_space; for a spread use seeds"
-        )
+        rule = "needs a distribution in search_space"
+        raise ValueError(f"num_samples={sweep.num_samples} {rule}; for a spread use seeds")

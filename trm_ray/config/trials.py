@@ -20,11 +20,9 @@ def trial_name(sweep: SweepConfig, config: Config, sampled: Mapping[str, Any]) -
     Args:
         sampled: values of the keys that are drawn, by dotted key.
     """
-    told = (
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in _apart(sweep, config, sampled)
-    )
-    name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([f"{config.config_name}-seed{config.seed}", *told]))
+    apart = _apart(sweep, config, sampled)
+    parts = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in apart)
+    name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([f"{config.config_name}-seed{config.seed}", *parts]))
     return name if len(name) <= MOST_BYTES else _marked(name, _exact(sweep, config, sampled))
 
 

@@ -102,12 +102,7 @@ def _takes_text(key: str) -> bool:
 
 def load_yaml(text: str) -> Any:
     """Read a YAML document of keys: instead of PyYAML's `safe_load`, and with its errors."""
-    return _load(text)[0]
-
-
-def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
-    """Read a YAML document of keys, and the nodes that tell where each stands."""
-    return _load(text)
+    return parse_yaml(text)[0]
 
 
 def dump_yaml(values: Any) -> str:
@@ -115,8 +110,8 @@ def dump_yaml(values: Any) -> str:
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
-def _load(text: str, key: str = "") -> tuple[Any, yaml.Node | None]:
-    """Read a document, or the value of a key."""
+def parse_yaml(text: str, key: str = "") -> tuple[Any, yaml.Node | None]:
+    """Read a YAML document of keys, or the value of one, and the nodes that tell where each stands."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -187,7 +182,7 @@ def read_value(key: str, text: str, label: str | None = None) -> Any:
         return None if text == "null" else text
     told = f"{label}={show(text)}"
     try:
-        value, node = _load(text, key)
+        value, node = parse_yaml(text, key)
         tokens = list(yaml.scan(text))  # after it: of brackets in brackets the scanner alone makes seconds
     except (yaml.YAMLError, *UNREADABLE):
         rule = "begins like quoted text or a list and does not go on like it" if is_text else "must be a YAML value"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,8 @@ def open_dataset(
     """
     folder = as_path(folder)
     if not folder.is_dir():
-        told = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
-        raise DatasetError(f"the dataset folder {folder} does not exist; {told}")
+        way_out = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
+        raise DatasetError(f"the dataset folder {folder} does not exist; {way_out}")
     if not (folder / INFO_NAME).is_file() and (folder / "train" / INFO_NAME).is_file():
         command = f"trm-ray prepare import-original {folder} --output NEW"
         raise DatasetError(f"{folder} is a dataset of the original TRM code; run `{command}` and name NEW instead")
@@ -142,8 +142,8 @@ def open_datasets(
     """
     if not folders:
         raise DatasetError("data_paths is empty; name at least one dataset folder")
-    told: dict[str, Any] = {"command_hint": command_hint, "require": require, "hashes": hashes, "also": also}
-    infos = [open_dataset(folder, **told) for folder in folders]
+    options: dict[str, Any] = {"command_hint": command_hint, "require": require, "hashes": hashes, "also": also}
+    infos = [open_dataset(folder, **options) for folder in folders]
     for key in ("seq_len", "vocab_size", "symmetry"):
         for folder, info in zip(folders, infos, strict=True):
             _check_agreement(key, folders[0], infos[0], folder, info)
@@ -215,11 +215,7 @@ def check_tokens(name: str, first_row: int, rows: Rows, info: DatasetInfo) -> No
     _check_range(f"{name} inputs", first_row, rows.inputs, info.vocab_size, vocab)
     _check_range(f"{name} labels", first_row, rows.labels, info.vocab_size, vocab, info.ignored_label)
     _check_range(
-        f"{name} puzzle_identifier",
-        first_row,
-        rows.puzzle_identifiers,
-        info.num_puzzle_identifiers,
-        identifiers,
+        f"{name} puzzle_identifier", first_row, rows.puzzle_identifiers, info.num_puzzle_identifiers, identifiers
     )
     _check_range(f"{name} puzzle", first_row, rows.puzzles, 2**31, "2^31")
     _check_range(f"{name} group", first_row, rows.groups, 2**31, "2^31")
@@ -236,10 +232,9 @@ def check_puzzles(name: str, puzzles: np.ndarray, groups: np.ndarray) -> None:
     again = np.flatnonzero(np.diff(np.sort(puzzle)) == 0)
     if len(again):
         number = np.sort(puzzle)[again[0]]
-        told = " and ".join(map(str, group[puzzle == number][:2]))
-        raise DatasetError(
-            f"{name}: puzzle {number} is in groups {told}; it must be in one: number it anew in the other"
-        )
+        groups_of_it = " and ".join(map(str, group[puzzle == number][:2]))
+        rule = "it must be in one: number it anew in the other"
+        raise DatasetError(f"{name}: puzzle {number} is in groups {groups_of_it}; {rule}")
     uneven = np.flatnonzero((np.diff(group) == 0) & (np.diff(rows) != 0))
     if name == "train" and len(uneven):
         first = uneven[0]
@@ -280,13 +275,9 @@ def _check_agreement(key: str, first: str | Path, expected: DatasetInfo, folder:
 def _merged(folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> DatasetInfo:
     names = [name for name in infos[0].splits if all(name in info.splits for info in infos)]
     named = max(infos, key=lambda info: info.num_puzzle_identifiers)
-    merged = {
-        **{f.name: getattr(infos[0], f.name) for f in fields(DatasetInfo)},
-        "num_puzzle_identifiers": named.num_puzzle_identifiers,
-        "files": named.files,
-        "splits": {name: _merged_split(name, folders, infos) for name in names},
-    }
-    return DatasetInfo(**merged)
+    splits = {name: _merged_split(name, folders, infos) for name in names}
+    counted = named.num_puzzle_identifiers
+    return replace(infos[0], num_puzzle_identifiers=counted, files=named.files, splits=splits)
 
 
 def _merged_split(name: str, folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> SplitInfo:

@@ -37,11 +37,9 @@ READABLE = (2, 3)  # format 2 does not say what kind of puzzle it holds
 INFO_NAME = "dataset.json"
 IDENTIFIERS_NAME = "identifiers.json"
 
+COLUMNS = ("inputs", "labels", "puzzle_identifier", "puzzle", "group")
 # The unit that validation holds in memory: 59 MiB of tokens for ARC's 30×30 boards.
 ROWS_PER_ROW_GROUP = 8192
-
-COLUMNS = ("inputs", "labels", "puzzle_identifier", "puzzle", "group")
-
 
 _EXACTLY = ConfigDict(extra="forbid")
 _Number = Annotated[int, Field(strict=True, gt=-(2**63), lt=2**63)]
@@ -122,9 +120,6 @@ class DatasetInfo:
         if name not in self.splits:
             raise DatasetError(f"the dataset has no {name} split; it holds {', '.join(self.splits)}")
         return self.splits[name]
-
-
-# ---- the folder that is written --------------------------------------------------------------------------
 
 
 def is_dataset(folder: Path) -> bool:
@@ -272,8 +267,7 @@ def row_groups(folder: Path, split: SplitInfo, *, checked: bool = False) -> Iter
         except FileNotFoundError as error:
             raise DatasetError(f"{folder / name} is missing") from error
         except (pa.ArrowException, OSError) as error:
-            line = str(error).splitlines()[0]
-            raise DatasetError(f"{folder / name} is not readable Parquet: {line}") from error
+            raise DatasetError(f"{folder / name} is not readable Parquet: {str(error).splitlines()[0]}") from error
     drop_copy()
 
 
@@ -290,9 +284,8 @@ def _check_columns(path: Path, table: pa.Table, seq_len: int) -> None:
     import pyarrow as pa
 
     if sorted(table.column_names) != sorted(COLUMNS):
-        raise DatasetError(
-            f"{path}: its columns are {', '.join(table.column_names)}; they must be {', '.join(COLUMNS)}"
-        )
+        rule = f"they must be {', '.join(COLUMNS)}"
+        raise DatasetError(f"{path}: its columns are {', '.join(table.column_names)}; {rule}")
     lengths = {}
     for column in COLUMNS:
         kind = table.schema.field(column).type

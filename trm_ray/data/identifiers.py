@@ -125,8 +125,8 @@ class PuzzleIdentifiers:
                 raise ValueError(f"format_version={raw['format_version']!r} is unknown, {known}")
             return _from_json(raw)
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
-            told = error if type(error) is ValueError else repr(error)
-            raise ValueError(f"identifiers.json is no map of puzzle identifiers: {told}") from error
+            mistake = error if type(error) is ValueError else repr(error)
+            raise ValueError(f"identifiers.json is no map of puzzle identifiers: {mistake}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> PuzzleIdentifiers:
@@ -148,12 +148,8 @@ class PuzzleIdentifiers:
 
     def to_bytes(self) -> bytes:
         """Write the map as JSON; equal maps give equal bytes. Drawn augmentations take one bit a trial."""
-        raw = {
-            "format_version": FORMAT_VERSION,
-            "num_identifiers": len(self),
-            "seed": self.seed,
-            "puzzles": [*self._entries()],
-        }
+        head = {"format_version": FORMAT_VERSION, "num_identifiers": len(self), "seed": self.seed}
+        raw = {**head, "puzzles": [*self._entries()]}
         return (json.dumps(raw, separators=(",", ":")) + "\n").encode()
 
     def digest(self) -> str:

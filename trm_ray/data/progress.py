@@ -44,8 +44,4 @@ def progress(unit: str, total: int) -> Iterator[Advance]:
     shown = console.is_terminal and not _SILENT.get()
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(unit, total=total)
-
-        def advance(amount: int) -> None:
-            bar.advance(task, amount)
-
-        yield advance
+        yield lambda amount: bar.advance(task, amount)

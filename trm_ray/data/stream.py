@@ -30,13 +30,7 @@ class Symmetry(Protocol):
     """Transform puzzles into equivalent ones."""
 
     def augment(
-        self,
-        rows: TokenBatch,
-        *,
-        seed: int,
-        epoch: int | np.ndarray,
-        puzzle_keys: np.ndarray,
-        row_keys: np.ndarray,
+        self, rows: TokenBatch, *, seed: int, epoch: int | np.ndarray, puzzle_keys: np.ndarray, row_keys: np.ndarray
     ) -> TokenBatch:
         """Transform each row by a symmetry that (seed, epoch, its puzzle, itself) alone decide.
 
@@ -49,15 +43,12 @@ class Symmetry(Protocol):
         Returns:
             New rows of the same shapes and dtypes.
         """
-        ...
 
     def num_variants(self, puzzle_identifiers: np.ndarray) -> np.ndarray:
         """Say in how many forms (B,) the model knows each puzzle, itself included: what an evaluation may vote over."""
-        ...
 
     def variant(self, rows: TokenBatch, number: np.ndarray) -> TokenBatch:
         """Bring each row into the form of that number (B,); 0 is the row as it is."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -84,10 +75,9 @@ def fits_in_memory(info: DatasetInfo, split: str) -> bool:
     if needed <= MAX_BYTES_IN_MEMORY:
         return True
     if described.rows > round(described.groups * described.mean_puzzle_examples):
-        told = f"the {split} split takes {needed / 2**30:.1f} GiB; beyond {MAX_BYTES_IN_MEMORY / 2**30:g} GiB"
-        raise DatasetError(
-            f"{told} a group must hold one puzzle: leave stored augmentations out, or use ray.num_workers=0"
-        )
+        size, most = f"{needed / 2**30:.1f} GiB", f"{MAX_BYTES_IN_MEMORY / 2**30:g} GiB"
+        way_out = "leave stored augmentations out, or use ray.num_workers=0"
+        raise DatasetError(f"the {split} split takes {size}; beyond {most} a group must hold one puzzle: {way_out}")
     return False
 
 

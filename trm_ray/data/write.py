@@ -48,12 +48,8 @@ from trm_ray.storage import as_path, check_is_folder, is_remote, move, resolved,
 if TYPE_CHECKING:
     import pyarrow as pa
 
-
 # Ray Data shuffles and shards whole blocks, one a file: one file would leave it nothing to distribute.
-MAX_PARTS = 8
-
-
-MIN_ROWS_PER_PART = 256
+MAX_PARTS, MIN_ROWS_PER_PART = 8, 256
 
 
 def write_dataset(

@@ -148,7 +148,8 @@ def read_csv_splits(kind: CsvKind, csv_path: Path, test_csv: Path | None, choice
         name: {
             "file": file.name,
             "sha256": files[file.name],
-            "lines": _chosen_lines(chosen, whole),
+            # The header's is 1; None stands for all of (at least) the rating asked for.
+            "lines": chosen.lines.tolist() if len(chosen) < len(whole) else None,
             **ambiguous.recorded(file),
         }
         for name, file, chosen, whole in (
@@ -160,11 +161,6 @@ def read_csv_splits(kind: CsvKind, csv_path: Path, test_csv: Path | None, choice
     return CsvSplits(train, test, arguments, {CHOSEN_ROWS: side_file.encode()})
 
 
-def _chosen_lines(chosen: CsvTable, whole: CsvTable) -> list[int] | None:
-    """List the lines of the file, the header's being 1; None stands for all of (at least) the rating asked for."""
-    return chosen.lines.tolist() if len(chosen) < len(whole) else None
-
-
 def _files(path: Path, test_path: Path | None) -> tuple[Path, Path | None]:
     files = (_in_folder(path, "train"), _in_folder(path, "test")) if path.is_dir() else (path, test_path)
     for file in files:
@@ -173,9 +169,8 @@ def _files(path: Path, test_path: Path | None) -> tuple[Path, Path | None]:
         if file is not None and file.suffix.lower() in _PACKED:
             raise DatasetError(f"{file} is not read; {' and '.join(ENDINGS)} are: unpack it, or save it as such")
     if files[1] is not None and files[0].name == files[1].name:
-        raise DatasetError(
-            f"{files[0]} and {files[1]} must have different names, by which dataset.json tells them apart"
-        )
+        rule = "must have different names, by which dataset.json tells them apart"
+        raise DatasetError(f"{files[0]} and {files[1]} {rule}")
     return files
 
 
@@ -327,9 +322,8 @@ def _blocks(kind: CsvKind, path: Path, text: TextIO, min_difficulty: float | Non
     num_cells = 0
     reader, before, columns = _header(path, text)
     if min_difficulty is not None and columns.rating is None:
-        raise DatasetError(
-            f"{path} has no column rating, which min_difficulty={min_difficulty:g} asks for; leave it out"
-        )
+        asked = f"min_difficulty={min_difficulty:g}"
+        raise DatasetError(f"{path} has no column rating, which {asked} asks for; leave it out")
     try:
         for row in reader:
             line = before + reader.line_num
@@ -341,8 +335,8 @@ def _blocks(kind: CsvKind, path: Path, text: TextIO, min_difficulty: float | Non
             num_cells = num_cells or _num_cells(kind, f"{path}:{line}", question)
             for name, board in (("question", question), ("answer", answer)):
                 if len(board) != num_cells:
-                    told = f"{name} has {len(board)} characters, {board!r}; it must have {num_cells}"
-                    raise DatasetError(f"{path}:{line}: {told}")
+                    mistake = f"{name} has {len(board)} characters, {board!r}; it must have {num_cells}"
+                    raise DatasetError(f"{path}:{line}: {mistake}")
             if min_difficulty is None or rating >= min_difficulty:
                 rows.append((line, question, answer))
             if len(rows) == _BLOCK:
@@ -362,8 +356,8 @@ def _header(path: Path, text: TextIO) -> tuple[Any, int, _Columns]:
     """
     separators = _SEPARATORS
     for number, line in enumerate(iter(text.readline, ""), 1):
-        if told := re.fullmatch(r"sep=(.)\s*", line):  # what a spreadsheet writes before the header
-            separators = [told[1]]
+        if named := re.fullmatch(r"sep=(.)\s*", line):  # what a spreadsheet writes before the header
+            separators = [named[1]]
         elif line.strip():
             for separator in separators:
                 if columns := _columns(next(csv.reader([line], delimiter=separator), [])):

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from trm_ray.data.counters import counter_draws as counter_draws
+from trm_ray.data.counters import counter_draws
 from trm_ray.data.rows import TokenBatch
 
 
@@ -17,13 +17,7 @@ class DihedralSymmetry:
     """Turn and mirror square boards; `dihedral_cells` numbers the eight ways."""
 
     def augment(
-        self,
-        rows: TokenBatch,
-        *,
-        seed: int,
-        epoch: int | np.ndarray,
-        puzzle_keys: np.ndarray,
-        row_keys: np.ndarray,
+        self, rows: TokenBatch, *, seed: int, epoch: int | np.ndarray, puzzle_keys: np.ndarray, row_keys: np.ndarray
     ) -> TokenBatch:
         """See `Symmetry.augment`."""
         return self.variant(rows, counter_draws(seed, epoch, puzzle_keys, 1)[:, 0] >> np.uint64(61))

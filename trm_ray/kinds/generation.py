@@ -7,14 +7,19 @@ puzzles on every machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trm_ray.data.format import DatasetInfo
 from trm_ray.data.progress import progress, tell
+from trm_ray.data.rows import Rows
+from trm_ray.data.write import write_dataset
 from trm_ray.kinds.chunk_workers import ChunkWorkers, MakeChunk
 from trm_ray.kinds.chunk_workers import Puzzles as Puzzles
 
@@ -45,6 +50,24 @@ def generate(make: MakeChunk, *, train: int, test: int, processes: int, unit: st
                 break
     tell(collected.told())
     return {name: part.puzzles() for name, part in collected.parts.items() if part.wanted}
+
+
+def check_least(*values: tuple[str, int, int]) -> None:
+    """Check arguments, each by name, value and the least that it may be.
+
+    Raises:
+        ValueError: one is less.
+    """
+    for name, value, least in values:
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+
+
+def write_boards(output: str | Path, splits: Mapping[str, Rows], **options: Any) -> DatasetInfo:
+    """Write a dataset as `write_dataset` does, and say so."""
+    info = write_dataset(output, splits, **options)
+    tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
+    return info
 
 
 def num_processes(num_boards: int, boards_per_process: int) -> int:
@@ -122,8 +145,8 @@ class _Collected:
         """Say how many of the puzzles are different, which a small board may not allow for all."""
         train = self.parts["train"]
         repeats = train.wanted - len(train.forms)
-        told = f"; {repeats:,} training {self._unit} repeat another one under symmetry" if repeats else ""
-        return f"No test {self._unit[:-1]} is symmetric to a training {self._unit[:-1]}{told}"
+        repeated = f"; {repeats:,} training {self._unit} repeat another one under symmetry" if repeats else ""
+        return f"No test {self._unit[:-1]} is symmetric to a training {self._unit[:-1]}{repeated}"
 
     def _check_repeatable(self) -> None:
         train, test = self.parts["train"], self.parts["test"]

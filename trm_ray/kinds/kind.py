@@ -107,6 +107,21 @@ class Kind(ABC):
         """Hold an answer (L,) against the rules."""
 
 
+@dataclass(frozen=True)
+class SquareKind(Kind):
+    """Boards of `size` rows of `size` cells, a character each."""
+
+    size: int
+
+    def layout(self, tokens: np.ndarray) -> np.ndarray:
+        """Lay the cells out row by row."""
+        return np.arange(self.size**2).reshape(self.size, self.size)
+
+    def plain(self, tokens: np.ndarray) -> list[str]:
+        """Write one text a row."""
+        return ["".join(row) for row in self.symbols(tokens)[self.layout(tokens)].tolist()]
+
+
 def side_of(seq_len: int) -> int:
     """Return the side of a square board, 0 if there is none."""
     side = round(seq_len**0.5)
@@ -139,8 +154,3 @@ def text_blocks(text: str) -> list[list[str]]:
         elif blocks[-1]:
             blocks.append([])
     return [block for block in blocks if block]
-
-
-def rows_of_text(kind: Kind, tokens: np.ndarray) -> list[str]:
-    """Write a board (L,) as a text a row."""
-    return ["".join(row) for row in kind.symbols(tokens)[kind.layout(tokens)].tolist()]

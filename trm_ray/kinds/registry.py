@@ -60,8 +60,8 @@ def check_kind(info: DatasetInfo) -> None:
     kind = KINDS[name].of_shape(info.seq_len, info.vocab_size) if name in KINDS else None
     fits = side_of(info.seq_len) > 0 if name == "dihedral" else kind is not None and kind.has_symmetry(info.symmetry)
     if not fits:
-        told = f"seq_len={info.seq_len} and vocab_size={info.vocab_size}"
-        raise DatasetError(f"symmetry={dict(info.symmetry)} is not for boards of {told}; make the dataset again")
+        shape = f"seq_len={info.seq_len} and vocab_size={info.vocab_size}"
+        raise DatasetError(f"symmetry={dict(info.symmetry)} is not for boards of {shape}; make the dataset again")
 
 
 def symmetry_from(symmetry: Mapping[str, Any] | None, identifiers: PuzzleIdentifiers) -> Symmetry | None:

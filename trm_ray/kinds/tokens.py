@@ -50,8 +50,7 @@ class Tokens(Kind):
 
     def plain(self, tokens: np.ndarray) -> list[int]:
         """Write the numbers."""
-        numbers: list[int] = tokens.tolist()
-        return numbers
+        return tokens.tolist()
 
     def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
         """Leave the answer to the reader."""

@@ -303,19 +303,10 @@ def _supervised_steps(config: Config, info: DatasetInfo) -> int:
 # ---- time ------------------------------------------------------------------------------------------------
 
 
-class _Costs:
-    """Step times of every network that is to be trained, with and without supervision."""
-
-    def __init__(self, found: dict[str, StepCost]):
-        self._found = found
-
-    def of(self, config: Config, *, supervised: bool) -> StepCost:
-        return self._found[_network(_as_measured(config, supervised=supervised))]
-
-
 def _costs(
     configs: Sequence[Config], infos: _Infos, timer: StepTimer, progress: Callable[[Sequence[Config]], Iterator[Config]]
-) -> _Costs:
+) -> dict[str, StepCost]:
+    """Time the steps of every network that is to be trained, with and without supervision."""
     wanted: dict[str, tuple[Config, DatasetInfo]] = {}
     for config in configs:
         info = infos.of(config)
@@ -323,11 +314,8 @@ def _costs(
         for kind in {supervised > 0, supervised == steps}:
             one = _as_measured(config, supervised=kind)
             wanted.setdefault(_network(one), (one, info))
-    infos_of = {id(config): info for config, info in wanted.values()}
-    timed = {
-        _network(config): timer(config, infos_of[id(config)]) for config in progress([c for c, _ in wanted.values()])
-    }
-    return _Costs(timed)
+    timed = progress([config for config, _ in wanted.values()])
+    return {_network(config): timer(config, wanted[_network(config)][1]) for config in timed}
 
 
 def _as_measured(config: Config, *, supervised: bool) -> Config:
@@ -341,11 +329,14 @@ def _network(config: Config) -> str:
     return str((_cost_values(config), config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
 
 
-def _trials(config: Config, number: int, info: DatasetInfo, costs: _Costs, sweep: SweepConfig | None) -> Trials:
+def _trials(
+    config: Config, number: int, info: DatasetInfo, costs: dict[str, StepCost], sweep: SweepConfig | None
+) -> Trials:
     steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
     parameters, state = _state_mib(config, info)
-    plain = costs.of(config, supervised=False) if supervised < steps else costs.of(config, supervised=True)
-    full = costs.of(config, supervised=True) if supervised else plain
+    plain, full = (
+        costs[_network(_as_measured(config, supervised=kind))] for kind in (supervised == steps, supervised > 0)
+    )
     step_ms = (plain.step_ms * (steps - supervised) + full.step_ms * supervised) / steps
     step_ms += _evaluation_ms(config, info, plain) / config.eval_interval
     rungs = stopping_steps(sweep, config, steps) if sweep else [steps]
@@ -358,7 +349,7 @@ def _trials(config: Config, number: int, info: DatasetInfo, costs: _Costs, sweep
         scenario=config.config_name,
         num_trials=number,
         num_steps=steps,
-        first_stop=rungs[0] if not kept else rungs[-1],
+        first_stop=rungs[-1] if kept else rungs[0],
         parameters=parameters,
         step_ms=step_ms,
         **state,
@@ -407,15 +398,10 @@ def _total(trials: Sequence[Trials], sweep: SweepConfig | None) -> Hours:
     least, halving, most = (sum(getattr(one.hours, name) for one in trials) for name in ("least", "halving", "most"))
     if sweep and not any(one.first_stop == one.num_steps for one in trials):
         rest = min((one.hours.most - one.hours.least) / one.num_trials for one in trials)
-        groups = _num_groups(sweep)
+        key = sweep.group_by
+        groups = len({str(flat(config)[key]) for config in trial_configs(sweep)}) if key is not None else 1
         least, halving = least + groups * rest, max(halving, least + groups * rest)
     return Hours(least, min(halving, most), most)
-
-
-def _num_groups(sweep: SweepConfig) -> int:
-    if sweep.group_by is None:
-        return 1
-    return len({str(flat(config)[sweep.group_by]) for config in trial_configs(sweep)})
 
 
 # ---- memory and disk -------------------------------------------------------------------------------------

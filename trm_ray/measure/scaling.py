@@ -127,13 +127,14 @@ def _configs(config: Config, case: Case, num_turns: int, steps: int) -> tuple[Co
 
 def _measured(cases: Sequence[tuple[Case, Config, Config]], data: RunPlan) -> Iterator[ScalingResult]:
     from trm_ray.distributed.cluster import ray_cluster
-    from trm_ray.distributed.scaling import sharing_cpus
+    from trm_ray.distributed.scaling import sharing_cpus, train_in_turns, worker_niceness
 
     with tempfile.TemporaryDirectory(prefix="trm-ray-scaling-") as place, ray_cluster("local"):
         for number, (case, on_ray, plain) in enumerate(cases):
             folder = Path(place) / str(number)
             first, second = _claimed(data, sharing_cpus(on_ray), folder / "0"), _claimed(data, plain, folder / "1")
-            _take_turns(first, second)
+            with _beside(second, worker_niceness()):
+                train_in_turns(first)
             yield _result(case, first, second)
 
 
@@ -141,13 +142,6 @@ def _claimed(data: RunPlan, config: Config, folder: Path) -> RunPlan:
     plan = data.vary(with_overrides(config, {"log_dir": str(folder)}), folder)
     claim_folder(plan)
     return plan
-
-
-def _take_turns(on_ray: RunPlan, plain: RunPlan) -> None:
-    from trm_ray.distributed.scaling import train_in_turns, worker_niceness
-
-    with _beside(plain, worker_niceness()):
-        train_in_turns(on_ray)
 
 
 @contextmanager

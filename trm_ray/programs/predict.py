@@ -78,16 +78,9 @@ class Prediction:
             wrong=segment.verdict.wrong[cells],
             box=self.kind.box,
         )
-        verdict = segment.verdict
-        return Frame(
-            segment.number,
-            board,
-            segment.halt_probability,
-            int(segment.changed.sum()),
-            verdict.words,
-            verdict.valid,
-            halts,
-        )
+        num_changed, verdict = int(segment.changed.sum()), segment.verdict
+        halt = segment.halt_probability
+        return Frame(segment.number, board, halt, num_changed, verdict.words, verdict.valid, halts)
 
     def as_json(self) -> dict[str, Any]:
         """Write the prediction in plain values."""
@@ -143,10 +136,9 @@ def read_questions(source: str, kind: Kind) -> list[Question]:
     try:
         text = read_standard_input() if source == "-" else read_text(as_path(source))
     except (OSError, NotTextError) as error:
-        told = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(
-            f"{called} cannot be read: {told}; name a file with a puzzle, or - for the standard input"
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        way_out = "name a file with a puzzle, or - for the standard input"
+        raise ValueError(f"{called} cannot be read: {reason}; {way_out}") from error
     if not text.strip():
         raise ValueError(f"{called} is empty; give it a puzzle")
     return kind.read(text, called, name)

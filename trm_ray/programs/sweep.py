@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trm_ray.config import (
-    Config,
-    ConfigError,
-    SweepConfig,
-    flat,
-    load_config,
-    run_dir,
-    to_yaml,
-    trial_configs,
-    typed,
-)
+from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, trial_configs, typed
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
@@ -57,10 +47,7 @@ class Swept:
 def sweep(config: SweepConfig, console: Console, *, resume: bool = False, overwrite: bool = False) -> Swept:
     """Run scenarios and variants as concurrent trials on Ray, stop the bad ones early, and write the comparison.
 
-    Raises:
-        ValueError: a config or its data is bad, the folder holds a sweep and neither option is given, or another
-            process writes it.
-        Interrupted: a stop signal came; the running trials have saved where they stood.
+    Errors: those of `trm_ray.sweep`.
     """
     for trial in {_data_of(trial): trial for trial in trial_configs(config)}.values():
         check_machine(trial)
@@ -149,23 +136,17 @@ def owned_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> Iterator[C
 
 def _check_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that the sweep must not be written into; nothing is changed."""
-    names = foreign_names(plan.folder)
+    names, named = foreign_names(plan.folder), f"log_dir={plan.sweep.log_dir}"
     if not names:
         return
     if not is_ours(plan.folder, SWEEP):
-        raise ConfigError(
-            f"log_dir={plan.sweep.log_dir} holds files but no sweep ({told_names(names)}); choose another log_dir"
-        )
+        raise ConfigError(f"{named} holds files but no sweep ({told_names(names)}); choose another log_dir")
     if not overwrite and not resume:
-        raise ConfigError(
-            f"log_dir={plan.sweep.log_dir} already holds a sweep; go on with it with --resume, replace it with "
-            "--overwrite, or choose another log_dir"
-        )
+        way_out = "go on with it with --resume, replace it with --overwrite, or choose another log_dir"
+        raise ConfigError(f"{named} already holds a sweep; {way_out}")
     if resume and (plan.folder / SWEEP_FILE).read_text(encoding="utf-8") != to_yaml(plan.sweep):
-        raise ConfigError(
-            f"the sweep in log_dir={plan.sweep.log_dir} has another {SWEEP_FILE}; resume it with the same values "
-            "or choose another log_dir"
-        )
+        way_out = "resume it with the same values or choose another log_dir"
+        raise ConfigError(f"the sweep in {named} has another {SWEEP_FILE}; {way_out}")
 
 
 def _begin(plan: SweepPlan, *, overwrite: bool) -> None:
@@ -209,17 +190,11 @@ def best_command(values: dict[str, object]) -> str:
     config = Config(**given)
     task = [f"task={typed(config.task)}"]
     # Whoever has no task names data and length himself; they must be there for the scenario to load.
-    needed = (
-        [f"{key}={typed(flat(config)[key])}" for key in ("data_paths", "max_steps", "epochs")]
-        if config.task is None
-        else []
-    )
+    own = ("data_paths", "max_steps", "epochs") if config.task is None else ()
+    needed = [f"{key}={typed(flat(config)[key])}" for key in own]
     plain = flat(load_config(config.config_name, [*task, *needed]))
     skipped = ("config_name", "task", "log_dir")
     values_now = {key: value for key, value in flat(config).items() if key not in skipped}
-    different = [
-        *needed,
-        *(f"{key}={typed(value)}" for key, value in values_now.items() if plain.get(key, ...) != value),
-    ]
-    words = ["trm-ray", "train", "--config-name", config.config_name, *task, *different]
+    different = [f"{key}={typed(value)}" for key, value in values_now.items() if plain.get(key, ...) != value]
+    words = ["trm-ray", "train", "--config-name", config.config_name, *task, *needed, *different]
     return " ".join(map(shlex.quote, words))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from trm_ray.runs.data import make_missing
-from trm_ray.runs.execute import beginning, train_in_process
+from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import is_finished, owned_run, start_step
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 
@@ -63,18 +63,7 @@ class Trained:
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, watch: Watch | None = None) -> Trained:
-    """Train one run: in this process with `ray.num_workers=0`, else on Ray.
-
-    Args:
-        resume: go on from the last checkpoint in the run's folder.
-        overwrite: replace the run that the folder holds, once the new one has saved a checkpoint.
-
-    Raises:
-        ValueError: the data is missing or bad, the folder holds a run and neither option is given, or another process
-            writes it.
-        NonFiniteError: the loss or a gradient is not finite; the last checkpoint stands.
-        Interrupted: a stop signal came; the step that was under way is saved.
-    """
+    """Train one run: in this process with `ray.num_workers=0`, else on Ray. Arguments and errors: `trm_ray.train`."""
     watch = watch or Unwatched()
     check_machine(config)
     make_missing(config)
@@ -100,11 +89,6 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
             metrics = train_on_ray(plan, watch.tell, begin=begin_and_show)
     # Workers that were started anew after the last step have evaluated nothing.
     return Trained(plan, metrics or _last_evaluation(plan.folder))
-
-
-def told_beginning(plan: RunPlan) -> str:
-    """Say which weights a run with `init_from` begins with."""
-    return beginning(plan).told
 
 
 def _last_evaluation(folder: Path) -> dict[str, float]:

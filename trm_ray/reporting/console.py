@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -55,17 +54,9 @@ class RunDisplay:
         self._path, self._console, self._seen, self._offset = folder / METRICS_FILE, console, first_step, 0
         self._num_cycles, self._schedule = num_cycles, schedule
         self._num_workers: float | None = None
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID = self._progress.add_task("train", total=num_steps, completed=first_step)
+        bar = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        self._progress = Progress(*bar, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("train", total=num_steps, completed=first_step)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -74,9 +65,7 @@ class RunDisplay:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
         with suppress(OSError):  # a terminal that was closed is no reason to take the run for a failed one
@@ -95,16 +84,13 @@ class RunDisplay:
 
     def _show(self) -> None:
         with suppress(OSError):  # what the storage withholds now is shown later; whoever writes there tells
-            self._show_new()
-
-    def _show_new(self) -> None:
-        rows, self._offset = read_new_rows(self._path, self._offset)
-        for row in (row for row in rows if row["step"] > self._seen):
-            self._seen = int(row["step"])
-            for line in self._lines(row):
-                say(self._console, line)
-            self._progress.update(self._task, completed=self._seen)
-        self._tell_workers(rows)
+            rows, self._offset = read_new_rows(self._path, self._offset)
+            for row in (row for row in rows if row["step"] > self._seen):
+                self._seen = int(row["step"])
+                for line in self._lines(row):
+                    say(self._console, line)
+                self._progress.update(self._task, completed=self._seen)
+            self._tell_workers(rows)
 
     def _tell_workers(self, rows: list[Row]) -> None:
         """Say when the number of workers has changed; steps that are taken again are not shown again, but this is."""
@@ -143,13 +129,10 @@ class _Trial:
                 return
             self.next_look = time.monotonic() + _REFRESH_REMOTE_S
         with suppress(OSError):  # as `RunDisplay`
-            self._read()
-
-    def _read(self) -> None:
-        rows, self.offset = read_new_rows(self.folder / METRICS_FILE, self.offset)
-        for row in rows:
-            self.step = int(row["step"])
-            self.loss, self.exact = row.get("eval/loss", self.loss), row.get("eval/exact_accuracy", self.exact)
+            rows, self.offset = read_new_rows(self.folder / METRICS_FILE, self.offset)
+            for row in rows:
+                self.step = int(row["step"])
+                self.loss, self.exact = row.get("eval/loss", self.loss), row.get("eval/exact_accuracy", self.exact)
 
 
 class SweepDisplay:
@@ -175,9 +158,7 @@ class SweepDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._console.is_terminal:
             with suppress(OSError):  # as `RunDisplay`
                 self._live.stop()

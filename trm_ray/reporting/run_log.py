@@ -30,7 +30,6 @@ TRAIN_CYCLE_LOSS = "train/deep_supervision/step_{i}_loss"
 EVAL_CYCLE_LOSS = "eval/step_{i}_loss"
 
 Row = dict[str, float]
-
 _LOG = logging.getLogger("trm_ray")
 
 
@@ -77,8 +76,7 @@ class RunLog:
 
         Args:
             wall_s: training seconds so far, those before a resume included.
-            metrics: value by tag. JSON has no NaN and no infinity: both are written as null, and
-                read back as NaN.
+            metrics: value by tag. JSON has no NaN and no infinity: both are written as null, and read back as NaN.
         """
         numbers = {tag: float(value) for tag, value in metrics.items()}
         row: dict[str, float | None] = {"step": int(step), "wall_s": round(float(wall_s), 3)}
@@ -369,9 +367,8 @@ def _check_is_run(folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name the log_dir of a run, such as runs/deep_supervision_linear")
     if (folder / "sweep.yaml").is_file():
-        raise ValueError(
-            f"{folder} is a sweep; name one of its trials, or draw them all with `trm-ray compare {folder}`"
-        )
+        way_out = f"name one of its trials, or draw them all with `trm-ray compare {folder}`"
+        raise ValueError(f"{folder} is a sweep; {way_out}")
     missing = [name for name in (CONFIG_FILE, METRICS_FILE) if not (folder / name).is_file()]
     if missing:
         raise ValueError(

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -201,15 +201,12 @@ def _outlet(stream: TextIO) -> TextIO:
         return stream
     with suppress(OSError):
         stream.flush()
-    return cast(
-        TextIO,
-        _Outlet(
-            io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
-            encoding=stream.encoding,
-            errors=_ERRORS,
-            line_buffering=stream.line_buffering,
-            write_through=stream.write_through,
-        ),
+    return _Outlet(
+        io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=_ERRORS,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
     )
 
 

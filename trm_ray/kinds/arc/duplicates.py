@@ -50,17 +50,17 @@ class Duplicates:
         if self.tested:
             names = _listed(f"{name} of {', '.join(asked)}" for name, asked in self.tested.items())
             became = "kept" if kept else "left out (--keep-duplicates keeps them, as the original does)"
-            told = "Training rows that are a test pair of another puzzle, up to turns and colours"
-            tell(f"{told}: {int(self.leaking.sum()):,}, {became}: {names}")
+            what = "Training rows that are a test pair of another puzzle, up to turns and colours"
+            tell(f"{what}: {int(self.leaking.sum()):,}, {became}: {names}")
         if self.shared:
             names = _listed(f"{one} and {other} ({count})" for (one, other), count in self.shared.items())
             tell(f"Puzzles that have training pairs in common, which are kept: {names}")
 
 
 def _listed(names: Iterable[str]) -> str:
-    told = list(names)
-    more = len(told) - _MOST_NAMES
-    return ", ".join(told[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+    found = list(names)
+    more = len(found) - _MOST_NAMES
+    return ", ".join(found[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def find_duplicates(train: Rows, test: Rows, identifiers: PuzzleIdentifiers, sums_of: SumsOf) -> Duplicates:

@@ -67,8 +67,7 @@ class Arc(Kind):
 
     def plain(self, tokens: np.ndarray) -> list[list[int]]:
         """Write a list of rows, as the public files do."""
-        rows: list[list[int]] = read.grids_of(tokens[None])[0].tolist()
-        return rows
+        return read.grids_of(tokens[None])[0].tolist()
 
     def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
         """Call an answer valid when EOS runs along the whole of its grid's lower and right border."""

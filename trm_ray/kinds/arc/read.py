@@ -367,7 +367,9 @@ def prepare_arc(
         side_files={TEST_PUZZLES_NAME: _test_puzzles([puzzles[name] for name in puzzles if name in asked])},
         overwrite=overwrite,
     )
-    _tell(output, info, identifiers, augmentations, members)
+    rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in info.splits.items())
+    tell(f"Wrote {output}: {rows}, {len(identifiers.names):,} puzzles, {len(identifiers):,} identifiers")
+    _tell(identifiers, augmentations, members)
     return info
 
 
@@ -412,15 +414,8 @@ def _test_puzzles(puzzles: Iterable[Puzzle]) -> bytes:
     return json.dumps(tasks, separators=(",", ":")).encode()
 
 
-def _tell(
-    output: str | Path,
-    info: DatasetInfo,
-    identifiers: PuzzleIdentifiers,
-    augmentations: int,
-    members: Mapping[str, Sequence[Puzzle]],
-) -> None:
-    rows = ", ".join(f"{split.rows:,} {name} rows" for name, split in info.splits.items())
-    tell(f"Wrote {output}: {rows}, {len(identifiers.names):,} puzzles, {len(identifiers):,} identifiers")
+def _tell(identifiers: PuzzleIdentifiers, augmentations: int, members: Mapping[str, Sequence[Puzzle]]) -> None:
+    """Tell of puzzles with fewer augmentations than were wanted, and of outputs that nobody knows."""
     found = identifiers.counts - 1
     if found.min() < augmentations:
         least = int(found.argmin())

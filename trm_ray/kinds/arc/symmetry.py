@@ -35,13 +35,7 @@ class ArcSymmetry:
     identifiers: PuzzleIdentifiers
 
     def augment(
-        self,
-        rows: TokenBatch,
-        *,
-        seed: int,
-        epoch: int | np.ndarray,
-        puzzle_keys: np.ndarray,
-        row_keys: np.ndarray,
+        self, rows: TokenBatch, *, seed: int, epoch: int | np.ndarray, puzzle_keys: np.ndarray, row_keys: np.ndarray
     ) -> TokenBatch:
         """Pick one augmentation for all rows of a puzzle, anew each epoch, and move each row about the canvas.
 

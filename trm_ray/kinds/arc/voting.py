@@ -58,11 +58,7 @@ class Votes:
     counts: Counts = field(default_factory=dict)
 
     def add(
-        self,
-        identifiers: np.ndarray,
-        inputs: np.ndarray,
-        predictions: np.ndarray,
-        halt_probabilities: np.ndarray,
+        self, identifiers: np.ndarray, inputs: np.ndarray, predictions: np.ndarray, halt_probabilities: np.ndarray
     ) -> None:
         """Count one vote a row; rows without a puzzle are padding and are passed over.
 
@@ -86,17 +82,17 @@ class Votes:
             for grid, (votes, halt) in grids.items():
                 _count(self.counts, question, grid, votes, halt)
 
-    def result(self, test_puzzles: Mapping[str, Any], pass_at: Sequence[int] = PASS_AT) -> ArcResult:
+    def result(self, test_puzzles: Mapping[str, Any]) -> ArcResult:
         """Rank the candidates of each test input and score the puzzles.
 
         Args:
             test_puzzles: by name, the tasks as ARC's public files have them, outputs where they are known.
         """
         ranked = {name: [self._ranked(name, pair) for pair in task["test"]] for name, task in test_puzzles.items()}
-        scores = [_scores(task["test"], ranked[name], pass_at) for name, task in test_puzzles.items()]
+        scores = [_scores(task["test"], ranked[name]) for name, task in test_puzzles.items()]
         known = [score for score in scores if score is not None]
         return ArcResult(
-            pass_at=dict(zip(pass_at, np.mean(known, axis=0).tolist(), strict=True)) if known else None,
+            pass_at=dict(zip(PASS_AT, np.mean(known, axis=0).tolist(), strict=True)) if known else None,
             submission={name: [_attempts(candidates) for candidates in tests] for name, tests in ranked.items()},
             without_predictions=[
                 f"{name}[{n}]" for name in ranked for n, found in enumerate(ranked[name]) if not found
@@ -134,16 +130,14 @@ def _unpacked(packed: bytes) -> np.ndarray:
     return np.frombuffer(packed, np.uint8, offset=2).reshape(packed[0], packed[1])
 
 
-def _scores(
-    pairs: Sequence[Mapping[str, Any]], ranked: Sequence[Sequence[_Ranked]], pass_at: Sequence[int]
-) -> np.ndarray | None:
-    """Score a puzzle for each k over the test inputs whose output is known, or None if none is."""
+def _scores(pairs: Sequence[Mapping[str, Any]], ranked: Sequence[Sequence[_Ranked]]) -> np.ndarray | None:
+    """Score a puzzle for each k of `PASS_AT` over the test inputs whose output is known, or None if none is."""
     places = []
     for pair, candidates in zip(pairs, ranked, strict=True):
         if pair.get("output") is not None:
             answer = _packed(np.array(pair["output"], np.uint8))
             places.append(next((place for place, entry in enumerate(candidates) if entry[2] == answer), np.inf))
-    return np.mean([[place < k for k in pass_at] for place in places], axis=0) if places else None
+    return np.mean([[place < k for k in PASS_AT] for place in places], axis=0) if places else None
 
 
 def _attempts(candidates: Sequence[_Ranked]) -> dict[str, list[list[int]]]:

@@ -17,28 +17,11 @@ import numpy as np
 
 from trm_ray.data.format import DatasetInfo
 from trm_ray.data.progress import tell
-from trm_ray.data.rows import Rows
-from trm_ray.data.write import owns_output, write_dataset
-from trm_ray.kinds.generation import Puzzles, generate, num_processes
-from trm_ray.kinds.maze.rules import (
-    BATCH,
-    FREE,
-    GOAL,
-    PATH,
-    SMALLEST,
-    START,
-    VOCAB_SIZE,
-    WALL,
-    canonical_forms,
-    distances,
-    flattened,
-    is_shortest_answer,
-    on_shortest,
-    rows_of_boards,
-)
+from trm_ray.data.write import owns_output
+from trm_ray.kinds.generation import Puzzles, check_least, generate, num_processes, write_boards
+from trm_ray.kinds.maze import rules
 
 Augment = Literal["none", "dihedral"]
-
 
 # Below this many mazes a second process costs more than it saves.
 _MAZES_PER_PROCESS = 5_000
@@ -46,12 +29,6 @@ _MAZES_PER_PROCESS = 5_000
 _MOST_JUMPS = 0.1
 # A minimum length that fewer mazes than this reach is refused rather than searched for.
 _LEAST_REACHING = 0.02
-
-
-# --- Paths -----------------------------------------------------------------------------------------------
-
-
-# --- Generating ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -93,11 +70,7 @@ class _Carving:
         touching[:, 1:-1, 1:-1] = 0
         cells = np.zeros((count, size * size), np.int32)
         board = cls(
-            size,
-            np.zeros((count, (size + 2) ** 2), bool),
-            touching.reshape(count, -1),
-            cells,
-            np.zeros(count, np.intp),
+            size, np.zeros((count, (size + 2) ** 2), bool), touching.reshape(count, -1), cells, np.zeros(count, np.intp)
         )
         first = rng.integers(0, size, (2, count)) + 1
         board._carve(np.arange(count), first[0] * (size + 2) + first[1])
@@ -131,15 +104,15 @@ class _Carving:
 
 def _farthest(free: np.ndarray) -> np.ndarray:
     """Count the steps from each free cell to the farthest one: in a tree that is an end of its longest path."""
-    one_end = _greatest(distances(free, _greatest(free)))
-    from_one = distances(free, one_end)
-    from_other = distances(free, _greatest(from_one))
+    one_end = _greatest(rules.distances(free, _greatest(free)))
+    from_one = rules.distances(free, one_end)
+    from_other = rules.distances(free, _greatest(from_one))
     return np.maximum(from_one, from_other)
 
 
 def _greatest(values: np.ndarray) -> np.ndarray:
     """Mark the first cell of each board (B, n, n) that holds its greatest value."""
-    flat = flattened(values)
+    flat = rules.flattened(values)
     return (np.arange(flat.shape[1]) == flat.argmax(1)[:, None]).reshape(values.shape)
 
 
@@ -151,18 +124,20 @@ def _drawn(allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _chunk(recipe: _Recipe, number: int) -> Puzzles:
     """Make one chunk of mazes; recipe and number decide it, not the process that makes it."""
     rng = np.random.default_rng([recipe.seed, recipe.size, number])
-    free = random_mazes(BATCH, recipe.size, rng)
+    free = random_mazes(rules.BATCH, recipe.size, rng)
     reach = _farthest(free)
     long_enough = (reach >= recipe.min_length).any((1, 2))
     free, reach = free[long_enough], reach[long_enough]
     start = _drawn(reach >= recipe.min_length, rng)
-    goal = _drawn(distances(free, start) >= recipe.min_length, rng)
-    questions = np.where(free, FREE, WALL).astype(np.uint8)
-    questions[start], questions[goal] = START, GOAL
-    answers = np.where(on_shortest(free, start, goal) & (questions == FREE), PATH, questions).astype(np.uint8)
-    questions, answers = flattened(questions), flattened(answers)
-    assert is_shortest_answer(questions, answers).all(), "an answer that is not the only shortest path was generated"
-    return Puzzles(questions, answers, canonical_forms(questions))
+    goal = _drawn(rules.distances(free, start) >= recipe.min_length, rng)
+    questions = np.where(free, rules.FREE, rules.WALL).astype(np.uint8)
+    questions[start], questions[goal] = rules.START, rules.GOAL
+    marked = rules.on_shortest(free, start, goal) & (questions == rules.FREE)
+    answers = np.where(marked, rules.PATH, questions).astype(np.uint8)
+    questions, answers = rules.flattened(questions), rules.flattened(answers)
+    is_right = rules.is_shortest_answer(questions, answers)
+    assert is_right.all(), "an answer that is not the only shortest path was generated"
+    return Puzzles(questions, answers, rules.canonical_forms(questions))
 
 
 @owns_output
@@ -191,47 +166,26 @@ def prepare_maze(
     Raises:
         ValueError: an argument is out of range, or mazes of this size hardly ever have so long a path.
     """
-    recipe = _checked_recipe(size, min_length, train, test, seed)
+    recipe = _Recipe(size, min_length, seed)
+    _check_recipe(recipe, train, test)
     symmetry = symmetry_of(augment)
     tell(f"Making {train + test:,} mazes {size}×{size} with paths of at least {min_length} steps")
     if processes is None:
         processes = num_processes(train + test, _MAZES_PER_PROCESS)
     made = generate(
-        partial(_chunk, recipe),
-        train=train,
-        test=test,
-        processes=processes,
-        unit="mazes",
-        way_out="lower --min-length",
+        partial(_chunk, recipe), train=train, test=test, processes=processes, unit="mazes", way_out="lower --min-length"
     )
-    arguments = {"size": size, "min_length": min_length, "train": train, "test": test}
-    splits = {name: rows_of_boards(part) for name, part in made.items()}
-    return write_boards(output, splits, "maze", arguments, seed, symmetry, overwrite=overwrite)
-
-
-def write_boards(
-    output: str | Path,
-    splits: dict[str, Rows],
-    generator: str,
-    arguments: dict[str, Any],
-    seed: int,
-    symmetry: dict[str, Any] | None,
-    **more: Any,
-) -> DatasetInfo:
-    """Write the dataset of such boards, and say so."""
-    info = write_dataset(
+    return write_boards(
         output,
-        splits,
-        vocab_size=VOCAB_SIZE,
-        generator=generator,
-        arguments=arguments,
+        {name: rules.rows_of_boards(part) for name, part in made.items()},
+        kind="maze",
+        vocab_size=rules.VOCAB_SIZE,
+        generator="maze",
+        arguments={"size": size, "min_length": min_length, "train": train, "test": test},
         seed=seed,
         symmetry=symmetry,
-        kind="maze",
-        **more,
+        overwrite=overwrite,
     )
-    tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
-    return info
 
 
 def symmetry_of(augment: Augment) -> dict[str, Any] | None:
@@ -245,23 +199,13 @@ def symmetry_of(augment: Augment) -> dict[str, Any] | None:
     return {"name": "dihedral"} if augment == "dihedral" else None
 
 
-def _checked_recipe(size: int, min_length: int, train: int, test: int, seed: int) -> _Recipe:
-    values = (("size", size, SMALLEST), ("min_length", min_length, 1), ("train", train, 1), ("test", test, 0))
-    for name, value, least in (*values, ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
-    recipe = _Recipe(size, min_length, seed)
-    _check_reachable(recipe)
-    return recipe
-
-
-def _check_reachable(recipe: _Recipe) -> None:
-    longest = _farthest(random_mazes(BATCH, recipe.size, np.random.default_rng(0))).max((1, 2))
+def _check_recipe(recipe: _Recipe, train: int, test: int) -> None:
+    check_least(("size", recipe.size, rules.SMALLEST), ("min_length", recipe.min_length, 1))
+    check_least(("train", train, 1), ("test", test, 0), ("seed", recipe.seed, 0))
+    longest = _farthest(random_mazes(rules.BATCH, recipe.size, np.random.default_rng(0))).max((1, 2))
     if (longest >= recipe.min_length).mean() < _LEAST_REACHING:
+        told = f"min_length={recipe.min_length} is too long for size={recipe.size}"
         raise ValueError(
-            f"min_length={recipe.min_length} is too long for size={recipe.size}: the longest path of {BATCH} such "
-            f"mazes has {longest.max()} steps; use at most {int(np.quantile(longest, 0.5))}, which half of them reach"
+            f"{told}: the longest path of {rules.BATCH} such mazes has {longest.max()} steps; use at most "
+            f"{int(np.quantile(longest, 0.5))}, which half of them reach"
         )
-
-
-# --- The public CSV files --------------------------------------------------------------------------------

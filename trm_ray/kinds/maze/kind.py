@@ -11,31 +11,21 @@ import numpy as np
 
 from trm_ray.data.format import DatasetInfo
 from trm_ray.data.rows import DatasetError
-from trm_ray.kinds.kind import Kind, Question, Verdict, named, rows_of_text, side_of
+from trm_ray.kinds.kind import Question, SquareKind, Verdict, named, side_of
+from trm_ray.kinds.maze import rules
 from trm_ray.kinds.maze.generate import prepare_maze
-from trm_ray.kinds.maze.rules import (
-    CHARACTERS,
-    FREE,
-    PATH,
-    SMALLEST,
-    VOCAB_SIZE,
-    is_valid_answer,
-    parse_maze,
-    shortest_lengths,
-)
 
 
 @dataclass(frozen=True)
-class Maze(Kind):
+class Maze(SquareKind):
     """Square mazes of walls, free cells, start, goal, and in an answer the path `o` between the two."""
 
-    size: int
     name = "maze"
 
     @classmethod
     def of_shape(cls, seq_len: int, vocab_size: int) -> Maze | None:
         """Return the square maze."""
-        return cls(side_of(seq_len)) if vocab_size == VOCAB_SIZE and side_of(seq_len) >= SMALLEST else None
+        return cls(side_of(seq_len)) if vocab_size == rules.VOCAB_SIZE and side_of(seq_len) >= rules.SMALLEST else None
 
     @classmethod
     def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
@@ -45,7 +35,7 @@ class Maze(Kind):
     @classmethod
     def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Say so of square mazes of `size` cells a side."""
-        return arguments["size"] ** 2, VOCAB_SIZE
+        return arguments["size"] ** 2, rules.VOCAB_SIZE
 
     def read(self, text: str, source: str, name: str) -> list[Question]:
         """Read mazes of `# SG`, a line each row, with blank lines between them; or a line each maze."""
@@ -87,39 +77,29 @@ class Maze(Kind):
 
     def _tokens(self, maze: str, source: str) -> np.ndarray:
         if "o" in maze:
-            raise DatasetError(
-                f"{source} has a path already; a puzzle is drawn with # wall, blank free, S start, G goal"
-            )
+            rule = "a puzzle is drawn with # wall, blank free, S start, G goal"
+            raise DatasetError(f"{source} has a path already; {rule}")
         try:
-            return parse_maze(maze)
+            return rules.parse_maze(maze)
         except ValueError as error:
             raise DatasetError(f"{source}: {error}") from error
 
     def given(self, inputs: np.ndarray) -> np.ndarray:
         """Keep all but free cells, which may become path."""
-        kept: np.ndarray = inputs != FREE
-        return kept
-
-    def layout(self, tokens: np.ndarray) -> np.ndarray:
-        """Lay the cells out row by row."""
-        return np.arange(self.size**2).reshape(self.size, self.size)
+        return inputs != rules.FREE
 
     def symbols(self, tokens: np.ndarray) -> np.ndarray:
         """Write the maze's own characters, `?` for what is no cell."""
-        return np.array(["?", *CHARACTERS])[tokens]
-
-    def plain(self, tokens: np.ndarray) -> list[str]:
-        """Write one text a row."""
-        return rows_of_text(self, tokens)
+        return np.array(["?", *rules.CHARACTERS])[tokens]
 
     def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
         """Call an answer valid when its marks are one path from S to G, and tell whether a shorter one exists."""
-        path = tokens == PATH
-        moved = np.where(path, question.inputs != FREE, tokens != question.inputs)
+        path = tokens == rules.PATH
+        moved = np.where(path, question.inputs != rules.FREE, tokens != question.inputs)
         if moved.any():
             return Verdict(False, f"changed cells of the maze: {moved.sum()}", moved)
-        if not is_valid_answer(question.inputs, tokens):
+        if not rules.is_valid_answer(question.inputs, tokens):
             return Verdict(False, "no single path from S to G", moved)
-        length, shortest = int(path.sum()) + 1, int(shortest_lengths(question.inputs))
+        length, shortest = int(path.sum()) + 1, int(rules.shortest_lengths(question.inputs))
         best = "the shortest" if length == shortest else f"the shortest takes {shortest}"
         return Verdict(True, f"a path of {length} steps, {best}", moved)

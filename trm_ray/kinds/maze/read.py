@@ -12,8 +12,8 @@ from trm_ray.data.format import DatasetInfo
 from trm_ray.data.progress import tell
 from trm_ray.data.write import owns_output
 from trm_ray.kinds.csv import Choice, CsvKind, CsvTable, check_rules, codes_of, read_csv_splits
-from trm_ray.kinds.generation import Puzzles
-from trm_ray.kinds.maze.generate import Augment, symmetry_of, write_boards
+from trm_ray.kinds.generation import write_boards
+from trm_ray.kinds.maze.generate import Augment, symmetry_of
 from trm_ray.kinds.maze.rules import (
     BATCH,
     CHARACTERS,
@@ -63,15 +63,24 @@ def prepare_maze_from_csv(
     symmetry = symmetry_of(augment)
     choice = Choice(test=test, subsample=subsample, seed=seed, keep_ambiguous=keep_ambiguous)
     read = read_csv_splits(_CSV, as_path(csv_path), None, choice)
-    longer = [_num_longer(table) for table in (read.train, read.test)]
-    if any(longer):
-        tell(f"{sum(longer):,} answers are paths with a shorter way; they are kept as they are")
-    splits = {"train": rows_of_boards(read.train), "test": rows_of_boards(read.test)}
-    more = {"side_files": read.side_files, "overwrite": overwrite}
-    return write_boards(output, splits, "maze_csv", read.arguments, seed, symmetry, **more)
+    longer = _num_longer(read.train) + _num_longer(read.test)
+    if longer:
+        tell(f"{longer:,} answers are paths with a shorter way; they are kept as they are")
+    return write_boards(
+        output,
+        {"train": rows_of_boards(read.train), "test": rows_of_boards(read.test)},
+        kind="maze",
+        vocab_size=VOCAB_SIZE,
+        generator="maze_csv",
+        arguments=read.arguments,
+        seed=seed,
+        symmetry=symmetry,
+        side_files=read.side_files,
+        overwrite=overwrite,
+    )
 
 
-def _num_longer(mazes: Puzzles | CsvTable) -> int:
+def _num_longer(mazes: CsvTable) -> int:
     """Count the answers that are no shortest path."""
     return sum(
         int((~is_shortest_answer(mazes.questions[start : start + BATCH], mazes.answers[start : start + BATCH])).sum())

@@ -12,14 +12,8 @@ from trm_ray.kinds.dihedral import dihedral_cells
 from trm_ray.kinds.generation import Puzzles
 
 CHARACTERS = "# SGo"
-
-
 WALL, FREE, START, GOAL, PATH = range(1, 6)
-
-
 VOCAB_SIZE = len(CHARACTERS) + 1
-
-
 SMALLEST = 4
 # Boards that are worked on together: enough to hide Python's cost, few enough to stay in the cache.
 BATCH = 256
@@ -42,13 +36,6 @@ def parse_maze(text: str) -> np.ndarray:
         if cells.count(name) != 1:
             raise ValueError(f"a maze has exactly one {name}; got {cells.count(name)}")
     return np.array([CHARACTERS.index(character) + 1 for character in cells], np.uint8)
-
-
-def format_maze(tokens: np.ndarray) -> str:
-    """Draw a maze (cells,), a line a row; `?` stands for tokens that no maze has (a model may predict PAD)."""
-    size = math.isqrt(len(tokens))
-    cells = [CHARACTERS[token - 1] if 1 <= token < VOCAB_SIZE else "?" for token in tokens.tolist()]
-    return "\n".join("".join(cells[row * size : (row + 1) * size]) for row in range(size))
 
 
 def is_valid_answer(question: np.ndarray, answer: np.ndarray) -> np.ndarray:

@@ -16,21 +16,9 @@ import numpy as np
 
 from trm_ray.data.format import DatasetInfo
 from trm_ray.data.progress import tell
-from trm_ray.data.rows import Rows
-from trm_ray.data.write import owns_output, write_dataset
-from trm_ray.kinds.generation import Puzzles, generate, num_processes
-from trm_ray.kinds.sudoku.rules import (
-    BATCH,
-    FEWEST_CLUES,
-    _all_digits,
-    _candidates,
-    _digits,
-    _most_constrained,
-    _propagated,
-    box_of,
-    rows_of_boards,
-    solve,
-)
+from trm_ray.data.write import owns_output
+from trm_ray.kinds.generation import Puzzles, check_least, generate, num_processes, write_boards
+from trm_ray.kinds.sudoku import rules
 from trm_ray.kinds.sudoku.symmetry import canonical_forms
 
 Difficulty = Literal["singles", "any"]
@@ -43,12 +31,6 @@ _REDIGS, _PUT_BACK = 30, 4
 
 # Below this many boards a second process costs more than it saves.
 _BOARDS_PER_PROCESS = {4: 60_000, 6: 30_000, 9: 5_000}
-
-
-# --- Solving ---------------------------------------------------------------------------------------------
-
-
-# --- Generating ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -64,20 +46,20 @@ def random_grids(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
     A board that runs into a contradiction starts again from nothing, so no grid is favoured by backtracking.
     """
-    box, finished = box_of(size), []
-    masks = _candidates(np.zeros((count, size * size), np.uint8), size)
+    box, finished = rules.box_of(size), []
+    masks = rules.candidates(np.zeros((count, size * size), np.uint8), size)
     while masks.shape[1]:
-        outcome = _propagated(masks, box)
-        finished.append(_digits(outcome.masks[:, outcome.solved]))
+        outcome = rules.propagated(masks, box)
+        finished.append(rules.digits_of(outcome.masks[:, outcome.solved]))
         masks = outcome.masks[:, ~outcome.solved]
         broken = outcome.impossible[~outcome.solved]
-        masks[:, broken] = _all_digits(size)
+        masks[:, broken] = rules.all_digits(size)
         _guess(masks, rng)
     return np.concatenate(finished)
 
 
 def _guess(masks: np.ndarray, rng: np.random.Generator) -> None:
-    cells, boards = _most_constrained(masks), np.arange(masks.shape[1])
+    cells, boards = rules.most_constrained(masks), np.arange(masks.shape[1])
     bits = masks[cells, boards][:, None] >> np.arange(9, dtype=np.uint16) & 1
     digit = (rng.random(bits.shape) * bits).argmax(1)
     masks[cells, boards] = np.uint16(1) << digit.astype(np.uint16)
@@ -134,25 +116,25 @@ def dig_deeper(
 def _has_one_solution(puzzles: np.ndarray, difficulty: Difficulty) -> np.ndarray:
     size = int(puzzles.shape[1] ** 0.5)
     if difficulty == "any":
-        return solve(puzzles).counts == 1
+        return rules.solve(puzzles).counts == 1
     # What two sound rules fill in completely has no other solution.
-    return _propagated(_candidates(puzzles, size), box_of(size)).solved
+    return rules.propagated(rules.candidates(puzzles, size), rules.box_of(size)).solved
 
 
 def _chunk(recipe: _Recipe, number: int) -> Puzzles:
     """Make one chunk of puzzles; recipe and number decide it, not the process that makes it."""
     rng = np.random.default_rng([recipe.seed, recipe.size, number])
-    grids = random_grids(BATCH, recipe.size, rng)
-    targets = rng.integers(recipe.clues[0], recipe.clues[1] + 1, BATCH)
+    grids = random_grids(rules.BATCH, recipe.size, rng)
+    targets = rng.integers(recipe.clues[0], recipe.clues[1] + 1, rules.BATCH)
     questions = dig(grids, targets, recipe.difficulty, rng)
     if recipe.clues[0] < DEFAULT_CLUES[recipe.size][0]:
         questions = dig_deeper(questions, grids, targets, recipe.difficulty, rng)
     within = (questions > 0).sum(1) <= recipe.clues[1]
     questions, answers = questions[within], grids[within]
-    solved = solve(questions)
+    solved = rules.solve(questions)
     assert (solved.counts == 1).all(), "a puzzle without exactly one solution was generated"
     assert (solved.boards == answers).all()
-    return Puzzles(questions, answers, canonical_forms(questions, box_of(recipe.size)))
+    return Puzzles(questions, answers, canonical_forms(questions, rules.box_of(recipe.size)))
 
 
 @owns_output
@@ -185,27 +167,17 @@ def prepare_sudoku(
         ValueError: an argument is out of range, or the board has too few different puzzles.
     """
     recipe = _checked_recipe(size, train, test, clues, difficulty, seed)
-    told = f"{train + test:,} Sudoku puzzles {size}×{size} with {recipe.clues[0]}–{recipe.clues[1]} clues"
-    tell(f"Making {told}")
+    low, high = recipe.clues
+    tell(f"Making {train + test:,} Sudoku puzzles {size}×{size} with {low}–{high} clues")
     if processes is None:
         processes = num_processes(train + test, _BOARDS_PER_PROCESS[size])
     made = generate(
-        partial(_chunk, recipe),
-        train=train,
-        test=test,
-        processes=processes,
-        unit="puzzles",
-        way_out="widen --clues",
+        partial(_chunk, recipe), train=train, test=test, processes=processes, unit="puzzles", way_out="widen --clues"
     )
-    splits = {name: rows_of_boards(part.questions, part.answers) for name, part in made.items()}
-    arguments = {
-        "size": size,
-        "train": train,
-        "test": test,
-        "clues": list(recipe.clues),
-        "difficulty": difficulty,
-    }
-    info = write_boards(output, splits, size, "sudoku", arguments, seed, overwrite=overwrite)
+    splits = {name: rules.rows_of_boards(part.questions, part.answers) for name, part in made.items()}
+    arguments = {"size": size, "train": train, "test": test, "clues": [low, high], "difficulty": difficulty}
+    about: dict[str, Any] = {"generator": "sudoku", "arguments": arguments, "seed": seed, "overwrite": overwrite}
+    info = write_boards(output, splits, **described(size), **about)
     tell(_told_clues(np.concatenate([part.questions for part in made.values()])))
     return info
 
@@ -220,44 +192,20 @@ def _told_clues(questions: np.ndarray) -> str:
 def _checked_recipe(
     size: int, train: int, test: int, clues: tuple[int, int] | None, difficulty: Difficulty, seed: int
 ) -> _Recipe:
-    box_of(size)
+    rules.box_of(size)
     low, high = clues or DEFAULT_CLUES[size]
-    if not FEWEST_CLUES[size] <= low <= high < size * size:
+    if not rules.FEWEST_CLUES[size] <= low <= high < size * size:
         raise ValueError(
-            f"clues={low} {high} must be MIN ≤ MAX between {FEWEST_CLUES[size]} and {size * size - 1} on a "
+            f"clues={low} {high} must be MIN ≤ MAX between {rules.FEWEST_CLUES[size]} and {size * size - 1} on a "
             f"{size}×{size} board; the default is {DEFAULT_CLUES[size][0]} {DEFAULT_CLUES[size][1]}"
         )
     if difficulty not in ("singles", "any"):
         raise ValueError(f"difficulty={difficulty!r} must be singles or any")
-    for name, value, least in (("train", train, 1), ("test", test, 0), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
+    check_least(("train", train, 1), ("test", test, 0), ("seed", seed, 0))
     return _Recipe(size, (low, high), difficulty, seed)
 
 
-def write_boards(
-    output: str | Path,
-    splits: dict[str, Rows],
-    size: int,
-    generator: str,
-    arguments: dict[str, Any],
-    seed: int,
-    **more: Any,
-) -> DatasetInfo:
-    """Write the dataset of such boards, and say so."""
-    info = write_dataset(
-        output,
-        splits,
-        vocab_size=size + 2,
-        generator=generator,
-        arguments=arguments,
-        seed=seed,
-        symmetry={"name": "sudoku", "box": list(box_of(size))},
-        kind="sudoku",
-        **more,
-    )
-    tell(f"Wrote {output}: " + ", ".join(f"{split.rows:,} {name}" for name, split in info.splits.items()))
-    return info
-
-
-# --- The public CSV files --------------------------------------------------------------------------------
+def described(size: int) -> dict[str, Any]:
+    """Say what `write_dataset` has to know of such boards."""
+    symmetry = {"name": "sudoku", "box": list(rules.box_of(size))}
+    return {"kind": "sudoku", "vocab_size": size + 2, "symmetry": symmetry}

@@ -13,17 +13,16 @@ from trm_ray.data.format import DatasetInfo
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
 from trm_ray.data.stream import Symmetry
-from trm_ray.kinds.kind import Kind, Question, Verdict, named, rows_of_text, text_blocks
+from trm_ray.kinds.kind import Question, SquareKind, Verdict, named, text_blocks
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.kinds.sudoku.rules import BOXES, box_of, parse_board
 from trm_ray.kinds.sudoku.symmetry import SudokuSymmetry
 
 
 @dataclass(frozen=True)
-class Sudoku(Kind):
+class Sudoku(SquareKind):
     """Boards of digits: token 1 is a blank, d + 1 the digit d."""
 
-    size: int
     name = "sudoku"
     has_own_symmetry = True
 
@@ -78,28 +77,19 @@ class Sudoku(Kind):
 
     def given(self, inputs: np.ndarray) -> np.ndarray:
         """Keep the clues."""
-        clues: np.ndarray = inputs > 1
-        return clues
-
-    def layout(self, tokens: np.ndarray) -> np.ndarray:
-        """Lay the cells out row by row."""
-        return np.arange(self.size**2).reshape(self.size, self.size)
+        return inputs > 1
 
     def symbols(self, tokens: np.ndarray) -> np.ndarray:
         """Write digits, `.` for a blank, `?` for what is no cell."""
         return np.array(["?", ".", *"123456789"])[tokens]
-
-    def plain(self, tokens: np.ndarray) -> list[str]:
-        """Write one text a row."""
-        return rows_of_text(self, tokens)
 
     def judge(self, question: Question, tokens: np.ndarray) -> Verdict:
         """Call a grid valid when no digit comes twice, none is missing and the clues stand."""
         clashing, empty = self._clashing(tokens), tokens < 2
         moved = self.given(question.inputs) & (tokens != question.inputs)
         counts = {"clashing": clashing.sum(), "blank": empty.sum(), "changed clues": moved.sum()}
-        told = [f"{what}: {count}" for what, count in counts.items() if count]
-        return Verdict(not told, ", ".join(told) or "solved", clashing | moved | (tokens == 0))
+        broken = [f"{what}: {count}" for what, count in counts.items() if count]
+        return Verdict(not broken, ", ".join(broken) or "solved", clashing | moved | (tokens == 0))
 
     def _clashing(self, tokens: np.ndarray) -> np.ndarray:
         """Find the digits that another cell of the row, column or box has too."""
@@ -107,5 +97,4 @@ class Sudoku(Kind):
         row, column = cells // self.size, cells % self.size
         units = (row, column, row // height * self.size + column // width)
         peers = np.logical_or.reduce([unit[:, None] == unit for unit in units]) & ~np.eye(len(cells), dtype=bool)
-        twice: np.ndarray = (peers & (tokens[:, None] == tokens)).any(1) & (tokens > 1)
-        return twice
+        return (peers & (tokens[:, None] == tokens)).any(1) & (tokens > 1)

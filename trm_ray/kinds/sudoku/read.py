@@ -10,7 +10,8 @@ import numpy as np
 from trm_ray.data.format import DatasetInfo
 from trm_ray.data.write import owns_output
 from trm_ray.kinds.csv import Choice, CsvKind, check_rules, codes_of, read_csv_splits
-from trm_ray.kinds.sudoku.generate import write_boards
+from trm_ray.kinds.generation import write_boards
+from trm_ray.kinds.sudoku.generate import described
 from trm_ray.kinds.sudoku.rules import BOXES, FEWEST_CLUES, is_solution, rows_of_boards, solve
 from trm_ray.kinds.sudoku.symmetry import canonical_forms
 from trm_ray.storage import as_path
@@ -50,8 +51,16 @@ def prepare_sudoku_from_csv(
     )
     read = read_csv_splits(_CSV, as_path(csv_path), as_path(test_csv) if test_csv is not None else None, choice)
     splits = {name: rows_of_boards(t.questions, t.answers) for name, t in (("train", read.train), ("test", read.test))}
-    more = {"side_files": read.side_files, "overwrite": overwrite}
-    return write_boards(output, splits, 9, "sudoku_csv", read.arguments, seed, **more)
+    return write_boards(
+        output,
+        splits,
+        **described(9),
+        generator="sudoku_csv",
+        arguments=read.arguments,
+        seed=seed,
+        side_files=read.side_files,
+        overwrite=overwrite,
+    )
 
 
 def _csv_boards(questions: Sequence[str], answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -70,14 +79,6 @@ def _csv_boards(questions: Sequence[str], answers: Sequence[str]) -> tuple[np.nd
     return asked, answered
 
 
-def _csv_forms(questions: np.ndarray) -> list[bytes]:
-    return canonical_forms(questions, BOXES[9])
-
-
-def _has_several_solutions(questions: np.ndarray) -> np.ndarray:
-    return solve(questions).counts > 1
-
-
 def _digits_of(texts: Sequence[str]) -> np.ndarray:
     """Turn texts of 81 characters into (P, 81) digits; what is none becomes a number above 9."""
     codes = codes_of(texts)
@@ -87,7 +88,7 @@ def _digits_of(texts: Sequence[str]) -> np.ndarray:
 _CSV = CsvKind(
     num_cells=lambda question: 81,
     boards=_csv_boards,
-    forms=_csv_forms,
-    is_ambiguous=_has_several_solutions,
+    forms=lambda questions: canonical_forms(questions, BOXES[9]),
+    is_ambiguous=lambda questions: solve(questions).counts > 1,
     told_ambiguous="more than one solution",
 )

@@ -10,11 +10,7 @@ import numpy as np
 from trm_ray.data.rows import Rows
 
 Box = tuple[int, int]
-
-
 BOXES: dict[int, Box] = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
-
-
 BLANK_TOKEN = 1
 # Fewer clues never leave one solution. Source: Wikipedia, Mathematics of Sudoku; for 9×9 McGuire, Tugemann and
 # Civario, arXiv 1201.0749.
@@ -50,26 +46,12 @@ def parse_board(text: str) -> np.ndarray:
     return np.array([int(character) for character in cells], np.uint8)
 
 
-def format_board(board: np.ndarray) -> str:
-    """Draw a board (cells,), boxes set apart, `.` for a blank."""
-    size = int(len(board) ** 0.5)
-    height, width = box_of(size)
-    characters = ["." if digit == 0 else str(digit) for digit in board.tolist()]
-    lines = []
-    for row in range(size):
-        cells = characters[row * size : (row + 1) * size]
-        lines.append(" | ".join(" ".join(cells[at : at + width]) for at in range(0, size, width)))
-        if (row + 1) % height == 0 and row + 1 < size:
-            lines.append("+".join(["-" * 2 * width, *["-" * (2 * width + 1)] * (size // width - 2), "-" * 2 * width]))
-    return "\n".join(lines)
-
-
 def is_solution(boards: np.ndarray) -> np.ndarray:
     """Say which boards (P, cells) hold every digit once in each row, column and box: (P,) bool."""
     size = int(boards.shape[1] ** 0.5)
     masks = np.uint16(1) << boards.astype(np.uint16) >> np.uint16(1)
     seen = np.bitwise_or.reduce(masks[:, _geometry(box_of(size)).units], axis=2)
-    return (seen == _all_digits(size)).all(1)
+    return (seen == all_digits(size)).all(1)
 
 
 @dataclass(frozen=True)
@@ -97,17 +79,18 @@ def _bit_counts() -> np.ndarray:
     return np.array([number.bit_count() for number in range(1 << 9)], np.uint8)
 
 
-def _all_digits(size: int) -> np.uint16:
+def all_digits(size: int) -> np.uint16:
+    """Return the mask in which every digit is possible."""
     return np.uint16((1 << size) - 1)
 
 
-def _candidates(boards: np.ndarray, size: int) -> np.ndarray:
+def candidates(boards: np.ndarray, size: int) -> np.ndarray:
     """Turn boards (P, cells) into masks of candidates (cells, P): bit d − 1 says that digit d is possible."""
     masks = np.uint16(1) << boards.T.astype(np.uint16) >> np.uint16(1)
-    return np.where(boards.T == 0, _all_digits(size), masks)
+    return np.where(boards.T == 0, all_digits(size), masks)
 
 
-def _digits(masks: np.ndarray) -> np.ndarray:
+def digits_of(masks: np.ndarray) -> np.ndarray:
     """Turn masks (cells, P) with one bit each into boards (P, cells)."""
     return np.ascontiguousarray((_bit_counts()[masks - 1] + 1).T)
 
@@ -119,7 +102,7 @@ class _Outcome:
     impossible: np.ndarray  # (P,)
 
 
-def _propagated(masks: np.ndarray, box: Box) -> _Outcome:
+def propagated(masks: np.ndarray, box: Box) -> _Outcome:
     """Fill in naked and hidden singles in all boards until nothing changes."""
     masks = masks.copy()
     open_boards = np.arange(masks.shape[1])
@@ -148,7 +131,7 @@ def _swept(masks: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]:
     for place in range(1, size):
         twice |= once & units[:, place]
         once = once | units[:, place]
-    broken = (once != _all_digits(size)).any(0) | (masks == 0).any(0)
+    broken = (once != all_digits(size)).any(0) | (masks == 0).any(0)
     lone = once & ~twice
     row, column, box_number = geometry.units_of_cell
     hidden = masks & (lone[row] | lone[column] | lone[box_number])
@@ -174,10 +157,10 @@ def solve(puzzles: np.ndarray, *, limit: int = 2) -> Solved:
     size = int(puzzles.shape[1] ** 0.5)
     box = box_of(size)
     found = Solved(np.zeros_like(puzzles, np.uint8), np.zeros(len(puzzles), np.int64))
-    masks, owners = _candidates(puzzles, size), np.arange(len(puzzles))
+    masks, owners = candidates(puzzles, size), np.arange(len(puzzles))
     while len(owners):
         # Depth first, a batch at a time: breadth first would hold every open branch at once.
-        outcome, these = _propagated(masks[:, -BATCH:], box), owners[-BATCH:]
+        outcome, these = propagated(masks[:, -BATCH:], box), owners[-BATCH:]
         _note_solutions(found, outcome, these, limit)
         open_branch = ~outcome.solved & ~outcome.impossible
         new_masks, new_owners = _branches(outcome.masks[:, open_branch], these[open_branch])
@@ -190,13 +173,13 @@ def solve(puzzles: np.ndarray, *, limit: int = 2) -> Solved:
 
 def _note_solutions(found: Solved, outcome: _Outcome, owners: np.ndarray, limit: int) -> None:
     owners = owners[outcome.solved]
-    found.boards[owners] = _digits(outcome.masks[:, outcome.solved])
+    found.boards[owners] = digits_of(outcome.masks[:, outcome.solved])
     found.counts[:] = np.minimum(found.counts + np.bincount(owners, minlength=len(found.counts)), limit)
 
 
 def _branches(masks: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split each board in two: its most constrained cell holds its lowest candidate, or does not."""
-    cells, boards = _most_constrained(masks), np.arange(masks.shape[1])
+    cells, boards = most_constrained(masks), np.arange(masks.shape[1])
     chosen = masks[cells, boards]
     lowest = chosen & (~chosen + np.uint16(1))
     with_it, without_it = masks.copy(), masks.copy()
@@ -205,7 +188,8 @@ def _branches(masks: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.concatenate([without_it, with_it], axis=1), np.concatenate([owners, owners])
 
 
-def _most_constrained(masks: np.ndarray) -> np.ndarray:
+def most_constrained(masks: np.ndarray) -> np.ndarray:
+    """Find the open cell (P,) with the fewest candidates of each board, masks (cells, P)."""
     counts = _bit_counts()[masks]
     counts[counts == 1] = 99
     return counts.argmin(0)

@@ -36,13 +36,7 @@ class SudokuSymmetry:
     box: tuple[int, int]
 
     def augment(
-        self,
-        rows: TokenBatch,
-        *,
-        seed: int,
-        epoch: int | np.ndarray,
-        puzzle_keys: np.ndarray,
-        row_keys: np.ndarray,
+        self, rows: TokenBatch, *, seed: int, epoch: int | np.ndarray, puzzle_keys: np.ndarray, row_keys: np.ndarray
     ) -> TokenBatch:
         """See `Symmetry.augment`; every row is a puzzle by itself."""
         size = self.box[0] * self.box[1]

@@ -74,9 +74,7 @@ class Ground:
         plan = self.plan("killed")
         if not plan.folder.exists():
             with started(plan) as process:
-                wait_for_hit(plan.folder, process)
-                process.kill()
-                process.wait()
+                kill_at_hit(plan.folder, process)
             if (plan.folder / FINAL_MODEL).exists():
                 raise FaultError("the run had ended before it could be killed; this machine is too busy, try again")
         return plan.folder
@@ -166,6 +164,21 @@ def to_be_hit(folder: Path) -> bool:
     """Tell whether a run has logged the step at which it is to be hit."""
     path = folder / "metrics.jsonl"
     return path.exists() and path.read_bytes().count(b"\n") >= HIT_AT
+
+
+def gone_on_with(plan: RunPlan, reference: Path) -> Outcome:
+    """Go on with a run by `--resume`, and hold it against an undisturbed one."""
+    lost = steps_at_risk(plan.folder)
+    with Pauses(plan.folder) as pauses, started(plan, "--resume") as process:
+        finish(process)
+    return compared(plan.folder, reference, lost, pauses.longest_s)
+
+
+def kill_at_hit(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Kill a process once the run that it trains is to be hit."""
+    wait_for_hit(folder, process)
+    process.kill()
+    process.wait()
 
 
 def finish(process: subprocess.Popen[str], exit_code: int = 0) -> str:

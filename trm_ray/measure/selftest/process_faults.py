@@ -19,6 +19,7 @@ from trm_ray.measure.selftest.ground import (
     Pauses,
     compared,
     finish,
+    gone_on_with,
     raw_rows,
     started,
     steps_at_risk,
@@ -84,14 +85,7 @@ def fill_disk(ground: Ground) -> Outcome:
         complaint = finish(process, exit_code=1)
     if "Traceback" in complaint:
         raise FaultError(f"the full disk ended in a traceback: {complaint}")
-    return _gone_on_with(ground, plan)
-
-
-def _gone_on_with(ground: Ground, plan: RunPlan) -> Outcome:
-    lost = steps_at_risk(plan.folder)
-    with Pauses(plan.folder) as pauses, started(plan, "--resume") as process:
-        finish(process)
-    return compared(plan.folder, ground.undisturbed(), lost, pauses.longest_s)
+    return gone_on_with(plan, ground.undisturbed())
 
 
 def lose_storage(ground: Ground) -> Outcome:
@@ -107,7 +101,7 @@ def lose_storage(ground: Ground) -> Outcome:
     if copy is None or "Traceback" in complaint:
         raise FaultError(f"the run did not tell of a copy in one line: {complaint}")
     shutil.move(copy[1], plan.folder)
-    return _gone_on_with(ground, plan)
+    return gone_on_with(plan, ground.undisturbed())
 
 
 def unplug_storage(ground: Ground) -> Outcome:

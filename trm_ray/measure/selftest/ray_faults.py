@@ -22,6 +22,8 @@ from trm_ray.measure.selftest.ground import (
     Pauses,
     compared,
     finish,
+    gone_on_with,
+    kill_at_hit,
     launched,
     started,
     steps_at_risk,
@@ -58,17 +60,12 @@ def kill_driver_on_ray(ground: Ground) -> Outcome:
     """Kill the driver of a run on Ray and tear the notes of Ray Train, then `--resume`."""
     plan = ground.plan("driver_on_ray", ray__num_workers=1, max_steps=NUM_LONG_STEPS)
     with started(plan) as process:
-        wait_for_hit(plan.folder, process)
-        process.kill()
-        process.wait()
+        kill_at_hit(plan.folder, process)
     _wait_until_still(plan.folder)
     if (plan.folder / FINAL_MODEL).exists():
         raise FaultError("the run had ended before its processes were gone; try again")
     (plan.folder / ".ray" / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_results": [{"chec')
-    lost = steps_at_risk(plan.folder)
-    with Pauses(plan.folder) as pauses, started(plan, "--resume") as process:
-        finish(process)
-    return compared(plan.folder, ground.undisturbed(max_steps=NUM_LONG_STEPS), lost, pauses.longest_s)
+    return gone_on_with(plan, ground.undisturbed(max_steps=NUM_LONG_STEPS))
 
 
 def lose_node(ground: Ground) -> Outcome:
@@ -167,9 +164,7 @@ def kill_sweep_driver(ground: Ground) -> Outcome:
     first, second = (Path(sweep.log_dir) / f"{_SCENARIO}-seed0-max_steps={n}" for n in (NUM_STEPS, NUM_LONG_STEPS))
     words = ["sweep", "--config-name", str(file)]
     with launched(words) as process:
-        wait_for_hit(second, process)
-        process.kill()
-        process.wait()
+        kill_at_hit(second, process)
     _wait_until_still(second)
     if (second / FINAL_MODEL).exists():
         raise FaultError("the second trial had ended before its processes were gone; try again")
@@ -181,14 +176,14 @@ def kill_sweep_driver(ground: Ground) -> Outcome:
     return outcome if untouched else replace(outcome, problem="the finished trial was run again")
 
 
-def leave_nothing(ground: Ground, num_trials: int = NUM_TRIALS) -> Outcome:
+def leave_nothing(ground: Ground) -> Outcome:
     """Run many short trials in a row, half of which fail, some stopped early; count what is left in the cluster."""
     from trm_ray.distributed.faults import Inventory
 
     with _ray():
         _run_trials(ground, "few", 2)
         before = Inventory.take()
-        first = _run_trials(ground, "many", num_trials)
+        first = _run_trials(ground, "many", NUM_TRIALS)
         left = Inventory.take().more_than(before)
         deadline = time.monotonic() + _PATIENCE_S
         while left and time.monotonic() < deadline:
@@ -219,11 +214,11 @@ def _marks(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob(STATE_FILE)}
 
 
-def _wait_until_still(folder: Path, seconds: float = 3.0) -> None:
+def _wait_until_still(folder: Path) -> None:
     """Wait until a trial whose driver is dead has been ended by Ray, so that no two train in one folder."""
     before = None
     while before != (before := (folder / "metrics.jsonl").stat().st_size):
-        time.sleep(seconds)
+        time.sleep(3)
 
 
 _SCENARIO = "deep_supervision_linear"

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from trm_ray.reporting.run_log import EVAL_CYCLE_LOSS, TRAIN_CYCLE_LOSS, Run, Series
+from trm_ray.reporting.run_log import EVAL_CYCLE_LOSS, TRAIN_CYCLE_LOSS, Run
 
 Mark = Literal["ok", "warn", "bad"]
 
@@ -44,7 +44,8 @@ def loss_falls(run: Run) -> HealthMark | None:
         broken = run.series(tag).steps[~np.isfinite(run.series(tag).values)]
         if len(broken):
             return HealthMark("bad", f"{tag} not finite at step {broken[0]:,}: lower lr or warm up longer")
-    loss = _training_loss(run).values
+    own, total = run.series("train/lm_loss").values, run.series("train/total_loss").values
+    loss = own if len(own) else total
     if len(loss) < MIN_ROWS:
         return HealthMark("warn", f"{_counted(len(loss), 'log')}: too few to see a trend")
     quarter = max(1, len(loss) // 4)
@@ -124,8 +125,7 @@ def segments_help(run: Run) -> HealthMark | None:
     if first is None or last is None or first <= last + ACCURACY_SLACK:
         return None
     return HealthMark(
-        "warn",
-        f"more segments hurt ({_percent(first)} → {_percent(last)}): raise arch.halt_exploration_prob",
+        "warn", f"more segments hurt ({_percent(first)} → {_percent(last)}): raise arch.halt_exploration_prob"
     )
 
 
@@ -153,11 +153,6 @@ CHECKS: tuple[Callable[[Run], HealthMark | None], ...] = (
     segments_help,
     data_keeps_up,
 )
-
-
-def _training_loss(run: Run) -> Series:
-    loss = run.series("train/lm_loss")
-    return loss if len(loss.steps) else run.series("train/total_loss")
 
 
 def _last(run: Run, tag: str) -> float | None:

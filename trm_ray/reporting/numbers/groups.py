@@ -14,7 +14,6 @@ from trm_ray.config.keys import flatten
 from trm_ray.reporting.run_log import Run, Series
 
 SCENARIO_ORDER = ("baseline", "constant", "linear", "exponential", "curriculum")
-
 # Keys that tell runs apart without making them different experiments.
 _PER_RUN_KEYS = {
     *("config_name", "task", "seed", "log_dir", "ray.storage_path", "ray.address", "ray.max_failures"),
@@ -24,9 +23,6 @@ _PER_RUN_KEYS = {
 }
 # Keys that scenarios are made of: they differ between scenarios by definition.
 _SCENARIO_KEYS = ("deep_supervision_", "curriculum_")
-
-
-# ---- groups ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -68,15 +64,9 @@ def spread_over_seeds(all_series: Sequence[Series]) -> Band:
     steps = np.unique(np.concatenate([series.steps for series in present]))
     values = np.ma.masked_invalid([_at(steps, series.steps, series.values) for series in present])
     times = np.ma.masked_invalid([_at(steps, series.steps, series.wall_s) for series in present])
-    return Band(
-        steps,
-        times.mean(axis=0).filled(np.nan),
-        values.mean(axis=0).filled(np.nan),
-        values.min(axis=0).filled(np.nan),
-        values.max(axis=0).filled(np.nan),
-        values.count(axis=0),
-        len(present),
-    )
+    over_seeds = (times.mean(axis=0), values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    wall_s, mean, low, high = (column.filled(np.nan) for column in over_seeds)
+    return Band(steps, wall_s, mean, low, high, values.count(axis=0), len(present))
 
 
 def _at(steps: np.ndarray, own_steps: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -97,7 +87,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         Group(label, scenario_name(group[0]), tuple(sorted(group, key=lambda run: run.seed)))
         for label, group in zip(labels, groups, strict=True)
     ]
-    return sorted(made, key=lambda group: (_scenario_rank(group.scenario), group.label))
+    return sorted(made, key=_rank)
 
 
 def scenario_name(run: Run) -> str:
@@ -141,12 +131,6 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _scenario_rank(scenario: str) -> tuple[int, str]:
-    known = SCENARIO_ORDER.index(scenario) if scenario in SCENARIO_ORDER else len(SCENARIO_ORDER)
-    return known, scenario
-
-
-# ---- numbers ---------------------------------------------------------------------------------------------
-
-
-# ---- tables ----------------------------------------------------------------------------------------------
+def _rank(group: Group) -> tuple[int, str, str]:
+    known = SCENARIO_ORDER.index(group.scenario) if group.scenario in SCENARIO_ORDER else len(SCENARIO_ORDER)
+    return known, group.scenario, group.label

@@ -225,7 +225,5 @@ def _number(numbers: Spread, pattern: str, scale: float = 1, none: str = "–", 
         return none
     if not math.isfinite(numbers.mean):
         return "diverged"
-    text = pattern.format(scale * numbers.mean)
-    if with_sd and math.isfinite(numbers.sd):
-        text += " ± " + pattern.format(scale * numbers.sd)
-    return text
+    deviation = " ± " + pattern.format(scale * numbers.sd) if with_sd and math.isfinite(numbers.sd) else ""
+    return pattern.format(scale * numbers.mean) + deviation

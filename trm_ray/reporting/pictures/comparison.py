@@ -44,14 +44,15 @@ def draw_comparison(runs: Sequence[Run], threshold: float = DEFAULT_THRESHOLD) -
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(2, 3)
-        _draw_lines(panels[0, 0], "Held-out loss over steps", groups, _reader("eval/loss"), "loss")
-        _draw_lines(panels[0, 1], "Exact accuracy over steps", groups, _reader("eval/exact_accuracy"), "share")
+        loss, exact = _reader("eval/loss"), _reader("eval/exact_accuracy")
+        _draw_lines(panels[0, 0], "Held-out loss over steps", groups, loss, "loss")
+        _draw_lines(panels[0, 1], "Exact accuracy over steps", groups, exact, "share")
         _draw_refinement(panels[0, 2], groups)
-        _draw_lines(panels[1, 0], "Held-out loss over time", groups, _reader("eval/loss"), "loss", over_time=True)
-        exact = _reader("eval/exact_accuracy")
+        _draw_lines(panels[1, 0], "Held-out loss over time", groups, loss, "loss", over_time=True)
         _draw_lines(panels[1, 1], "Exact accuracy over time", groups, exact, "share", over_time=True)
         for axes in panels[:, 1]:
-            _draw_threshold(axes, threshold)
+            if axes.lines and axes.get_ylim()[0] < threshold < axes.get_ylim()[1]:
+                axes.axhline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         _draw_steps_to(panels[1, 2], groups, threshold)
         _frame(figure, groups, runs)
         return figure
@@ -142,18 +143,12 @@ def _draw_refinement(axes: Axes, groups: Sequence[Styled]) -> None:
     template = EVAL_CYCLE_LOSS if is_held_out else TRAIN_CYCLE_LOSS
     if not any(len(run.refinement(template).steps) for run in all_runs):
         axes.set_title("Refinement")
-        why = why_no_cycles(all_runs, "refine")
-        style.say(axes, why or "No loss of the single H-cycles has been logged yet.")
+        style.say(axes, why_no_cycles(all_runs, "refine") or "No loss of the single H-cycles has been logged yet.")
         return
     title = "Refinement: first − last H-cycle" + ("" if is_held_out else " (training)")
     _draw_lines(axes, title, groups, lambda run: run.refinement(template), "difference")
     axes.set_ylabel("loss that the later H-cycles take away")
     axes.axhline(0, color=MUTED, linewidth=0.8)
-
-
-def _draw_threshold(axes: Axes, threshold: float) -> None:
-    if axes.lines and axes.get_ylim()[0] < threshold < axes.get_ylim()[1]:
-        axes.axhline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
 def _draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> None:

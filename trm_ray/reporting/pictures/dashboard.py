@@ -37,7 +37,8 @@ def draw_dashboard(run: Run) -> Figure:
     with style.styled(), style.room_for_notes():
         figure = Figure(figsize=(18, 12), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, draw in zip(figure.subplots(3, 4).flat, PANELS, strict=True):
+        for axes, (heading, draw) in zip(figure.subplots(3, 4).flat, PANELS.items(), strict=True):
+            axes.set_title(heading)
             draw(axes, run)
         title = f"{scenario_name(run)} · {run.config.get('task', '')} · seed {run.seed}"
         figure.text(0.010, 0.988, title, va="top", fontsize=15, fontweight="bold")
@@ -56,7 +57,6 @@ def save_dashboard(run: Run, path: Path) -> Path:
 
 def draw_losses(axes: Axes, run: Run) -> None:
     """Draw total, ACT and supervised training loss; no logarithm shows the baseline's supervised 0."""
-    axes.set_title("Training loss")
     parts = [
         ("total", "train/total_loss", INK),
         ("ACT", "train/act_loss", "#D55E00"),
@@ -78,7 +78,6 @@ def draw_losses(axes: Axes, run: Run) -> None:
 
 def draw_cycle_losses(axes: Axes, run: Run) -> None:
     """Draw the loss of each H-cycle, with its held-out loss as rings."""
-    axes.set_title("Loss of each H-cycle")
     training, held_out = run.cycle_series(TRAIN_CYCLE_LOSS), run.cycle_series(EVAL_CYCLE_LOSS)
     if not training and not held_out:
         style.say(axes, _why_no_cycles(run))
@@ -95,21 +94,18 @@ def draw_cycle_losses(axes: Axes, run: Run) -> None:
 
 def draw_refinement(axes: Axes, run: Run) -> None:
     """Draw first − last cycle's loss: above 0, the later cycles improve the answer."""
-    axes.set_title("Refinement: first − last H-cycle")
     training, held_out = run.refinement(TRAIN_CYCLE_LOSS), run.refinement(EVAL_CYCLE_LOSS)
     if not len(training.steps) and not len(held_out.steps):
         style.say(axes, _why_no_cycles(run))
         return
     _line(axes, training, _colour(run), "training")
-    if len(held_out.steps):
-        _held_out_line(axes, held_out)
+    _held_out_line(axes, held_out)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     _finish_lines(axes, "difference of losses")
 
 
 def draw_curriculum(axes: Axes, run: Run) -> None:
     """Draw the effective base weight of the supervised loss."""
-    axes.set_title("Supervision weight")
     weight = run.series("train/curriculum_weight")
     if not len(weight.steps):
         style.say(axes, _why_nothing(run))
@@ -123,7 +119,6 @@ def draw_curriculum(axes: Axes, run: Run) -> None:
 
 def draw_gradient_norm(axes: Axes, run: Run) -> None:
     """Draw the gradient norm before clipping, and where it is clipped."""
-    axes.set_title("Gradient norm")
     norm = run.series("train/grad_norm")
     if not np.isfinite(norm.values).any():
         style.say(axes, _why_nothing(run))
@@ -138,7 +133,6 @@ def draw_gradient_norm(axes: Axes, run: Run) -> None:
 
 def draw_cycle_gradients(axes: Axes, run: Run) -> None:
     """Draw the mean gradient norm that each H-cycle causes, in a band from the smallest to the largest."""
-    axes.set_title("Gradient norm of each H-cycle")
     means = run.cycle_series(GRADIENT_NORM + "mean")
     if not means:
         style.say(axes, _why_no_gradients(run))
@@ -153,7 +147,6 @@ def draw_cycle_gradients(axes: Axes, run: Run) -> None:
 
 def draw_learning_rate(axes: Axes, run: Run) -> None:
     """Draw the learning rate."""
-    axes.set_title("Learning rate")
     rate = run.series("train/learning_rate")
     if not len(rate.steps):
         style.say(axes, _why_nothing(run))
@@ -169,14 +162,12 @@ def draw_learning_rate(axes: Axes, run: Run) -> None:
 
 def draw_act_steps(axes: Axes, run: Run) -> None:
     """Draw the mean number of segments that a puzzle gets."""
-    axes.set_title("Mean ACT steps")
     training, held_out = run.series("train/act/steps"), run.series("eval/act_steps")
     if not np.isfinite(np.concatenate([training.values, held_out.values])).any():
         style.say(axes, _why_nothing(run))
         return
     _line(axes, training, _colour(run), "training")
-    if len(held_out.steps):
-        _held_out_line(axes, held_out)
+    _held_out_line(axes, held_out)
     most = run.arch.get("halt_max_steps")
     if most:
         axes.axhline(most, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"most: {most}")
@@ -186,7 +177,6 @@ def draw_act_steps(axes: Axes, run: Run) -> None:
 
 def draw_cycle_map(axes: Axes, run: Run) -> None:
     """Draw the recent losses as a map: a column a log, a row an H-cycle."""
-    axes.set_title("Recent loss map")
     cycles = _common(run.cycle_series(TRAIN_CYCLE_LOSS))
     if not cycles:
         style.say(axes, _why_no_cycles(run))
@@ -204,7 +194,6 @@ def draw_cycle_map(axes: Axes, run: Run) -> None:
 
 def draw_spread(axes: Axes, run: Run) -> None:
     """Draw how far the H-cycles lie apart, relative to their mean."""
-    axes.set_title("Spread across H-cycles")
     cycles = _common(run.cycle_series(TRAIN_CYCLE_LOSS))
     if len(cycles) < 2:
         style.say(axes, _why_no_cycles(run))
@@ -220,7 +209,6 @@ def draw_spread(axes: Axes, run: Run) -> None:
 
 def draw_latest(axes: Axes, run: Run) -> None:
     """Draw the latest loss of each H-cycle, in training and held out."""
-    axes.set_title("Latest loss of each H-cycle")
     training, held_out = run.cycle_series(TRAIN_CYCLE_LOSS), run.cycle_series(EVAL_CYCLE_LOSS)
     both = (("training", training, 1.0), ("held out", held_out, 0.45))
     sets = [(name, series, shade) for name, series, shade in both if series]
@@ -244,7 +232,6 @@ def draw_latest(axes: Axes, run: Run) -> None:
 
 def draw_summary(axes: Axes, run: Run) -> None:
     """Write what the run reached, and a mark for each thing that is right or wrong with it."""
-    axes.set_title("Summary")
     axes.set_axis_off()
     height = -18.0  # in points from the top of the panel: the line under the title is free here
     for text, sign, colour in _summary_lines(run):
@@ -255,20 +242,20 @@ def draw_summary(axes: Axes, run: Run) -> None:
         height += 2
 
 
-PANELS = (
-    draw_losses,
-    draw_cycle_losses,
-    draw_refinement,
-    draw_curriculum,
-    draw_gradient_norm,
-    draw_cycle_gradients,
-    draw_learning_rate,
-    draw_act_steps,
-    draw_cycle_map,
-    draw_spread,
-    draw_latest,
-    draw_summary,
-)
+PANELS = {
+    "Training loss": draw_losses,
+    "Loss of each H-cycle": draw_cycle_losses,
+    "Refinement: first − last H-cycle": draw_refinement,
+    "Supervision weight": draw_curriculum,
+    "Gradient norm": draw_gradient_norm,
+    "Gradient norm of each H-cycle": draw_cycle_gradients,
+    "Learning rate": draw_learning_rate,
+    "Mean ACT steps": draw_act_steps,
+    "Recent loss map": draw_cycle_map,
+    "Spread across H-cycles": draw_spread,
+    "Latest loss of each H-cycle": draw_latest,
+    "Summary": draw_summary,
+}
 
 
 # ---- lines -----------------------------------------------------------------------------------------------
@@ -290,7 +277,8 @@ def _mark_not_finite(axes: Axes, series: Series) -> None:
 
 
 def _held_out_line(axes: Axes, series: Series) -> None:
-    axes.plot(series.steps, series.values, "o-", color=INK, markerfacecolor="white", linewidth=1, label="held out")
+    if len(series.steps):
+        axes.plot(series.steps, series.values, "o-", color=INK, markerfacecolor="white", linewidth=1, label="held out")
 
 
 def _exponent(value: float) -> str:
@@ -415,8 +403,7 @@ def _why_no_gradients(run: Run) -> str:
     if not run.config.get("compute_gradient_stats"):
         return "compute_gradient_stats is off:\nset it to true to see which H-cycle\ndrives the update."
     interval = int(run.config.get("gradient_stats_interval") or 500)
-    at = f"the run is at step {run.last_step:,}"
-    return f"The first is due at step {interval:,},\n{at}\n(gradient_stats_interval)."
+    return f"The first is due at step {interval:,},\nthe run is at step {run.last_step:,}\n(gradient_stats_interval)."
 
 
 def _curriculum_words(run: Run) -> str:
@@ -432,18 +419,15 @@ def _curriculum_words(run: Run) -> str:
 
 def _summary_lines(run: Run) -> list[tuple[str, str, str]]:
     """Text, sign in front and colour of each line."""
-    lines = [(text, "", INK) for text in (_progress_words(run), *_result_words(run), " ")]
+    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
+    state = "finished" if run.finished else "not finished"
+    progress = f"step {run.last_step:,}{planned} · {run.wall_s:,.0f} s · {state}"
+    lines = [(text, "", INK) for text in (progress, *_result_words(run), " ")]
     return lines + [(text, style.MARK_SIGNS[mark], style.MARK_COLOURS[mark]) for mark, text in health_marks(run)]
 
 
 def _tail(text: str, most: int) -> str:
     return text if len(text) <= most else "…" + text[1 - most :]
-
-
-def _progress_words(run: Run) -> str:
-    planned = f" of {run.planned_steps:,}" if run.planned_steps else ""
-    state = "finished" if run.finished else "not finished"
-    return f"step {run.last_step:,}{planned} · {run.wall_s:,.0f} s · {state}"
 
 
 def _result_words(run: Run) -> list[str]:

@@ -53,7 +53,9 @@ def _draw_segments(axes: Axes, evaluation: Evaluation) -> None:
         axes.fill_between(x, [s.low for s in shares], [s.high for s in shares], color=colour, alpha=0.25, linewidth=0)
     halts_at = evaluation.halting.mean_segment, evaluation.halting.exact_accuracy.value
     axes.plot(*halts_at, "D", color=_ORANGE, markersize=7, label="where it halts")
-    _mark_trained(axes, evaluation)
+    trained = evaluation.trained_segments
+    if trained <= len(x):
+        axes.axvline(trained, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"trained: {trained}", zorder=1)
     _finish(axes, "accuracy")
     lowest = min(share.low for one in evaluation.by_segment for share in (one.exact_accuracy, one.accuracy))
     # From 0 where something is near it; otherwise lines close to 100 % could not be told apart.
@@ -143,12 +145,6 @@ PANELS = {
     "Halt head: does it know?": _draw_reliability,
     "Where the halt head stops": _draw_halting,
 }
-
-
-def _mark_trained(axes: Axes, evaluation: Evaluation) -> None:
-    if evaluation.trained_segments <= len(evaluation.by_segment):
-        trained = evaluation.trained_segments
-        axes.axvline(trained, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"trained: {trained}", zorder=1)
 
 
 def _finish(axes: Axes, what: str) -> None:

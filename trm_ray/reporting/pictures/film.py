@@ -26,11 +26,7 @@ _VALID_INK = {True: style.MARK_COLOURS["ok"], False: style.MARK_COLOURS["bad"], 
 
 
 def save_gif(
-    frames: Sequence[Frame],
-    path: Path,
-    title: str,
-    delay_ms: int,
-    advance: Callable[[int], None] = lambda amount: None,
+    frames: Sequence[Frame], path: Path, title: str, delay_ms: int, advance: Callable[[int], None] = lambda amount: None
 ) -> Path:
     """Draw one picture a segment, the last held four times as long.
 
@@ -77,8 +73,7 @@ def draw_frame(frame: Frame, num_segments: int, title: str) -> np.ndarray:
         _draw_board(figure.add_axes((0.06, 0.145, 0.88, 0.735)), frame.board)
         _draw_halt_bar(figure.add_axes((0.06, 0.05, 0.88, 0.025)), frame)
         canvas.draw()
-        pixels: np.ndarray = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-        return pixels
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _draw_board(axes: Axes, board: Board) -> None:

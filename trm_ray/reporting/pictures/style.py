@@ -64,8 +64,6 @@ RC = {
     "text.color": INK,
     "figure.facecolor": "white",
 }
-
-
 _SIGNED = {"Software": "trm-ray"}
 # All but what only matters to windows, which matplotlib may not look up without opening one.
 _DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
