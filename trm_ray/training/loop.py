@@ -103,20 +103,33 @@ class _Run:
     clock: Clock
 
     def steps(self) -> Iterator[tuple[Due, dict[str, float]]]:
-        """Take step after step; yield what is due, and what was measured aside.
+        """Take step after step; yield what is due after each, and what was measured aside, if anything.
+
+        A run that was stopped before it did what is due at its step begins with that step's yield.
 
         Raises:
             NonFiniteError: seen whenever something is due; on a CPU at once, where looking costs nothing.
             Interrupted: a worker was asked to stop; the step is saved.
         """
-        interval = self.config.gradient_stats_interval if self.config.compute_gradient_stats else None
-        for row in training_steps(self.state, self.recipe, self.session, self.clock, stats_interval=interval):
-            due = Due.after(self.state.step, self.recipe.total_steps, self.config)
-            if due.log or due.evaluate or self.session.device.type == "cpu":  # a GPU would be waited for
-                self.state.guard.check()
-            if self.state.stop_votes.carried():
-                self._save_and_stop()
-            yield due, row
+        state, config = self.state, self.config
+        if state.unlogged is not None:
+            yield self._due(), state.unlogged
+        batches = self.session.train_batches(state.step)
+        while state.step < self.recipe.total_steps:
+            with self.clock.waiting():
+                batch = next(batches)
+            measure = config.compute_gradient_stats and (state.step + 1) % config.gradient_stats_interval == 0
+            state.unlogged = gradient_stats(state, self.recipe, batch, self.session) if measure else {}
+            train_step(state, self.recipe, batch, self.session)
+            yield self._due(), state.unlogged
+
+    def _due(self) -> Due:
+        due = Due.after(self.state.step, self.recipe.total_steps, self.config)
+        if due.log or due.evaluate or self.session.device.type == "cpu":  # a GPU would be waited for
+            self.state.guard.check()
+        if self.state.stop_votes.carried():
+            self._save_and_stop()
+        return due
 
     def evaluate(self) -> dict[str, float]:
         """Measure the run on held-out puzzles; save and stop if a worker is asked to meanwhile."""
@@ -192,25 +205,6 @@ def _open_store(config: Config, session: Session) -> CheckpointStore:
     return CheckpointStore(
         session.run_dir, keep_last=config.keep_last, keep_best=config.keep_best, log_first=session.sync_log
     )
-
-
-def training_steps(
-    state: TrainState, recipe: Recipe, session: Session, clock: Clock, stats_interval: int | None = None
-) -> Iterator[dict[str, float]]:
-    """Take one optimizer step after the other; yield what was measured aside, mostly nothing.
-
-    A run that was stopped before it did what is due at its step begins with that step's yield.
-    """
-    if state.unlogged is not None:
-        yield state.unlogged
-    batches = session.train_batches(state.step)
-    while state.step < recipe.total_steps:
-        with clock.waiting():
-            batch = next(batches)
-        stats_due = stats_interval is not None and (state.step + 1) % stats_interval == 0
-        state.unlogged = gradient_stats(state, recipe, batch, session) if stats_due else {}
-        train_step(state, recipe, batch, session)
-        yield state.unlogged
 
 
 def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> dict[str, float] | None:
