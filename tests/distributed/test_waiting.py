@@ -111,7 +111,8 @@ if any("default_worker" in word for word in sys.orig_argv):
 """
 
 
-@pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [False, True])
 def test_where_no_worker_comes_up_a_run_ends_by_itself_or_at_the_first_sigterm(tmp_path: Path, stop: bool):
     data = some_puzzles(tmp_path / "data", train=16, test=5)
     (tmp_path / "sitecustomize.py").write_text(BREAKS_WORKERS)

@@ -64,7 +64,9 @@ Overrides = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks, and what Ray prints.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what the folder holds and start over.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what trm-ray has written there, once the new one stands.")
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _PATHS = (Path, Path | None, list[Path], list[Path] | None)
@@ -88,7 +90,8 @@ def reported(command: _Command) -> _Command:
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
             state = str(error) or "ended at once; the last checkpoint stands"
-            way_on = f": {state}; the same command with --resume goes on" if "resume" in kwargs else ""
+            instead = " in place of --overwrite" if kwargs.get("overwrite") else ""
+            way_on = f": {state}; the same command with --resume{instead} goes on" if "resume" in kwargs else ""
             with suppress(OSError):  # a closed terminal is one that nothing can be told
                 complain(f"interrupted{way_on}")
             raise typer.Exit(getattr(error, "exit_code", INTERRUPTED)) from error
