@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from trm_ray.cli.common import FAILED, Overrides, Overwrite, Resume, app, complain, reported
 from trm_ray.reporting.terminal import say
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from trm_ray.config import Config
-    from trm_ray.reporting.console import RunDisplay
-    from trm_ray.runs.plan import RunPlan
 
 
 @app.command()
@@ -37,6 +29,7 @@ def train(
     """
     from rich.console import Console
 
+    from trm_ray.cli.shown import Shown
     from trm_ray.config import load_config
     from trm_ray.programs.train import train as train_run
     from trm_ray.training.optim import NonFiniteError
@@ -44,59 +37,17 @@ def train(
     config = load_config(config_name, overrides or [], options={} if init_from is None else {"init_from": init_from})
     console = Console()
     try:
-        trained = train_run(config, resume=resume, overwrite=overwrite, watch=_Shown(console, resume))
+        trained = train_run(config, resume=resume, overwrite=overwrite, watch=Shown(console, resume))
     except NonFiniteError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error
-    if not trained.before:
+    num_steps = trained.plan.num_steps
+    if trained.before is not None:
+        say(console, f"{config.log_dir} has been trained to step {trained.before} of {num_steps}; nothing to do")
+    else:
         where = config.log_dir if config.ray.storage_path is None else trained.plan.folder
         command = f"trm-ray dashboard {quote(str(where))} --save dashboard.png"
-        say(console, f"Finished {trained.plan.num_steps} steps. See it: {command}")
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """Shows a run on the console."""
-
-    console: Console
-    resume: bool
-
-    def planned(self, plan: RunPlan, first_step: int) -> None:
-        from trm_ray.config import banner
-        from trm_ray.runs.execute import beginning
-
-        if plan.config.init_from is not None and first_step == 0:
-            self.tell(beginning(plan).told)
-        self.tell(banner(plan.config))
-        if self.resume:
-            none = f"No checkpoint in {plan.config.log_dir}: starting anew"
-            self.tell(f"Going on after step {first_step} of {plan.num_steps}" if first_step else none)
-
-    def finished_before(self, plan: RunPlan, first_step: int) -> None:
-        self.tell(f"{plan.config.log_dir} has been trained to step {first_step} of {plan.num_steps}; nothing to do")
-
-    def starts_ray(self, plan: RunPlan, first_step: int) -> None:
-        self.tell(f"Starting Ray with {_told_workers(plan.config)} …")
-
-    def tell(self, text: str) -> None:
-        say(self.console, text)
-
-    def following(self, plan: RunPlan, first_step: int) -> RunDisplay:
-        from trm_ray.reporting.console import RunDisplay
-
-        return RunDisplay(
-            plan.folder,
-            self.console,
-            num_cycles=plan.config.arch.H_cycles,
-            schedule=plan.config.deep_supervision_schedule,
-            first_step=first_step,
-            num_steps=plan.num_steps,
-        )
-
-
-def _told_workers(config: Config) -> str:
-    fewest, most = config.ray.fewest_workers, config.ray.most_workers
-    return f"{fewest} to {most} workers" if fewest < most else f"{most} worker{'s' if most > 1 else ''}"
+        say(console, f"Finished {num_steps} steps. See it: {command}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import logging
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import train_in_process
@@ -17,54 +17,36 @@ if TYPE_CHECKING:
     from trm_ray.config import Config
 
 
-class Watch(Protocol):
-    """Shows a run while it trains."""
+class Watch:
+    """Shows a run while it trains; this one nothing, but it warns in the log of what the run waits for."""
 
     def planned(self, plan: RunPlan, first_step: int) -> None:
         """Show what will be trained, and after which step it goes on."""
 
-    def finished_before(self, plan: RunPlan, first_step: int) -> None:
-        """Show that nothing is left to train."""
-
-    def starts_ray(self, plan: RunPlan, first_step: int) -> None:
+    def starts_ray(self, plan: RunPlan) -> None:
         """Show that workers come up."""
 
     def tell(self, text: str) -> None:
         """Show what the run waits for."""
-
-    def following(self, plan: RunPlan, first_step: int) -> AbstractContextManager[object]:
-        """Show its steps while this lasts."""
-
-
-class Unwatched:
-    """Shows nothing, but warns in the log of what the run waits for."""
-
-    def planned(self, plan: RunPlan, first_step: int) -> None:
-        """Be silent."""
-
-    finished_before = starts_ray = planned
-
-    def tell(self, text: str) -> None:
-        """Warn in the log."""
         logging.getLogger("trm_ray").warning(text)
 
     def following(self, plan: RunPlan, first_step: int) -> AbstractContextManager[object]:
-        """Be silent."""
+        """Show its steps while this lasts."""
         return nullcontext()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run that has ended, its last evaluation by tag, and whether it had ended before."""
+    """A run that has ended, its last evaluation by tag, and the step at which it had ended before, if it had."""
 
     plan: RunPlan
     metrics: dict[str, float]
-    before: bool = False
+    before: int | None = None
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, watch: Watch | None = None) -> Trained:
     """Train one run: in this process with `ray.num_workers=0`, else on Ray. Arguments and errors: `trm_ray.train`."""
-    watch = watch or Unwatched()
+    watch = watch or Watch()
     check_machine(config)
     make_missing(config)
     plan = plan_run(config)
@@ -72,8 +54,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
         first_step = 0 if overwrite else start_step(plan)
         watch.planned(plan, first_step)
         if resume and is_finished(plan):
-            watch.finished_before(plan, first_step)
-            return Trained(plan, _last_evaluation(plan.folder), before=True)
+            return Trained(plan, _last_evaluation(plan.folder), before=first_step)
 
         def begin_and_show() -> None:
             begin()
@@ -85,7 +66,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
         else:
             from trm_ray.distributed.trainer import train_on_ray
 
-            watch.starts_ray(plan, first_step)
+            watch.starts_ray(plan)
             metrics = train_on_ray(plan, watch.tell, begin=begin_and_show)
     # Workers that were started anew after the last step have evaluated nothing.
     return Trained(plan, metrics or _last_evaluation(plan.folder))
