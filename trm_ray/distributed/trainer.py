@@ -99,20 +99,21 @@ def outcome_of(trainer: TorchTrainer, plan: RunPlan, stop_file: Path) -> dict[st
     """
     (callback,) = (one for one in trainer.run_config.callbacks if isinstance(one, TellsOfWorkers))
     watch = WorkerWatch(callback, plan.config.ray.start_timeout_s, stop_check(plan, stop_file))
+    # One of Ray Train's processes, which gives back what an ended run held, looks its cluster up on the machine, and
+    # where there are several it takes the latest: it would give back what a living run holds, or nothing at all.
+    ray_internals.propagate("RAY_ADDRESS")
     try:
-        return wait_beside(lambda: _fit(trainer), watch.look)
+        # Not in the other thread, which lives on for a while where this one gives up.
+        with environment({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}):
+            return wait_beside(lambda: _fit(trainer), watch.look)
     except (StartError, Interrupted):
         watch.give_up()
         raise
 
 
 def _fit(trainer: TorchTrainer) -> dict[str, float]:
-    # One of Ray Train's processes, which gives back what an ended run held, looks its cluster up on the machine, and
-    # where there are several it takes the latest: it would give back what a living run holds, or nothing at all.
-    ray_internals.propagate("RAY_ADDRESS")
     try:
-        with environment({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}):
-            outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
+        outcome: dict[str, float] | NonFiniteError = trainer.fit().return_value
     except WorkerGroupError as error:
         raise _cause_of(error) from error
     if isinstance(outcome, NonFiniteError):
