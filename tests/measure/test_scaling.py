@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from run_helpers import run_config, some_puzzles
 
+from trm_ray.data.format import DatasetInfo
 from trm_ray.measure.scaling import (
     STRONG,
     WEAK,
@@ -16,6 +17,7 @@ from trm_ray.measure.scaling import (
     ScalingResult,
     _configs,
     _result,
+    measure_scaling,
     planned_cases,
     scaling_json,
     scaling_rows,
@@ -112,3 +114,9 @@ def test_the_figure_shows_where_the_time_goes(result: ScalingResult):
     assert shares == pytest.approx({"computing": 79, "exchange": 10, "waiting": 10, "data": 1})
     weak = next(line for line in speed.containers if line.get_label() == WEAK)
     assert weak.lines[0].get_ydata().tolist() == pytest.approx([1.6])
+
+
+def test_the_data_of_a_task_are_made_before_anything_is_measured(tmp_path: Path):
+    words = ["generator.size=4", "generator.train=64", "generator.test=8"]
+    measure_scaling(run_config(tmp_path / "made", tmp_path / "unused", *words), [Case(WEAK, 2)], num_turns=1, steps=1)
+    assert DatasetInfo.load(tmp_path / "made").split("train").rows == 64

@@ -18,7 +18,7 @@ from trm_ray.data.format import (
     INFO_NAME,
     DatasetInfo,
     SplitInfo,
-    _check_checksum,
+    check_checksum,
     load_identifiers,
     row_groups,
     rows_of_table,
@@ -175,7 +175,7 @@ def check_filled(name: str, rows: int) -> None:
 
 def _check_side_files(folder: Path, info: DatasetInfo) -> None:
     for file, expected in info.files.items():
-        _check_checksum(folder / file, expected)
+        check_checksum(folder / file, expected)
     found = len(load_identifiers(folder / IDENTIFIERS_NAME))
     if found != info.num_puzzle_identifiers:
         raise DatasetError(

@@ -258,7 +258,7 @@ def row_groups(folder: Path, split: SplitInfo, *, checked: bool = False) -> Iter
 
     for name, expected in split.files.items():
         if checked:
-            _check_checksum(folder / name, expected)
+            check_checksum(folder / name, expected)
         readable = local_file(folder / name)
         try:
             with pq.ParquetFile(readable) as file:
@@ -304,7 +304,8 @@ def _check_columns(path: Path, table: pa.Table, seq_len: int) -> None:
         raise DatasetError(f"{path}: inputs have {lengths['inputs']} tokens; dataset.json says seq_len={seq_len}")
 
 
-def _check_checksum(path: Path, expected: str) -> None:
+def check_checksum(path: Path, expected: str) -> None:
+    """Refuse a file that is missing or not what dataset.json says."""
     if not path.is_file():
         raise DatasetError(f"{path} is missing")
     found = sha256(local_file(path))

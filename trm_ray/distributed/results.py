@@ -86,7 +86,7 @@ def unpack(log: str, target: Path) -> int:
     try:
         with zipfile.ZipFile(io.BytesIO(base64.b64decode(packed))) as files:
             return _write(target, ((name, files.read(name)) for name in files.namelist()))
-    except (binascii.Error, zipfile.BadZipFile, zlib.error) as error:
+    except (binascii.Error, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # what zipfile raises
         raise ValueError(f"the results did not arrive whole ({error}); fetch them again") from error
 
 

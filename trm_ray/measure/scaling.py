@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trm_ray.config import Config, with_overrides
 from trm_ray.reporting.terminal import number_table
+from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import RunPlan, plan_run
@@ -110,6 +111,7 @@ def measure_scaling(
         ScalingError: the plain loop failed.
     """
     configured = [(case, *_configs(config, case, num_turns + 1, steps)) for case in cases]
+    make_missing(config)
     return _measured(configured, plan_run(configured[0][1]))
 
 

@@ -22,8 +22,7 @@ _LOOK_EVERY_S = 0.5  # whether data that another process makes are there
 
 def open_data(config: Config) -> DatasetInfo:
     """Open the datasets of a config, all of them checked."""
-    if config.generator is not None and config.generator.check_existing:
-        _check_made_as_asked(config.generator, config.data_paths)
+    _check_made_as_asked(config)
     hint = config.prepare_command
     splits = ["train"] if config.data_paths_test else ["train", "test"]
     hashes, folders = RowHashes(splits), [*config.data_paths, *config.data_paths_test]
@@ -47,17 +46,20 @@ def make_missing(config: Config) -> None:
     """Make each dataset that a generated task lacks.
 
     Raises:
-        ValueError: the generator cannot make what is asked for.
+        ValueError: the generator cannot make what is asked for, or one that is there was made otherwise.
     """
+    _check_made_as_asked(config)
     if config.generator is not None:
         generate = KINDS[config.generator.name].generate
         for path in map(as_path, config.data_paths):
             _made_once(path, functools.partial(generate, path, **_arguments(config.generator)))
 
 
-def _check_made_as_asked(generator: Generator, data_paths: list[str]) -> None:
-    for path in filter(is_dataset, map(as_path, data_paths)):
-        if differing := _differing(generator, path):
+def _check_made_as_asked(config: Config) -> None:
+    if config.generator is None or not config.generator.check_existing:
+        return
+    for path in filter(is_dataset, map(as_path, config.data_paths)):
+        if differing := _differing(config.generator, path):
             key, wanted, have = differing[0]
             way_out = "set data_paths to a new folder and it is made, or remove the old one"
             raise ConfigError(f"generator.{key}={wanted} but {path} was made with {key}={have}; {way_out}")
