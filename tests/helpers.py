@@ -16,7 +16,7 @@ from trm_ray.config import Config
 from trm_ray.model.trm import Batch, TinyRecursiveModel
 from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from trm_ray.training.loop import run_training
-from trm_ray.training.session import Session
+from trm_ray.training.session import Depths, LogRow, Session
 from trm_ray.training.state import TokenShape, build_model
 
 SHAPE = TokenShape(seq_len=16, vocab_size=6, num_puzzle_identifiers=32)  # PAD, blank, digits 1 to 4
@@ -120,8 +120,8 @@ def interrupted_after(batches: Callable[[int], Iterator[Puzzles]], steps: int) -
     return until
 
 
-def log_to(path: Path) -> Callable[[int, float, Mapping[str, float]], None]:
-    def log(step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+def log_to(path: Path) -> LogRow:
+    def log(step: int, wall_s: float, metrics: Mapping[str, float], depths: Depths | None = None) -> None:
         with path.open("a") as file:
             file.write(json.dumps({"step": step, "wall_s": wall_s, **metrics}) + "\n")
 

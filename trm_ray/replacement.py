@@ -37,7 +37,7 @@ _REPORT_FILES = (
 )
 _RUN_FILES = "|".join(
     (
-        r"config\.yaml|environment\.json|metrics\.jsonl(\.tmp)?",
+        r"config\.yaml|environment\.json|(metrics|depths)\.jsonl(\.tmp)?",
         r"\.(config\.yaml|environment\.json)\.tmp",
         r"events\.out\.tfevents\.\d{19}\..+",  # others' have a time of ten digits
         r"stopped_early\.json|stop_requested|resize_requested",

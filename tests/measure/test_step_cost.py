@@ -24,9 +24,9 @@ from trm_ray.measure.step_cost import (
     machine_rate,
     planned_cases,
     run_benchmark,
-    step_flops,
     summary_rows,
 )
+from trm_ray.training.flops import step_flops, train_flops
 from trm_ray.training.session import Session
 from trm_ray.training.state import TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
@@ -102,12 +102,14 @@ def test_the_counted_operations_are_those_that_pytorch_counts_in_a_step(arch, sc
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         plain_steps(config, 1)
     # The halt head's D·2 products a row, and what the first application need not pass back, are left out.
-    assert step_flops(config, TOKENS) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    counted = step_flops(config, TOKENS, supervised=bool(scenario))
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_supervision_triples_the_backward_pass_of_three_cycles():
-    baseline, supervised_ = (step_flops(tiny_config(**keys), TOKENS) for keys in ({}, supervised()))
-    assert supervised_ / baseline == pytest.approx((3 + 2 * 3) / (3 + 2 * 1))
+    plain, full = (step_flops(tiny_config(), TOKENS, supervised=every) for every in (False, True))
+    assert full / plain == pytest.approx((3 + 2 * 3) / (3 + 2 * 1))
+    assert train_flops(tiny_config(), TOKENS, 10, num_supervised=4) == pytest.approx(6 * plain + 4 * full)
 
 
 def test_the_machine_multiplies_at_the_rate_of_torch_mm():

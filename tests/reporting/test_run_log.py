@@ -116,6 +116,28 @@ def test_a_resumed_run_leaves_one_row_a_step(tmp_path: Path) -> None:
     assert board_points(tmp_path, "train/total_loss") == expected
 
 
+def test_an_evaluations_depths_stand_beside_its_row_and_go_with_it(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    depths = {"loss": [2.0, math.nan], "accuracy": [0.5, 0.75], "exact_accuracy": [0.0, 0.25]}
+    with RunLog(folder, 0) as log:
+        for step in (10, 20, 30):
+            log.write(step, 0.5 * step, {"eval/loss": 1.0}, depths)
+            log.write(step + 5, 0.5 * step, {"train/lm_loss": 1.0})
+    with RunLog(folder, 20) as log:
+        log.write(30, 15.0, {"eval/loss": 1.0}, {**depths, "accuracy": [1.0, 1.0]})
+    found = read_run(folder).depths
+    assert [(row.step, row.wall_s) for row in found] == [(10, 5.0), (20, 10.0), (30, 15.0)]
+    assert [row.accuracy.tolist() for row in found] == [[0.5, 0.75], [0.5, 0.75], [1.0, 1.0]]
+    assert found[0].exact_accuracy.tolist() == [0.0, 0.25]
+    assert np.isnan(found[0].loss).tolist() == [False, True]
+    RunLog(folder).close()  # a new attempt
+    assert (folder / "depths.jsonl").read_text() == ""
+
+
+def test_a_run_of_an_older_release_has_no_depths(tmp_path: Path) -> None:
+    assert read_run(run_folder(tmp_path / "run", '{"step": 10, "wall_s": 1.0}\n')).depths == ()
+
+
 def test_a_resume_drops_the_line_that_a_kill_tore(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", '{"step": 10, "wall_s": 1.0}\n{"step": 20, "wa')
     write_steps(folder, [20], resume_step=15)

@@ -11,7 +11,7 @@ from helpers import local_session, sudoku, tiny_config, tiny_model
 from torch import nn
 
 from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel
-from trm_ray.training.evaluation import evaluate, measure_rows
+from trm_ray.training.evaluation import anytime, evaluate, measure_rows
 from trm_ray.training.inference import run_segments
 from trm_ray.training.losses import softmax_cross_entropy
 
@@ -49,10 +49,17 @@ class Written(nn.Module):
 def test_all_numbers_equal_those_worked_by_hand(tmp_path):
     batch = Batch(torch.zeros(3, 2, dtype=torch.int64), LABELS, torch.arange(3))
     model = Written().train()
-    row = evaluate(model, [batch], softmax_cross_entropy, local_session(tmp_path, tiny_config()))
+    held_out = evaluate(model, [batch], softmax_cross_entropy, local_session(tmp_path, tiny_config()))
     right, wrong = (math.log(math.exp(2) + 2) - logit for logit in (2, 0))
     last = (right + wrong + (right + wrong) / 2) / 3  # the last segment's: all, none and half right
-    assert row == pytest.approx(
+    first = (right + (right + wrong)) / 3  # half, all and half right
+    both = (2 * right + (right + wrong) / 2) / 3
+    # Depth by depth: every first cycle is wrong.
+    exact = [0, 1 / 3, 0, 2 / 3, 0, 1 / 3]
+    assert held_out.depths["exact_accuracy"] == pytest.approx(exact)
+    assert held_out.depths["accuracy"] == pytest.approx([0, 2 / 3, 0, 2.5 / 3, 0, 1.5 / 3])
+    assert held_out.depths["loss"] == pytest.approx([wrong, first, wrong, both, wrong, last])
+    assert held_out.row == pytest.approx(
         {
             "eval/loss": last,
             "eval/step_0_loss": wrong,  # no label is 0
@@ -63,6 +70,11 @@ def test_all_numbers_equal_those_worked_by_hand(tmp_path):
             "eval/exact_accuracy_halting": 2 / 3,  # the first halts at 2, the second at 1, the third never: at 3
             "eval/act_steps": (2 + 1 + 3) / 3,
             "eval/q_halt_accuracy": 1 / 3,  # of its last verdicts no, yes, no only the third puzzle's is right
+            "eval/first_segment/step_0_loss": wrong,
+            "eval/first_segment/step_0_exact_accuracy": 0,
+            "eval/first_segment/step_1_loss": first,
+            "eval/first_segment/step_1_exact_accuracy": 1 / 3,
+            "eval/anytime_accuracy": (1 / 3 / 2 + 2 / 3 / 4 + 1 / 3 / 6) / (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5 + 1 / 6),
         }
     )
     assert model.training
@@ -73,9 +85,12 @@ def test_rows_without_labels_count_nowhere(tmp_path):
     puzzles.labels[[1, 3]] = -100
     labelled = puzzles[np.array([0, 2, 4])]
     expected = evaluate(model, [labelled.batch()], softmax_cross_entropy, session)
-    assert evaluate(model, [puzzles.batch()], softmax_cross_entropy, session) == pytest.approx(expected)
+    found = evaluate(model, [puzzles.batch()], softmax_cross_entropy, session)
+    assert found.row == pytest.approx(expected.row)
+    for name, values in found.depths.items():
+        assert values == pytest.approx(expected.depths[name])
     nothing = evaluate(model, [puzzles[np.array([1, 3])].batch()], softmax_cross_entropy, session)
-    assert all(math.isnan(value) for value in nothing.values())
+    assert all(math.isnan(value) for values in (nothing.row.values(), *nothing.depths.values()) for value in values)
 
 
 def halting_model() -> TinyRecursiveModel:
@@ -128,7 +143,7 @@ def test_every_row_counts_once_when_the_last_batch_is_smaller(tmp_path):
 
     def measured(size: int) -> dict[str, float]:
         batches = [puzzles[i : i + size].batch() for i in range(0, 7, size)]
-        return evaluate(model, batches, softmax_cross_entropy, session)
+        return evaluate(model, batches, softmax_cross_entropy, session).row
 
     assert measured(3) == pytest.approx(measured(7), rel=1e-5)
     by_row = [measured_row(model, puzzles[i : i + 1].batch(), session) for i in range(7)]
@@ -138,7 +153,23 @@ def test_every_row_counts_once_when_the_last_batch_is_smaller(tmp_path):
 
 
 def measured_row(model, batch, session):
-    return evaluate(model, [batch], softmax_cross_entropy, session)
+    return evaluate(model, [batch], softmax_cross_entropy, session).row
+
+
+def test_the_depths_are_those_that_each_row_is_measured_at(tmp_path):
+    model, batch = tiny_model(), sudoku(7, blanks=3).batch()
+    held_out = evaluate(model, [batch], softmax_cross_entropy, local_session(tmp_path, tiny_config()))
+    rows = measure_rows(model, batch, model.halt_max_steps, softmax_cross_entropy)
+    for name, values in (("accuracy", rows.cells), ("exact_accuracy", rows.solved)):
+        assert held_out.depths[name] == pytest.approx(values.double().mean(-1).flatten().tolist())
+    losses = rows.losses.double().mean(-1).tolist()
+    assert held_out.depths["loss"][model.H_cycles - 1 :: model.H_cycles] == pytest.approx(losses)
+
+
+def test_an_answer_that_is_right_at_once_has_an_anytime_accuracy_of_one():
+    assert anytime([1.0] * 24) == pytest.approx(1.0)
+    assert anytime([0.0, 1.0]) == pytest.approx(1 / 3)
+    assert anytime([1.0, 0.0]) == pytest.approx(2 / 3)
 
 
 def test_every_row_gets_all_segments_from_the_initial_state_whatever_the_halt_head_says(tmp_path):
@@ -152,7 +183,7 @@ def test_every_row_gets_all_segments_from_the_initial_state_whatever_the_halt_he
             output = model(carry, batch, supervise_all_cycles=False)
         carry = output.carry
     expected = [F.cross_entropy(c.flatten(0, 1), batch.labels.flatten().long()).item() for c in output.cycle_logits]
-    row = evaluate(model, [batch], softmax_cross_entropy, local_session(tmp_path, tiny_config()))
+    row = evaluate(model, [batch], softmax_cross_entropy, local_session(tmp_path, tiny_config())).row
     assert [row[f"eval/step_{i}_loss"] for i in range(3)] == pytest.approx(expected, rel=1e-5)
     assert row["eval/loss"] == row["eval/step_2_loss"]
     assert row["eval/act_steps"] == 1.0

@@ -315,9 +315,9 @@ def test_the_launcher_hears_of_an_evaluation_once_it_is_in_the_log_even_if_nothi
 
 
 TRAIN_TAGS = {f"train/{part}_loss" for part in ("total", "act", "supervised", "lm")} | {
-    *(f"train/deep_supervision/step_{i}_loss" for i in range(3)),
+    *(f"train/{where}/step_{i}_loss" for where in ("deep_supervision", "first_segment") for i in range(3)),
     *(f"train/act/{name}" for name in ("steps", "accuracy", "exact_accuracy", "q_halt_accuracy", "q_halt_loss")),
-    *("train/curriculum_weight", "train/grad_norm", "train/learning_rate"),
+    *("train/curriculum_weight", "train/grad_norm", "train/learning_rate", "train/flops"),
     *(f"throughput/{name}" for name in ("puzzles_per_s", "steps_per_s", "data_wait_fraction", "num_workers")),
 }
 
@@ -332,6 +332,24 @@ def test_a_row_has_the_tags_that_the_reports_read(tmp_path):
     assert 0 < row["throughput/steps_per_s"] * 8 == pytest.approx(row["throughput/puzzles_per_s"])
     assert 0 <= row["throughput/data_wait_fraction"] < 1
     assert 0 < row["wall_s"] < 60
+
+
+def test_a_window_that_an_older_release_began_goes_on_without_what_it_did_not_sum_up(tmp_path):
+    trained(tmp_path, steps=4, log_interval=100, eval_interval=2)
+    state = load_checkpoint(tmp_path / "checkpoint_step_2")
+    num_old = len(state["sums"]) - 1 - 3  # without the first segments' count and losses
+    session = local_session(tmp_path, tiny_config())
+    before = TrainState(tiny_config(), SHAPE, torch.device("cpu"))
+    before.load_state_dict({**state, "sums": state["sums"][:num_old]}, session)
+    assert torch.equal(before.sums.sums[:num_old], state["sums"][:num_old])
+    assert not before.sums.sums[num_old:].any()
+
+
+def test_the_counted_operations_grow_with_the_steps_that_are_supervised(tmp_path):
+    trained(tmp_path, steps=8, log_interval=4, **CURRICULUM)
+    rows = metric_rows(tmp_path)
+    first, last = rows[4]["train/flops"], rows[8]["train/flops"]
+    assert 0 < first < last - first
 
 
 def test_pauses_count_neither_as_busy_nor_as_exchange(monkeypatch):
@@ -547,7 +565,7 @@ def test_a_checkpoint_holds_the_average_and_the_weights_and_evaluation_uses_the_
     config = tiny_config()
     model, session = TrainState(config, SHAPE, torch.device("cpu")).model, local_session(tmp_path, config)
     model.load_state_dict(state["model"] | state["ema"])
-    assert evaluate(model, session.test_batches(), softmax_cross_entropy, session)["eval/loss"] == rows["eval/loss"]
+    assert evaluate(model, session.test_batches(), softmax_cross_entropy, session).row["eval/loss"] == rows["eval/loss"]
 
 
 def test_a_checkpoint_names_its_step_and_carries_its_config(tmp_path):

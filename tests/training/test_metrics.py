@@ -49,6 +49,21 @@ def test_accuracies_and_steps_count_the_puzzles_that_halted():
     assert one_step([False, False])["halted"] == 0
 
 
+def test_losses_of_puzzles_at_their_first_segment_are_summed_apart():
+    # The two have been given 2 and 5 segments; with 1 for the first, it alone counts.
+    assert one_step([True, True])["first"] == 0
+    output = random_output()
+    carry = replace(output.carry, halted=torch.tensor([False, False]), steps=torch.tensor([1, 5]))
+    losses = segment_losses(replace(output, carry=carry), (0.5, 0.5, 1.0), softmax_cross_entropy, 2)
+    sums = train_sums(replace(output, carry=carry), losses, torch.tensor(0.0), 1)
+    assert sums["first"] == 1
+    labels = output.carry.puzzles.labels
+    for i, logits in enumerate(output.cycle_logits):
+        counted = labels[0] != -100
+        alone = torch.nn.functional.cross_entropy(logits[0][counted], labels[0][counted].long())
+        assert sums[f"first_step_{i}_loss"].item() == pytest.approx(alone.item(), rel=1e-5)
+
+
 def test_what_is_the_same_on_every_worker_is_divided_by_their_number():
     alone, shared = one_step([True, True]), one_step([True, True], world_size=4)
     for name in ("count", "grad_norm"):
@@ -71,6 +86,9 @@ SUMS = {
     "q_halt_accuracy": 7.0,
     "step_0_loss": 12.0,
     "step_1_loss": 5.0,
+    "first": 2.0,
+    "first_step_0_loss": 8.0,
+    "first_step_1_loss": 3.0,
 }
 
 
@@ -89,13 +107,16 @@ def test_a_row_divides_losses_by_steps_and_accuracies_by_halted_puzzles():
             "train/act/q_halt_accuracy": 0.7,
             "train/deep_supervision/step_0_loss": 3.0,
             "train/deep_supervision/step_1_loss": 1.25,
+            "train/first_segment/step_0_loss": 4.0,
+            "train/first_segment/step_1_loss": 1.5,
         }
     )
 
 
 def test_per_cycle_losses_are_left_out_on_request_and_accuracies_when_nothing_halted():
     row = train_row(SUMS | {"halted": 0.0}, per_cycle=False)
-    assert not [tag for tag in row if "deep_supervision" in tag]
+    assert not [tag for tag in row if "deep_supervision" in tag or "first_segment" in tag]
+    assert not [tag for tag in train_row(SUMS | {"first": 0.0}, per_cycle=True) if "first_segment" in tag]
     assert [tag for tag in row if tag.startswith("train/act/")] == ["train/act/q_halt_loss"]
 
 

@@ -324,8 +324,8 @@ def test_a_signal_makes_the_file_that_tells_workers_and_an_old_one_is_removed(tm
 def test_ctrl_c_during_training_saves_the_step_under_way(tmp_path, whole):
     session = local_session(tmp_path, CONFIG)
 
-    def log_and_interrupt(step, wall_s, metrics):
-        session.log_row(step, wall_s, metrics)
+    def log_and_interrupt(step, wall_s, metrics, depths=None):
+        session.log_row(step, wall_s, metrics, depths)
         if step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 

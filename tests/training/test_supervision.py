@@ -75,6 +75,15 @@ def test_a_scenario_is_its_base_weight_over_the_steps():
     assert base(True, (10, 20)) == pytest.approx([0, 0, 0.2, 0.4, 0.4])
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+@pytest.mark.parametrize("curriculum", [None, (0, 5), (10, 20)])
+def test_the_supervised_steps_are_those_whose_base_weight_is_above_zero(enabled, weight, curriculum):
+    scenario = Supervision(enabled, "constant", weight, curriculum)
+    for steps in (0, 1, 2, 10, 11, 12, 25):
+        assert scenario.num_supervised(steps) == sum(scenario.base_weight(step) > 0 for step in range(steps))
+
+
 # -- losses -----------------------------------------------------------------------------------------------------------
 
 

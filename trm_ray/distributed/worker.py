@@ -22,7 +22,7 @@ from trm_ray.distributed.ray_internals import is_preempted
 from trm_ray.runs.execute import choose_device, execute
 from trm_ray.runs.plan import RunPlan
 from trm_ray.training.optim import NonFiniteError
-from trm_ray.training.session import Session
+from trm_ray.training.session import Depths, Session
 from trm_ray.training.stopping import Interrupted, StopFile
 
 _WAIT_S = 0.5
@@ -34,9 +34,9 @@ class RaySession(Session):
 
     gauges: RunGauges = field(kw_only=True)
 
-    def log(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, wall_s: float, metrics: Mapping[str, float], depths: Depths | None = None) -> None:
         """Write one row of metrics and show it, from rank 0 only."""
-        super().log(step, wall_s, metrics)
+        super().log(step, wall_s, metrics, depths)
         if self.rank == 0:
             self.gauges.show(step, metrics)
 

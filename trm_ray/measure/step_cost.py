@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from trm_ray.config import Config, load_config, with_overrides
-from trm_ray.model.layers import Linear, swiglu_inner_size
+from trm_ray.model.layers import Linear
 from trm_ray.reporting.terminal import number_table
+from trm_ray.training.flops import step_flops
 from trm_ray.training.session import Session
 from trm_ray.training.state import TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
@@ -185,7 +186,7 @@ def measure_case(shape: str, scenario: str, num_steps: int | None, threads: int)
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         num_steps=len(times),
         **{name: statistics.median(step[name] for step in times) for name in times[0]},
-        flops=step_flops(config, tokens),
+        flops=step_flops(config, tokens, supervised=config.deep_supervision_enabled),
         machine_rate=machine_rate(dtype, threads),
         peak_mib=math.nan,
     )
@@ -377,34 +378,6 @@ def _highest_bytes(device: torch.device) -> int:
         return 1024 * int(fields["VmHWM"].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def step_flops(config: Config, tokens: TokenShape) -> float:
-    """Count the multiplications and additions of a step's matrix multiplications; everything else is left out.
-
-    With M = multiply-adds a row of the batch in one pass through the stack and the head's D·V a cell once a cycle,
-
-        forward  = 2·B·H·((L + 1)·M + cells·D·V)
-        backward = 2 × the forward of the cycles that carry gradient: all, or in the baseline the last.
-    """
-    arch, positions = config.arch, config.arch.prefix_len + tokens.seq_len
-    stack = arch.L_layers * (_mixer_macs(config, positions) + positions * _swiglu_macs(config, arch.hidden_size))
-    cycle = (arch.L_cycles + 1) * stack + tokens.seq_len * arch.hidden_size * tokens.vocab_size
-    with_gradient = arch.H_cycles if config.deep_supervision_enabled else 1
-    return 2.0 * config.global_batch_size * cycle * (arch.H_cycles + 2 * with_gradient)
-
-
-def _mixer_macs(config: Config, positions: int) -> int:
-    """Count a mixer's multiply-adds: SwiGLU over positions, or four projections, the scores and their weighted sum."""
-    hidden = config.arch.hidden_size
-    if config.arch.mixer == "mlp":
-        return hidden * _swiglu_macs(config, positions)
-    return positions * (4 * hidden * hidden + 2 * positions * hidden)
-
-
-def _swiglu_macs(config: Config, size: int) -> int:
-    """Count a vector's multiply-adds in its three maps: gate, up and down."""
-    return 3 * size * swiglu_inner_size(size, config.arch.expansion, config.arch.ffn_multiple_of)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from trm_ray.reporting.run_log import METRICS_FILE, RunLog, forget_earlier_attempt
+from trm_ray.reporting.run_log import LOG_FILES, METRICS_FILE, RunLog, forget_earlier_attempt
 from trm_ray.storage import StorageError, is_remote, retried
 
 # Between two copies; long enough, too, for copying to take a tenth of the time at most, however long the log grows.
@@ -47,8 +47,10 @@ class MirroredLog(RunLog):
         self._sleep, self._copied, self._copying = sleep, dict[str, int](), threading.Lock()
         if resume_step is None:
             forget_earlier_attempt(folder)
-        elif (folder / METRICS_FILE).is_file():
-            (self._here / METRICS_FILE).write_bytes((folder / METRICS_FILE).read_bytes())
+        else:
+            for path in (folder / name for name in LOG_FILES):
+                if path.is_file():
+                    (self._here / path.name).write_bytes(path.read_bytes())
         super().__init__(self._here, resume_step)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="log", daemon=True)

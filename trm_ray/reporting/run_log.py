@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import yaml
@@ -22,12 +23,18 @@ from trm_ray.config import UNREADABLE, load_yaml
 from trm_ray.storage import as_path, is_whole
 
 METRICS_FILE = "metrics.jsonl"
+DEPTHS_FILE = "depths.jsonl"
+LOG_FILES = (METRICS_FILE, DEPTHS_FILE)
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 FINAL_FOLDER, FINAL_MARK = "final_model", "manifest.json"
 
 TRAIN_CYCLE_LOSS = "train/deep_supervision/step_{i}_loss"
 EVAL_CYCLE_LOSS = "eval/step_{i}_loss"
+# Where refinement is to be seen: at the last segment all cycles agree.
+TRAIN_FIRST_LOSS = "train/first_segment/step_{i}_loss"
+EVAL_FIRST_LOSS = "eval/first_segment/step_{i}_loss"
+EVAL_FIRST_EXACT = "eval/first_segment/step_{i}_exact_accuracy"
 
 Row = dict[str, float]
 _LOG = logging.getLogger("trm_ray")
@@ -37,7 +44,7 @@ _LOG = logging.getLogger("trm_ray")
 
 
 class RunLog:
-    """Write one row a step to `metrics.jsonl` and the same numbers to TensorBoard.
+    """Write one row a step to `metrics.jsonl`, an evaluation's numbers by depth beside it, and rows to TensorBoard.
 
     Args:
         folder: the run's folder; made when missing.
@@ -51,8 +58,9 @@ class RunLog:
         if resume_step is None:
             forget_earlier_attempt(folder)
         else:
-            _drop_rows_after(folder / METRICS_FILE, resume_step)
-        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+            for name in LOG_FILES:
+                _drop_rows_after(folder / name, resume_step)
+        self._file, self._depths = ((folder / name).open("a", encoding="utf-8") for name in LOG_FILES)
         self._board: _Board | None = None
         self._on_board(lambda: self._open_board(folder, None if resume_step is None else resume_step + 1))
 
@@ -71,18 +79,26 @@ class RunLog:
             line = "TensorBoard will not show what comes from here on (%s: %s)"
             logging.getLogger(__name__).warning(line, type(error).__name__, error)
 
-    def write(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+    def write(
+        self,
+        step: int,
+        wall_s: float,
+        metrics: Mapping[str, float],
+        depths: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         """Append the row of `step`; it is on disk, readable by others, when this returns.
 
         Args:
             wall_s: training seconds so far, those before a resume included.
             metrics: value by tag. JSON has no NaN and no infinity: both are written as null, and read back as NaN.
+            depths: an evaluation's `loss`, `accuracy` and `exact_accuracy` after every H-cycle.
         """
         numbers = {tag: float(value) for tag, value in metrics.items()}
-        row: dict[str, float | None] = {"step": int(step), "wall_s": round(float(wall_s), 3)}
-        row.update({tag: value if math.isfinite(value) else None for tag, value in numbers.items()})
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        place = {"step": int(step), "wall_s": round(float(wall_s), 3)}
+        if depths is not None:  # first: whoever sees an evaluation's row finds its depths
+            by_depth = {name: [_finite(value) for value in values] for name, values in depths.items()}
+            _append(self._depths, {**place, **by_depth})
+        _append(self._file, {**place, **{tag: _finite(value) for tag, value in numbers.items()}})
         if (board := self._board) is not None:
             self._on_board(lambda: board.write(int(step), numbers))
 
@@ -92,6 +108,7 @@ class RunLog:
     def close(self) -> None:
         """Flush and close both files; a second call does nothing."""
         self._file.close()
+        self._depths.close()
         if self._board is not None:
             self._on_board(self._board.close)
 
@@ -102,6 +119,15 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _append(file: TextIO, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(row, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 class _Board:
@@ -144,7 +170,8 @@ class _Board:
 
 def forget_earlier_attempt(folder: Path) -> None:
     """Remove a log that no checkpoint is left of."""
-    (folder / METRICS_FILE).unlink(missing_ok=True)
+    for name in LOG_FILES:
+        (folder / name).unlink(missing_ok=True)
     for path in folder.glob("events.out.tfevents.*"):
         path.unlink()
 
@@ -214,10 +241,22 @@ class Series(NamedTuple):
 
 
 @dataclass(frozen=True)
+class DepthRow:
+    """What an evaluation found after each of the D H-cycles since the puzzle was taken up: (D,) each."""
+
+    step: int
+    wall_s: float
+    loss: np.ndarray
+    accuracy: np.ndarray
+    exact_accuracy: np.ndarray
+
+
+@dataclass(frozen=True)
 class Run:
     """A run as its folder tells it.
 
-    `rows` are in the order of their steps, one a step. `finished` means that the folder holds a final model.
+    `rows` are in the order of their steps, one a step; `depths` too, one an evaluation. `finished` means that the
+    folder holds a final model.
     """
 
     folder: Path
@@ -226,6 +265,7 @@ class Run:
     rows: tuple[Row, ...]
     finished: bool
     environment: dict[str, Any] = field(default_factory=dict)
+    depths: tuple[DepthRow, ...] = ()
 
     @property
     def config_name(self) -> str:
@@ -321,6 +361,7 @@ def read_run(folder: Path) -> Run:
         rows=tuple(with_nan(rows[step]) for step in sorted(rows)),
         finished=is_whole(folder / FINAL_FOLDER, FINAL_MARK),
         environment=_read_environment(folder / ENVIRONMENT_FILE),
+        depths=_read_depths(folder / DEPTHS_FILE),
     )
 
 
@@ -395,9 +436,27 @@ def _parse_row(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or not all(isinstance(value, int | float | None) for value in row.values()):
+    if not isinstance(row, dict) or not all(map(_is_number, itertools.chain(*map(_listed, row.values())))):
         return None
     return row if isinstance(row.get("step"), int) and "wall_s" in row else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | None)
+
+
+def _read_depths(path: Path) -> tuple[DepthRow, ...]:
+    """Read the numbers by depth, in the order of the steps; an older run has none."""
+    rows = {int(row["step"]): row for row in _raw_rows(path)} if path.is_file() else {}
+    names = ("loss", "accuracy", "exact_accuracy")
+    return tuple(
+        DepthRow(step, float(rows[step]["wall_s"]), *(np.array(rows[step][name], dtype=np.float64) for name in names))
+        for step in sorted(rows)
+    )
 
 
 def with_nan(row: Mapping[str, float | None]) -> Row:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trm_ray.model.trm import Batch
-from trm_ray.training.session import Session
+from trm_ray.training.session import Depths, Session
 
 _LOOK_EVERY_S = 0.002
 # Made in the folder of the two runs once one of them is over, so that the other does not wait for ever.
@@ -49,10 +49,10 @@ class TurnSession(Session):
         self._stop()
         return super().test_batches()
 
-    def log(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, wall_s: float, metrics: Mapping[str, float], depths: Depths | None = None) -> None:
         """Note what the turn took, let the other run have its own, and wait for the next."""
         self._stop()
-        super().log(step, wall_s, metrics)
+        super().log(step, wall_s, metrics, depths)
         row = {"step": step, "cpu_s": self.turn.cpu_s, "report_s": self.turn.report_s, **metrics}
         with (self.run_dir / f"turns_{self.rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

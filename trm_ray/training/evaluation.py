@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,58 +16,90 @@ from trm_ray.training.losses import IGNORED_LABEL, CellLoss, puzzle_loss, solved
 from trm_ray.training.metrics import MetricSums
 from trm_ray.training.session import Session
 
-_MEANS = (
-    *("accuracy", "exact_accuracy", "exact_accuracy_first", "exact_accuracy_halting"),
-    *("act_steps", "q_halt_accuracy"),
-)
+_HALTING = ("exact_accuracy_halting", "act_steps", "q_halt_accuracy")
+_BY_DEPTH = ("loss", "accuracy", "exact_accuracy")
 
 
-def evaluate(
-    model: TinyRecursiveModel, batches: Iterable[Batch], cell_loss: CellLoss, session: Session
-) -> dict[str, float]:
-    """Measure a model on held-out puzzles, each with `halt_max_steps` segments.
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model comes to on held-out puzzles.
+
+    row: numbers by tag. depths: `loss`, `accuracy` and `exact_accuracy` after each of the D H-cycles since the puzzle
+    was taken up, (D,) each.
+    """
+
+    row: dict[str, float]
+    depths: dict[str, list[float]]
+
+
+def evaluate(model: TinyRecursiveModel, batches: Iterable[Batch], cell_loss: CellLoss, session: Session) -> HeldOut:
+    """Measure a model on held-out puzzles at every depth, each with `halt_max_steps` segments.
 
     Rows without any label have no solution to compare with and count nowhere; if there are no others, all is NaN.
 
     Returns:
-        `eval/loss` (CE of the last H-cycle at the last segment), `eval/step_{i}_loss` of every cycle, the cell accuracy
-        and the exact accuracy at the last segment, at the first, and where the halt head would stop, whose mean is
-        `eval/act_steps`. `eval/q_halt_accuracy`: how often its last verdict is right.
+        A row with `eval/loss` (CE of the last H-cycle at the last segment), `eval/step_{i}_loss` of that segment's
+        cycles, the cell accuracy and the exact accuracy at the last segment, at the first, and where the halt head
+        would stop, whose mean is `eval/act_steps`; `eval/q_halt_accuracy`: how often its last verdict is right;
+        `eval/first_segment/step_{i}_loss` and `…_exact_accuracy`; `eval/anytime_accuracy`. And the depths themselves.
     """
-    names = ("count", *_MEANS, *(f"step_{i}_loss" for i in range(model.H_cycles)))
-    sums, was_training = MetricSums(names, session.device), model.training
+    sums, was_training = MetricSums(("count", *_HALTING), session.device), model.training
+    shape = (len(_BY_DEPTH), model.halt_max_steps * model.H_cycles)
+    by_depth = torch.zeros(shape, dtype=torch.float64, device=session.device)
     model.eval()
     for batch in batches:
-        sums.add(_batch_sums(model, batch, cell_loss))
+        halting, curves = _batch_sums(model, batch, cell_loss)
+        sums.add(halting)
+        by_depth += curves
     model.train(was_training)
+    session.sum_over_ranks(by_depth)
     totals = sums.drain(session)
     count = totals["count"] or math.nan
-    row = {f"eval/{name}": totals[name] / count for name in names[1:]}
-    return {"eval/loss": row[f"eval/step_{model.H_cycles - 1}_loss"], **row}
+    depths = dict(zip(_BY_DEPTH, (by_depth / count).tolist(), strict=True))
+    return HeldOut({**_depth_row(depths, model.H_cycles), **{f"eval/{n}": totals[n] / count for n in _HALTING}}, depths)
+
+
+def _depth_row(depths: dict[str, list[float]], num_cycles: int) -> dict[str, float]:
+    """Take the numbers that are followed over the steps out of those of all depths."""
+    loss, accuracy, exact = (depths[name] for name in _BY_DEPTH)
+    row = {
+        "eval/loss": loss[-1],
+        "eval/accuracy": accuracy[-1],
+        "eval/exact_accuracy": exact[-1],
+        "eval/exact_accuracy_first": exact[num_cycles - 1],
+        "eval/anytime_accuracy": anytime(exact),
+    }
+    row |= {f"eval/step_{i}_loss": value for i, value in enumerate(loss[-num_cycles:])}
+    for i in range(num_cycles):
+        row |= {f"eval/first_segment/step_{i}_loss": loss[i], f"eval/first_segment/step_{i}_exact_accuracy": exact[i]}
+    return row
+
+
+def anytime(exact: Sequence[float]) -> float:
+    """Average the exact accuracy over the depths d = 1, 2, …, each weighing 1/d: how good an early answer is."""
+    weights = [1 / depth for depth in range(1, len(exact) + 1)]
+    return sum(map(operator.mul, weights, exact)) / sum(weights)
 
 
 @torch.inference_mode()
-def _batch_sums(model: TinyRecursiveModel, batch: Batch, cell_loss: CellLoss) -> dict[str, Tensor]:
-    solved, halt = [], []
-    output: SegmentOutput
+def _batch_sums(model: TinyRecursiveModel, batch: Batch, cell_loss: CellLoss) -> tuple[dict[str, Tensor], Tensor]:
+    """Sum up where the halt head stops, and the numbers of every depth: (3, D)."""
+    halts, curves = [], []
     for output in run_segments(model, batch):
-        solved.append(solved_cells(output.cycle_logits[-1], batch.labels)[1])
-        halt.append(output.halt_logits > 0)
-    at = _halting_segment(torch.stack(halt))
-    cells, last = solved_cells(output.cycle_logits[-1], batch.labels)
+        halts.append(output.halt_logits > 0)
+        # Cycle by cycle: all logits of a segment at once would take H_cycles times the memory.
+        for logits in output.cycle_logits:
+            cells, solved = solved_cells(logits, batch.labels)
+            curves.append(torch.stack((puzzle_loss(cell_loss, logits, batch.labels).double(), cells, solved)))
+    halt, by_depth, labelled = torch.stack(halts), torch.stack(curves, 1), has_labels(batch)
+    at, solved = _halting_segment(halt), by_depth[2, model.H_cycles - 1 :: model.H_cycles]
     rows = {
-        "count": torch.ones_like(cells),
-        "accuracy": cells,
-        "exact_accuracy": last,
-        "exact_accuracy_first": solved[0],
-        "exact_accuracy_halting": torch.stack(solved).gather(0, at.unsqueeze(0))[0],
+        "count": labelled,
+        "exact_accuracy_halting": solved.gather(0, at.unsqueeze(0))[0],
         "act_steps": at + 1,
-        "q_halt_accuracy": halt[-1] == last,
+        "q_halt_accuracy": halt[-1] == solved[-1],
     }
-    for i, logits in enumerate(output.cycle_logits):
-        rows[f"step_{i}_loss"] = puzzle_loss(cell_loss, logits, batch.labels)
-    labelled = has_labels(batch)
-    return {name: (values * labelled).sum() for name, values in rows.items()}
+    return {name: (values * labelled).sum() for name, values in rows.items()}, (by_depth * labelled).sum(-1)
 
 
 def has_labels(batch: Batch) -> Tensor:

@@ -22,9 +22,10 @@ from trm_ray.training.checkpoint import (
     remove_leftovers,
 )
 from trm_ray.training.clock import Clock
-from trm_ray.training.evaluation import evaluate
+from trm_ray.training.evaluation import HeldOut, evaluate
+from trm_ray.training.flops import train_flops
 from trm_ray.training.metrics import gpu_row, train_row
-from trm_ray.training.session import Session
+from trm_ray.training.session import Depths, Session
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import gradient_stats, train_step
 from trm_ray.training.stopping import stopped_after
@@ -58,12 +59,13 @@ def run_training(
         run = _Run(config, state, recipe, session, store, Clock(state.wall_s, session.exchange_time))
         run.mend_end()
         for due, row in run.steps():  # raises on NaN; a request to stop saves, then raises
-            measured = run.evaluate() if due.evaluate else {}  # first: a stop meanwhile leaves the window to the resume
+            held_out = run.evaluate() if due.evaluate else None  # first: a stop leaves the window to the resume
+            measured = held_out.row if held_out else {}
             if due.log:
                 row |= run.window_row()
             row |= measured
             with run.clock.paused():
-                run.log(row)
+                run.log(row, held_out.depths if held_out else None)
                 if due.save:
                     run.save(checkpoint_name(state.step), measured["eval/loss"])
                 if due.last:
@@ -131,27 +133,29 @@ class _Run:
             self._save_and_stop()
         return due
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> HeldOut:
         """Measure the run on held-out puzzles; save and stop if a worker is asked to meanwhile."""
         with self.clock.paused():
-            row = evaluate_state(self.state, self.recipe, self.session)
-        return self._save_and_stop() if row is None else row
+            held_out = evaluate_state(self.state, self.recipe, self.session)
+        return self._save_and_stop() if held_out is None else held_out
 
     def window_row(self) -> dict[str, float]:
         """Average the logging window that ends here. Synchronises with the device."""
         state, done = self.state, self.state.step - 1
         row = train_row(state.sums.drain(self.session), per_cycle=self.config.log_per_step_losses)
         row["train/learning_rate"] = self.recipe.rate_at(done)
-        row["train/curriculum_weight"] = self.recipe.supervision.base_weight(done)
+        supervision = self.recipe.supervision
+        row["train/curriculum_weight"] = supervision.base_weight(done)
+        row["train/flops"] = train_flops(self.config, state.shape, state.step, supervision.num_supervised(state.step))
         row["throughput/num_workers"] = self.session.world_size
         row |= self.clock.throughput(self.recipe.global_batch_size)
         return row | gpu_row(self.session.device) | self.store.numbers()
 
-    def log(self, row: dict[str, float]) -> None:
+    def log(self, row: dict[str, float], depths: Depths | None = None) -> None:
         """Write a line, if there is something to write; what was due at this step is done."""
         self.state.wall_s, self.state.unlogged = self.clock.wall_s(), None
         if row:
-            self.session.log(self.state.step, self.state.wall_s, row)
+            self.session.log(self.state.step, self.state.wall_s, row, depths)
 
     def save(self, name: str, score: float | None = None) -> None:
         """Begin to write a checkpoint from rank 0; every rank takes part, since the carry's rows are gathered."""
@@ -207,9 +211,9 @@ def _open_store(config: Config, session: Session) -> CheckpointStore:
     )
 
 
-def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> dict[str, float] | None:
+def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> HeldOut | None:
     """Evaluate the averaged weights if there are any, else the weights; None if a worker is asked to stop meanwhile."""
     batches = itertools.takewhile(lambda _: not session.stop_requested(), session.test_batches())
     with state.averaged_weights():
-        row = evaluate(state.model, batches, recipe.cell_loss, session)
-    return None if session.any_rank(session.stop_requested()) else row
+        held_out = evaluate(state.model, batches, recipe.cell_loss, session)
+    return None if session.any_rank(session.stop_requested()) else held_out

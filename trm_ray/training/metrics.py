@@ -53,7 +53,9 @@ HALTED_MEANS = {
 
 def train_metric_names(num_cycles: int) -> tuple[str, ...]:
     """Name the sums that training keeps."""
-    return ("count", "halted", *STEP_MEANS, *HALTED_MEANS, *(f"step_{i}_loss" for i in range(num_cycles)))
+    cycles = [f"step_{i}_loss" for i in range(num_cycles)]
+    # Names are only ever added at the end: a checkpoint holds the sums of its window in this order.
+    return ("count", "halted", *STEP_MEANS, *HALTED_MEANS, *cycles, "first", *(f"first_{name}" for name in cycles))
 
 
 @torch.no_grad()
@@ -61,11 +63,12 @@ def train_sums(output: SegmentOutput, losses: SegmentLosses, grad_norm: Tensor, 
     """Sum up one step of one worker.
 
     Losses are already shares of the global batch and add up over the workers; `count` and the gradient norm are the
-    same on all of them. Accuracies count the puzzles that halted, as in the original.
+    same on all of them. Accuracies count the puzzles that halted, as in the original. Rows at their first segment are
+    summed apart too: later ones begin with an answer that all cycles have refined already.
     """
     carry = output.carry
     cells, solved = solved_cells(output.cycle_logits[-1], carry.puzzles.labels)
-    halted, one = carry.halted, torch.ones((), device=carry.steps.device)
+    halted, first, one = carry.halted, carry.steps == 1, torch.ones((), device=carry.steps.device)
 
     def over_halted(values: Tensor) -> Tensor:
         return (values * halted).sum()
@@ -84,6 +87,8 @@ def train_sums(output: SegmentOutput, losses: SegmentLosses, grad_norm: Tensor, 
         "exact_accuracy": over_halted(solved),
         "q_halt_accuracy": over_halted((output.halt_logits >= 0) == solved),
         **{f"step_{i}_loss": loss for i, loss in enumerate(losses.cycles)},
+        "first": first.sum(),
+        **{f"first_step_{i}_loss": (rows * first).sum() for i, rows in enumerate(losses.rows)},
     }
 
 
@@ -95,6 +100,9 @@ def train_row(sums: Mapping[str, float], *, per_cycle: bool) -> dict[str, float]
     if per_cycle:
         cycles = (name for name in sums if name.startswith("step_"))
         row |= {f"train/deep_supervision/{name}": sums[name] / sums["count"] for name in cycles}
+    if per_cycle and sums["first"]:
+        names = (name for name in sums if name.startswith("first_"))
+        row |= {f"train/first_segment/{name.removeprefix('first_')}": sums[name] / sums["first"] for name in names}
     return row
 
 

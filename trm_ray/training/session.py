@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,15 @@ from torch import Tensor
 from trm_ray.model.trm import Batch
 from trm_ray.training.checkpoint import latest_checkpoint
 
-LogRow = Callable[[int, float, Mapping[str, float]], None]
+Depths = Mapping[str, Sequence[float]]
+
+
+class LogRow(Protocol):
+    """Writes one row of metrics; see `reporting.run_log.RunLog.write`."""
+
+    def __call__(  # noqa: D102
+        self, step: int, wall_s: float, metrics: Mapping[str, float], depths: Depths | None = None, /
+    ) -> None: ...
 
 
 def place() -> tuple[int, int]:
@@ -94,10 +102,10 @@ class Session:
         """Yield this worker's share of the test split once, on the device."""
         return (self._to_device(tokens) for tokens in self.test_tokens())
 
-    def log(self, step: int, wall_s: float, metrics: Mapping[str, float]) -> None:
-        """Write one row of metrics, from rank 0 only."""
+    def log(self, step: int, wall_s: float, metrics: Mapping[str, float], depths: Depths | None = None) -> None:
+        """Write one row of metrics, and an evaluation's numbers by depth if there are any, from rank 0 only."""
         if self.rank == 0:
-            self.log_row(step, wall_s, metrics)
+            self.log_row(step, wall_s, metrics, depths)
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Tell the launcher of an evaluation; called by every rank."""

@@ -237,7 +237,7 @@ class TrainState:
             self.average.weights = {name: w.to(session.device) for name, w in state["ema"].items()}
         self.generator.set_state(state["generator"].cpu())
         if session.rank == 0:  # already a sum over the workers
-            self.sums.sums.copy_(state["sums"])
+            self.sums.sums[: len(state["sums"])] = state["sums"]  # an older release kept fewer of them
         own = {name: session.own_rows(rows).to(session.device) for name, rows in state["carry"].items()}
         puzzles = Batch(*(own.pop(field.name) for field in fields(Batch)))
         self.carry = Carry(**own, puzzles=puzzles)

@@ -63,6 +63,12 @@ class Supervision:
             return self.weight
         return curriculum_weight(step, *self.curriculum, self.weight)
 
+    def num_supervised(self, steps: int) -> int:
+        """Count the steps among the first so many whose base weight is above 0."""
+        if not self.enabled or self.weight == 0:
+            return 0
+        return steps if self.curriculum is None else max(0, steps - self.curriculum[0] - 1)
+
 
 @dataclass(frozen=True)
 class SegmentLosses:
@@ -70,6 +76,7 @@ class SegmentLosses:
 
     act: CE of the last cycle / W + ½·halt, W the sum of the weights. supervised: Σ wᵢ·CEᵢ / W over the earlier cycles.
     lm: CE of the last cycle, unscaled. cycles: CE of every cycle. halt: BCE of the halt logit against "puzzle solved".
+    rows: CE of every cycle for each puzzle here, (B,), without gradient.
     """
 
     total: Tensor
@@ -78,6 +85,7 @@ class SegmentLosses:
     lm: Tensor
     cycles: tuple[Tensor, ...]
     halt: Tensor
+    rows: tuple[Tensor, ...]
 
 
 def segment_losses(
@@ -91,14 +99,16 @@ def segment_losses(
             over the workers.
     """
     labels = output.carry.puzzles.labels
-    cycles = []
+    cycles, rows = [], []
     for logits, weight in zip(output.cycle_logits, weights, strict=True):
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-            cycles.append(puzzle_loss(cell_loss, logits, labels).sum() / num_puzzles)
+            of_rows = puzzle_loss(cell_loss, logits, labels)
+            cycles.append(of_rows.sum() / num_puzzles)
+            rows.append(of_rows.detach())
     solved = solved_cells(output.cycle_logits[-1].detach(), labels)[1]
     halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved.float(), reduction="sum") / num_puzzles
     total_weight = sum(weights)
     act = cycles[-1] / total_weight + 0.5 * halt
     weighted = [w * ce / total_weight for w, ce in zip(weights[:-1], cycles[:-1], strict=True) if w > 0]
     supervised = torch.stack(weighted).sum() if weighted else torch.zeros_like(act)
-    return SegmentLosses(act + supervised, act, supervised, cycles[-1], tuple(cycles), halt)
+    return SegmentLosses(act + supervised, act, supervised, cycles[-1], tuple(cycles), halt, tuple(rows))
