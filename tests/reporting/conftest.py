@@ -35,6 +35,13 @@ CONFIG = {
 }
 
 MakeRun = Callable[..., Run]
+FIRST_CYCLE = "eval/first_segment/step_0_exact_accuracy"
+
+
+def depth_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Let the puzzles solved grow from those of the first cycle to all of the row's over eight segments of three."""
+    solved = [row[FIRST_CYCLE] + (row["eval/exact_accuracy"] - row[FIRST_CYCLE]) * d / 23 for d in range(24)]
+    return {"step": row["step"], "wall_s": row["wall_s"], "exact_accuracy": solved, "loss": solved, "accuracy": solved}
 
 
 @pytest.fixture
@@ -51,7 +58,10 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in rows))
+        written = [dict(row) for row in rows]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+        depths = [depth_row(row) for row in written if FIRST_CYCLE in row]
+        (folder / "depths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in depths))
         if environment is not None:
             (folder / "environment.json").write_text(json.dumps(dict(environment)))
         if finished:
@@ -75,6 +85,7 @@ def falling_rows(
         row: dict[str, float] = {"step": step, "wall_s": 0.1 * step}
         for i in range(num_cycles):
             row[f"train/deep_supervision/step_{i}_loss"] = loss * (1 + 0.2 * (num_cycles - 1 - i))
+            row[f"train/first_segment/step_{i}_loss"] = 1.5 * loss * (1 + 0.2 * (num_cycles - 1 - i))
         share = 0.6 * loss if supervised else 0.0
         row.update(
             {
@@ -101,6 +112,8 @@ def falling_rows(
         if with_eval and step % 100 == 0:
             for i in range(num_cycles):
                 row[f"eval/step_{i}_loss"] = 1.1 * loss * (1 + 0.2 * (num_cycles - 1 - i))
+                row[f"eval/first_segment/step_{i}_loss"] = 1.6 * loss * (1 + 0.2 * (num_cycles - 1 - i))
+                row[f"eval/first_segment/step_{i}_exact_accuracy"] = step / 400 * (i + 1) / num_cycles
             solved = step / 400
             row.update({"eval/loss": 1.1 * loss, "eval/accuracy": 0.9, "eval/exact_accuracy": solved})
             row.update({"eval/exact_accuracy_first": solved, "eval/exact_accuracy_halting": solved})

@@ -20,15 +20,15 @@ Rows = Callable[..., list[dict[str, float]]]
 
 TITLES = [
     "Training loss",
-    "Loss of each H-cycle",
-    "Refinement: first − last H-cycle",
+    "Loss of each H-cycle, first segment",
+    "Refinement: solved by each H-cycle",
     "Supervision weight",
     "Gradient norm",
     "Gradient norm of each H-cycle",
     "Learning rate",
     "Mean ACT steps",
-    "Recent loss map",
-    "Spread across H-cycles",
+    "Solved by depth and step",
+    "Solved by depth",
     "Latest loss of each H-cycle",
     "Summary",
 ]
@@ -122,16 +122,27 @@ def test_panels_without_data_say_why(make_run: MakeRun, healthy_rows: Rows) -> N
     rows = [{tag: value for tag, value in row.items() if "step_" not in tag} for row in healthy_rows(with_eval=False)]
     off = {"log_per_step_losses": False, "compute_gradient_stats": False}
     figure = draw_dashboard(make_run(rows, **off))
-    for title in ("Loss of each", "Refinement", "Recent loss map", "Spread", "Latest loss"):
+    for title in ("Loss of each", "Latest loss"):
         assert "log_per_step_losses is off" in words(panel(figure, title))
     assert "compute_gradient_stats is off" in words(panel(figure, "Gradient norm of each"))
+    for title in ("Refinement", "Solved by depth and step", "Solved by depth"):
+        assert "the first is due at step 100" in words(panel(figure, title))
     assert "no evaluation yet: eval_interval=100" in words(panel(figure, "Summary"))
+
+
+def test_a_run_of_a_release_without_depths_says_how_to_measure_them(make_run: MakeRun, healthy_rows: Rows) -> None:
+    rows = [{tag: value for tag, value in row.items() if "first_segment" not in tag} for row in healthy_rows()]
+    figure = draw_dashboard(make_run(rows))
+    for title in ("Refinement", "Solved by depth"):
+        assert "trm-ray evaluate" in words(panel(figure, title))
+    assert "all segments together" in panel(figure, "Loss of each").get_ylabel()
+    check_text(figure)
+    assert "measured no depth" in words(panel(draw_comparison([make_run(rows, "old")]), "Exact accuracy over depth"))
 
 
 def test_a_single_cycle_has_nothing_to_refine(make_run: MakeRun, healthy_rows: Rows) -> None:
     figure = draw_dashboard(make_run(healthy_rows(num_cycles=1), arch={"H_cycles": 1}))
-    assert "One H-cycle" in words(panel(figure, "Refinement"))
-    assert "One H-cycle" in words(panel(figure, "Spread"))
+    assert len(panel(figure, "Refinement").lines) == 1
 
 
 def test_gradient_statistics_that_are_not_due_yet_say_when(make_run: MakeRun, healthy_rows: Rows) -> None:
@@ -139,13 +150,22 @@ def test_gradient_statistics_that_are_not_due_yet_say_when(make_run: MakeRun, he
     assert "due at step 50, the run is at step 40" in words(panel(figure, "Gradient norm of each"))
 
 
-def test_the_refinement_panel_draws_first_minus_last_cycle(make_run: MakeRun) -> None:
-    losses = {"train/deep_supervision/step_0_loss": 0.9, "train/deep_supervision/step_1_loss": 0.5}
-    held_out = {"eval/step_0_loss": 0.8, "eval/step_1_loss": 0.7}
-    figure = draw_dashboard(make_run([{"step": 10, "wall_s": 1.0, **losses, **held_out}]))
-    training, evaluation, _ = panel(figure, "Refinement").lines
-    assert training.get_ydata() == pytest.approx([0.4])
-    assert evaluation.get_ydata() == pytest.approx([0.1])
+def test_refinement_is_drawn_where_it_is_to_be_seen_in_the_first_segment(make_run: MakeRun, healthy_rows: Rows) -> None:
+    figure = draw_dashboard(make_run(healthy_rows()))
+    first, second, last = panel(figure, "Refinement").lines
+    assert list(first.get_xdata()) == [100, 200, 300, 400]
+    assert [line.get_ydata()[-1] for line in (first, second, last)] == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_the_depth_panels_show_every_depth_and_evaluation(make_run: MakeRun, healthy_rows: Rows) -> None:
+    figure = draw_dashboard(make_run(healthy_rows()))
+    (image,) = panel(figure, "Solved by depth and step").child_axes[0].images
+    shares = image.get_array()
+    assert shares.shape == (24, 4)
+    assert (shares[0, 0], shares[23, 3]) == pytest.approx((100 / 400 / 3, 1.0))
+    curves = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Solved by depth")
+    assert [len(line.get_xdata()) for line in curves.lines] == [24] * 4
+    assert curves.lines[-1].get_ydata()[[0, -1]] == pytest.approx([1 / 3, 1])
 
 
 def test_the_clip_line_stands_at_the_configured_norm(make_run: MakeRun, healthy_rows: Rows) -> None:
@@ -183,24 +203,26 @@ def _low(row: dict[str, float]) -> dict[str, float]:
     return {"eval/exact_accuracy": 0.1} if "eval/loss" in row else {}
 
 
-def test_the_comparison_has_its_six_panels_and_no_text_overlaps(five: list[Run]) -> None:
+def test_the_comparison_has_its_eight_panels_and_no_text_overlaps(five: list[Run]) -> None:
     figure = draw_comparison(five, 0.5)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "Held-out loss over steps",
         "Exact accuracy over steps",
-        "Refinement: first − last H-cycle",
+        "First H-cycle's accuracy over steps",
+        "Exact accuracy over depth",
         "Held-out loss over time",
         "Exact accuracy over time",
+        "First H-cycle's accuracy over time",
         "Steps to 50 % exact accuracy",
     ]
-    assert figure.bbox.size.tolist() == [1600, 1000]
+    assert figure.bbox.size.tolist() == [2000, 1000]
     check_text(figure)
 
 
 def test_a_scenario_has_one_colour_in_all_panels_and_in_the_legend(five: list[Run]) -> None:
     figure = draw_comparison(five, 0.5)
     expected = {colour.lower() for colour in SCENARIO_COLOURS.values()}
-    for axes in figure.axes[:5]:
+    for axes in figure.axes[:7]:
         drawn = {to_hex(line.get_color()) for line in axes.lines if line.get_marker() not in ("None", "")}
         assert drawn == expected
     legend = figure.legends[0]
@@ -228,9 +250,8 @@ def test_a_threshold_never_reached_is_told_in_words(five: list[Run]) -> None:
 
 def test_runs_without_an_evaluation_say_why(make_run: MakeRun, healthy_rows: Rows) -> None:
     figure = draw_comparison([make_run(healthy_rows(last_step=90, with_eval=False))], 0.5)
-    for title in ("Held-out loss", "Exact accuracy", "Steps to"):
+    for title in ("Held-out loss", "Exact accuracy over depth", "First H-cycle", "Exact accuracy", "Steps to"):
         assert "first is due at step 100; the furthest run is at step 90" in words(panel(figure, title))
-    assert "(training)" in panel(figure, "Refinement").get_title(loc="left")
     check_text(figure)
 
 

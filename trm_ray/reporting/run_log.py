@@ -224,7 +224,11 @@ def evaluation_line(row: Mapping[str, float]) -> str:
 
 
 def _other_segments(row: Mapping[str, float]) -> str:
-    tags = {"first segment": "eval/exact_accuracy_first", "halting": "eval/exact_accuracy_halting"}
+    tags = {
+        "first cycle": EVAL_FIRST_EXACT.replace("{i}", "0"),
+        "first segment": "eval/exact_accuracy_first",
+        "halting": "eval/exact_accuracy_halting",
+    }
     parts = [f"{name} {100 * row[tag]:.1f} %" for name, tag in tags.items() if tag in row]
     return f" ({', '.join(parts)})" if parts else ""
 
@@ -321,17 +325,6 @@ class Run:
         while len((series := self.series(template.replace("{i}", str(len(found))))).steps):
             found.append(series)
         return found
-
-    def refinement(self, template: str) -> Series:
-        """Take first − last cycle's loss over the run: how much the later cycles improve the answer.
-
-        Args:
-            template: as in `cycle_series`; empty arrays when fewer than two cycles were logged.
-        """
-        num_cycles = len(self.cycle_series(template))
-        first, last = (template.replace("{i}", str(i)) for i in (0, num_cycles - 1))
-        rows = [row for row in self.rows if num_cycles > 1 and first in row and last in row]
-        return _series(rows, [row[first] - row[last] for row in rows])
 
 
 def _series(rows: Sequence[Row], values: Sequence[float]) -> Series:

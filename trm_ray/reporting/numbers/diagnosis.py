@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from trm_ray.reporting.run_log import EVAL_CYCLE_LOSS, TRAIN_CYCLE_LOSS, Run
+from trm_ray.reporting.run_log import EVAL_FIRST_LOSS, TRAIN_FIRST_LOSS, Run
 
 Mark = Literal["ok", "warn", "bad"]
 
@@ -16,6 +16,7 @@ MIN_FALL = 0.02  # relative fall of the training loss that counts as learning
 MAX_CLIPPED_SHARE = 0.5
 MAX_DATA_WAIT = 0.05
 ACCURACY_SLACK = 0.02  # a smaller loss of exact accuracy is noise
+HALTING_SLACK = 0.05  # what halting may cost for the segments that it saves
 SOLVES_PUZZLES = 0.5
 OVERFIT_WARN, OVERFIT_BAD = 1.1, 1.5  # last held-out loss over the best one
 
@@ -44,12 +45,10 @@ def loss_falls(run: Run) -> HealthMark | None:
         broken = run.series(tag).steps[~np.isfinite(run.series(tag).values)]
         if len(broken):
             return HealthMark("bad", f"{tag} not finite at step {broken[0]:,}: lower lr or warm up longer")
-    own, total = run.series("train/lm_loss").values, run.series("train/total_loss").values
-    loss = own if len(own) else total
+    loss = _training_loss(run)
     if len(loss) < MIN_ROWS:
         return HealthMark("warn", f"{_counted(len(loss), 'log')}: too few to see a trend")
-    quarter = max(1, len(loss) // 4)
-    first, last = float(np.mean(loss[:quarter])), float(np.mean(loss[-quarter:]))
+    first, last = _ends(loss)
     if last < (1 - MIN_FALL) * first:
         return HealthMark("ok", f"training loss falls: {first:.3g} → {last:.3g}")
     text = f"training loss does not fall ({first:.3g} → {last:.3g}): change lr"
@@ -57,24 +56,32 @@ def loss_falls(run: Run) -> HealthMark | None:
 
 
 def cycles_refine(run: Run) -> HealthMark | None:
-    """Judge whether the last H-cycle is better than the first, held out where evaluated."""
-    cycles = run.cycle_series(EVAL_CYCLE_LOSS) or run.cycle_series(TRAIN_CYCLE_LOSS)
+    """Judge whether the last H-cycle of the first segment is better than the first, held out where evaluated.
+
+    Only there: a later segment begins with an answer on which all cycles agree.
+    """
+    cycles = run.cycle_series(EVAL_FIRST_LOSS) or run.cycle_series(TRAIN_FIRST_LOSS)
     if len(cycles) < 2:
         return None
     first, last = float(cycles[0].values[-1]), float(cycles[-1].values[-1])
     if last < first:
-        return HealthMark("ok", f"last cycle beats the first: {first:.3g} → {last:.3g}")
+        return HealthMark("ok", f"later H-cycles refine: loss {first:.3g} → {last:.3g} in the first segment")
     return HealthMark("warn", f"later cycles do not help ({first:.3g} → {last:.3g}): raise arch.L_cycles")
 
 
 def gradient_fits_clip(run: Run) -> HealthMark | None:
-    """Judge how many of the logged steps were clipped."""
-    norms, clip = run.series("train/grad_norm").values, run.config.get("grad_clip_norm")
+    """Judge how many of the logged steps were clipped: no harm in itself, for Adam divides by the norm anyway."""
+    norms, clip, loss = run.series("train/grad_norm").values, run.config.get("grad_clip_norm"), _training_loss(run)
     if not clip or not len(norms):
         return None
     share = float(np.mean(norms > clip))
     text = f"gradient norm above clip at {100 * share:.0f} % of logs"
-    return HealthMark("warn", f"{text}: lower lr") if share > MAX_CLIPPED_SHARE else HealthMark("ok", text)
+    if share <= MAX_CLIPPED_SHARE or len(loss) < MIN_ROWS:
+        return HealthMark("ok", text)
+    first, last = _ends(loss)
+    if last < (1 - MIN_FALL) * first:
+        return HealthMark("ok", f"{text}, and the loss falls")
+    return HealthMark("warn", f"{text}, and the loss does not fall: lower lr")
 
 
 def puzzles_get_solved(run: Run) -> HealthMark | None:
@@ -112,7 +119,7 @@ def halting_is_useful(run: Run) -> HealthMark | None:
         return None
     most = run.arch.get("halt_max_steps", 16)
     where = f"halts after {steps:.1f} of {most} segments"
-    if halting < last - ACCURACY_SLACK:
+    if halting < last - HALTING_SLACK:
         return HealthMark("warn", f"{where} and loses {100 * (last - halting):.1f} points: train longer")
     if steps > 0.95 * most:
         return HealthMark("warn", f"{where}: the halting head saves nothing yet")
@@ -153,6 +160,17 @@ CHECKS: tuple[Callable[[Run], HealthMark | None], ...] = (
     segments_help,
     data_keeps_up,
 )
+
+
+def _training_loss(run: Run) -> np.ndarray:
+    own = run.series("train/lm_loss").values
+    return own if len(own) else run.series("train/total_loss").values
+
+
+def _ends(loss: np.ndarray) -> tuple[float, float]:
+    """Average the first and the last quarter."""
+    quarter = max(1, len(loss) // 4)
+    return float(np.mean(loss[:quarter])), float(np.mean(loss[-quarter:]))
 
 
 def _last(run: Run, tag: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The picture of several runs: held-out numbers over steps and time, refinement, steps to a threshold."""
+"""The picture of several runs: held-out numbers over steps, time and depth, and steps to a threshold."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from trm_ray.reporting.numbers.depth import exact_by_depth
 from trm_ray.reporting.numbers.groups import Band, Group, group_runs, spread_over_seeds
 from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, reach, spread, summarise
 from trm_ray.reporting.pictures import style
-from trm_ray.reporting.pictures.dashboard import why_no_cycles
 from trm_ray.reporting.pictures.style import FAINT, INK, MUTED, LineLook
-from trm_ray.reporting.run_log import EVAL_CYCLE_LOSS, TRAIN_CYCLE_LOSS, Run, Series
+from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, Run, Series
 
+# What is drawn over steps and over time: title, tag, kind of numbers.
+LINES = (
+    ("Held-out loss", "eval/loss", "loss"),
+    ("Exact accuracy", "eval/exact_accuracy", "share"),
+    ("First H-cycle's accuracy", EVAL_FIRST_EXACT.replace("{i}", "0"), "share"),
+)
 MAX_COLOURED_GROUPS = 10  # more lines than this nobody tells apart: the best ones are drawn, the others left grey
-WIDTH_IN, HEIGHT_IN = 16.0, 10.0
+WIDTH_IN, HEIGHT_IN = 20.0, 10.0
 BAR_CHARACTERS, BOLD_BAR_CHARACTERS = 56, 44  # what fits over a bar
 
 Styled = tuple[Group, LineLook]
@@ -43,17 +49,15 @@ def draw_comparison(runs: Sequence[Run], threshold: float = DEFAULT_THRESHOLD) -
         groups = _coloured(group_runs(runs), runs)
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(2, 3)
-        loss, exact = _reader("eval/loss"), _reader("eval/exact_accuracy")
-        _draw_lines(panels[0, 0], "Held-out loss over steps", groups, loss, "loss")
-        _draw_lines(panels[0, 1], "Exact accuracy over steps", groups, exact, "share")
-        _draw_refinement(panels[0, 2], groups)
-        _draw_lines(panels[1, 0], "Held-out loss over time", groups, loss, "loss", over_time=True)
-        _draw_lines(panels[1, 1], "Exact accuracy over time", groups, exact, "share", over_time=True)
-        for axes in panels[:, 1]:
+        panels = figure.subplots(2, 4)
+        for row, over in enumerate(("steps", "time")):
+            for axes, (title, tag, kind) in zip(panels[row], LINES, strict=False):
+                _draw_lines(axes, f"{title} over {over}", groups, _reader(tag), kind, over_time=over == "time")
+            axes = panels[row, 1]
             if axes.lines and axes.get_ylim()[0] < threshold < axes.get_ylim()[1]:
                 axes.axhline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        _draw_steps_to(panels[1, 2], groups, threshold)
+        _draw_depths(panels[0, 3], groups)
+        _draw_steps_to(panels[1, 3], groups, threshold)
         _frame(figure, groups, runs)
         return figure
 
@@ -91,7 +95,7 @@ def _draw_lines(
     axes.set_title(title)
     bands = [(group, look, spread_over_seeds([read(run) for run in group.runs])) for group, look in groups]
     if not any(band.num_seeds for _, _, band in bands):
-        style.say(axes, _why_no_evaluation([run for group, _ in groups for run in group.runs]))
+        style.say(axes, _why_none([run for group, _ in groups for run in group.runs]))
         return
     divisor, unit = _time_unit(bands) if over_time else (1.0, "")
     for group, look, band in bands:
@@ -137,18 +141,20 @@ def _finish_values(axes: Axes, kind: str) -> None:
         axes.set_ylabel("cross-entropy, last H-cycle")
 
 
-def _draw_refinement(axes: Axes, groups: Sequence[Styled]) -> None:
-    all_runs = [run for group, _ in groups for run in group.runs]
-    is_held_out = any(len(run.refinement(EVAL_CYCLE_LOSS).steps) for run in all_runs)
-    template = EVAL_CYCLE_LOSS if is_held_out else TRAIN_CYCLE_LOSS
-    if not any(len(run.refinement(template).steps) for run in all_runs):
-        axes.set_title("Refinement")
-        style.say(axes, why_no_cycles(all_runs, "refine") or "No loss of the single H-cycles has been logged yet.")
+def _draw_depths(axes: Axes, groups: Sequence[Styled]) -> None:
+    """Draw what is solved after so many H-cycles at the last evaluation: the accuracy at equal cost of inference."""
+    axes.set_title("Exact accuracy over depth")
+    bands = [(exact_by_depth(group.runs), look) for group, look in groups]
+    drawn = [(band, look) for band, look in bands if band.num_seeds]
+    if not drawn:
+        style.say(axes, _why_none([run for group, _ in groups for run in group.runs]))
         return
-    title = "Refinement: first − last H-cycle" + ("" if is_held_out else " (training)")
-    _draw_lines(axes, title, groups, lambda run: run.refinement(template), "difference")
-    axes.set_ylabel("loss that the later H-cycles take away")
-    axes.axhline(0, color=MUTED, linewidth=0.8)
+    for band, look in drawn:
+        axes.plot(band.depths, band.mean, color=look.colour, linestyle=look.line_style, marker=look.marker or None)
+        if band.num_seeds > 1 and look.marker:
+            axes.fill_between(band.depths, band.low, band.high, color=look.colour, alpha=0.16, linewidth=0)
+    style.depth_axis(axes, max(len(band.depths) for band, _ in drawn))
+    _finish_values(axes, "share")
 
 
 def _draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> None:
@@ -156,7 +162,7 @@ def _draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> No
     axes.set_title(f"Steps to {100 * threshold:g} % exact accuracy")
     shown = [(group, look) for group, look in groups if look.marker]
     if not any(len(run.series("eval/exact_accuracy").steps) for group, _ in shown for run in group.runs):
-        style.say(axes, _why_no_evaluation([run for group, _ in shown for run in group.runs]))
+        style.say(axes, _why_none([run for group, _ in shown for run in group.runs]))
         return
     for row, (group, look) in enumerate(shown):
         _draw_bar(axes, row, group, look, threshold)
@@ -241,7 +247,7 @@ def _caption(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
     silent = [run.name for run in runs if not len(run.series("eval/loss").steps)]
     if silent and len(silent) < len(runs):
         notes.append(f"Not evaluated yet: {', '.join(silent[:4])}{', …' if len(silent) > 4 else ''}.")
-    return "\n".join(textwrap.wrap("  ".join(notes), 225))
+    return "\n".join(textwrap.wrap("  ".join(notes), 285))
 
 
 def _handle(look: LineLook) -> Line2D:
@@ -254,7 +260,9 @@ def _seed_words(group: Group) -> str:
     return f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
 
 
-def _why_no_evaluation(runs: Sequence[Run]) -> str:
+def _why_none(runs: Sequence[Run]) -> str:
+    if any(len(run.series("eval/loss").steps) for run in runs):
+        return "Evaluated by a release that\nmeasured no depth."
     intervals = sorted({int(run.config["eval_interval"]) for run in runs if run.config.get("eval_interval")})
     furthest = max((run.last_step for run in runs), default=0)
     due = f"\nThe first is due at step {intervals[0]:,}; the furthest run is at step {furthest:,}." if intervals else ""

@@ -11,24 +11,24 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from trm_ray.reporting.numbers.diagnosis import health_marks
 from trm_ray.reporting.numbers.groups import scenario_name
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.pictures.style import INK, MUTED
-from trm_ray.reporting.run_log import EVAL_CYCLE_LOSS, TRAIN_CYCLE_LOSS, Run, Series
+from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, TRAIN_CYCLE_LOSS, TRAIN_FIRST_LOSS, Run, Series
 
 GRADIENT_NORM = "train/gradients/step_{i}_grad_norm_"
-MAX_MAP_COLUMNS = 40
+MAX_DEPTH_LINES = 5  # evaluations whose curves are drawn
 SMOOTH_FROM = 40  # fewer points are drawn as they are
 SUMMARY_CHARACTERS = 51  # a line of the summary panel
 MAX_NUMBERS, MAX_FLAT_NUMBERS = 16, 6  # bars that get a number, and that have room for one lying flat
 
+PERCENT = PercentFormatter(1.0, decimals=0, symbol=" %")
 CYCLE_COLOURS = LinearSegmentedColormap.from_list("cycles", ["#8EC1E0", "#2F7FB8", "#08306B"])
 
 
@@ -77,9 +77,10 @@ def draw_losses(axes: Axes, run: Run) -> None:
 
 
 def draw_cycle_losses(axes: Axes, run: Run) -> None:
-    """Draw the loss of each H-cycle, with its held-out loss as rings."""
-    training, held_out = run.cycle_series(TRAIN_CYCLE_LOSS), run.cycle_series(EVAL_CYCLE_LOSS)
-    if not training and not held_out:
+    """Draw the first segment's loss of each H-cycle, with its held-out loss as rings; all segments' of older runs."""
+    training, held_out = run.cycle_series(TRAIN_FIRST_LOSS), run.cycle_series(EVAL_FIRST_LOSS)
+    what = "cross-entropy" if training or held_out else "cross-entropy, all segments together"
+    if not training and not held_out and not (training := run.cycle_series(TRAIN_CYCLE_LOSS)):
         style.say(axes, _why_no_cycles(run))
         return
     colours = _cycle_colours(max(len(training), len(held_out)))
@@ -89,19 +90,19 @@ def draw_cycle_losses(axes: Axes, run: Run) -> None:
         axes.plot(series.steps, series.values, "o", color=colours[i], markerfacecolor="white", zorder=4)
     if held_out:
         axes.plot([], [], "o", color=MUTED, markerfacecolor="white", label="held out")
-    _finish_lines(axes, "cross-entropy", log=True)
+    _finish_lines(axes, what, log=True)
 
 
 def draw_refinement(axes: Axes, run: Run) -> None:
-    """Draw first − last cycle's loss: above 0, the later cycles improve the answer."""
-    training, held_out = run.refinement(TRAIN_CYCLE_LOSS), run.refinement(EVAL_CYCLE_LOSS)
-    if not len(training.steps) and not len(held_out.steps):
-        style.say(axes, _why_no_cycles(run))
+    """Draw the held-out puzzles that each H-cycle of the first segment has solved; the later ones refine."""
+    cycles = run.cycle_series(EVAL_FIRST_EXACT)
+    if not cycles:
+        style.say(axes, _why_no_depths(run))
         return
-    _line(axes, training, _colour(run), "training")
-    _held_out_line(axes, held_out)
-    axes.axhline(0, color=MUTED, linewidth=0.8)
-    _finish_lines(axes, "difference of losses")
+    for i, (series, colour) in enumerate(zip(cycles, _cycle_colours(len(cycles)), strict=True)):
+        axes.plot(series.steps, series.values, "o-", color=colour, markersize=4, label=_cycle_name(i, len(cycles)))
+    _finish_shares(axes)
+    style.step_axis(axes)
 
 
 def draw_curriculum(axes: Axes, run: Run) -> None:
@@ -175,41 +176,40 @@ def draw_act_steps(axes: Axes, run: Run) -> None:
     _finish_lines(axes, "segments a puzzle")
 
 
-def draw_cycle_map(axes: Axes, run: Run) -> None:
-    """Draw the recent losses as a map: a column a log, a row an H-cycle."""
-    cycles = _common(run.cycle_series(TRAIN_CYCLE_LOSS))
-    if not cycles:
-        style.say(axes, _why_no_cycles(run))
+def draw_depth_map(axes: Axes, run: Run) -> None:
+    """Draw the held-out puzzles solved as a map: a column an evaluation, a row a depth."""
+    if not run.depths:
+        style.say(axes, _why_no_depths(run))
         return
-    losses = np.array([series.values[-MAX_MAP_COLUMNS:] for series in cycles])
-    style.note(axes, f"training, the last {losses.shape[1]} logs" if losses.shape[1] > 1 else "training, one log")
+    shares = np.array([row.exact_accuracy for row in run.depths]).T
+    style.note(axes, f"depth: H-cycles since the puzzle was taken up, {run.arch.get('H_cycles', '?')} a segment")
     # Drawn inside the panel: a colour bar beside it would narrow every panel of the column.
     axes.set_axis_off()
     panel, bar = axes.inset_axes((0, 0, 0.84, 1)), axes.inset_axes((0.87, 0, 0.035, 1))
-    image = panel.imshow(losses, aspect="auto", cmap="viridis_r", norm=_loss_norm(losses), interpolation="nearest")
-    _name_map_axes(panel, cycles[0].steps[-MAX_MAP_COLUMNS:], len(cycles))
+    image = panel.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest", origin="lower")
+    _name_map_axes(panel, [row.step for row in run.depths], len(shares))
     axes.figure.colorbar(image, cax=bar).outline.set_visible(False)
-    _write_plain_numbers(bar.yaxis, isinstance(image.norm, LogNorm))
+    bar.yaxis.set_major_formatter(PERCENT)
 
 
-def draw_spread(axes: Axes, run: Run) -> None:
-    """Draw how far the H-cycles lie apart, relative to their mean."""
-    cycles = _common(run.cycle_series(TRAIN_CYCLE_LOSS))
-    if len(cycles) < 2:
-        style.say(axes, _why_no_cycles(run))
+def draw_depth_curves(axes: Axes, run: Run) -> None:
+    """Draw the held-out puzzles solved over depth, at a few evaluations from the first to the last."""
+    if not run.depths:
+        style.say(axes, _why_no_depths(run))
         return
-    losses = np.array([series.values for series in cycles])
-    relative = (losses.max(axis=0) - losses.min(axis=0)) / losses.mean(axis=0)
-    _line(axes, Series(cycles[0].steps, cycles[0].wall_s, 100 * relative), _colour(run), "")
-    style.note(axes, "training; at 0 % every H-cycle gives the same loss")
-    axes.set_ylim(0, None)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    _finish_lines(axes, "(highest − lowest) / mean loss")
+    chosen = np.unique(np.linspace(0, len(run.depths) - 1, min(MAX_DEPTH_LINES, len(run.depths))).round().astype(int))
+    for index, colour in zip(chosen, _cycle_colours(len(chosen)), strict=True):
+        row = run.depths[index]
+        depths = np.arange(1, len(row.exact_accuracy) + 1)
+        label = f"{row.step:,}" if index else f"step {row.step:,}"
+        axes.plot(depths, row.exact_accuracy, color=colour, marker="o", markersize=3, label=label)
+    _finish_shares(axes)
+    style.depth_axis(axes, len(run.depths[-1].exact_accuracy))
 
 
 def draw_latest(axes: Axes, run: Run) -> None:
-    """Draw the latest loss of each H-cycle, in training and held out."""
-    training, held_out = run.cycle_series(TRAIN_CYCLE_LOSS), run.cycle_series(EVAL_CYCLE_LOSS)
+    """Draw the latest loss of each H-cycle of the first segment, in training and held out."""
+    training, held_out = run.cycle_series(TRAIN_FIRST_LOSS), run.cycle_series(EVAL_FIRST_LOSS)
     both = (("training", training, 1.0), ("held out", held_out, 0.45))
     sets = [(name, series, shade) for name, series, shade in both if series]
     if not sets:
@@ -244,15 +244,15 @@ def draw_summary(axes: Axes, run: Run) -> None:
 
 PANELS = {
     "Training loss": draw_losses,
-    "Loss of each H-cycle": draw_cycle_losses,
-    "Refinement: first − last H-cycle": draw_refinement,
+    "Loss of each H-cycle, first segment": draw_cycle_losses,
+    "Refinement: solved by each H-cycle": draw_refinement,
     "Supervision weight": draw_curriculum,
     "Gradient norm": draw_gradient_norm,
     "Gradient norm of each H-cycle": draw_cycle_gradients,
     "Learning rate": draw_learning_rate,
     "Mean ACT steps": draw_act_steps,
-    "Recent loss map": draw_cycle_map,
-    "Spread across H-cycles": draw_spread,
+    "Solved by depth and step": draw_depth_map,
+    "Solved by depth": draw_depth_curves,
     "Latest loss of each H-cycle": draw_latest,
     "Summary": draw_summary,
 }
@@ -300,11 +300,6 @@ def _positive(series: Series) -> Series:
     return series._replace(values=np.where(series.values > 0, series.values, np.nan))
 
 
-def _common(cycles: Sequence[Series]) -> list[Series]:
-    """Keep the cycles that were logged at the same steps as the first."""
-    return [series for series in cycles if np.array_equal(series.steps, cycles[0].steps)]
-
-
 def _dot(series: Series) -> str:
     """A lone point or a few need a marker to be seen."""
     return "o" if len(series.steps) <= 12 else ""
@@ -315,6 +310,13 @@ def _finish_lines(axes: Axes, label: str, log: bool = False) -> None:
     if log:
         style.log_axis(axes)
     axes.set_ylabel(label)
+    style.legend_above(axes)
+
+
+def _finish_shares(axes: Axes) -> None:
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_ylabel("held-out puzzles solved")
     style.legend_above(axes)
 
 
@@ -340,29 +342,13 @@ def _cycle_colours(count: int) -> list[str]:
 # ---- map and bars ----------------------------------------------------------------------------------------
 
 
-def _loss_norm(losses: np.ndarray) -> Normalize:
-    finite = losses[np.isfinite(losses)]
-    if not len(finite):
-        return Normalize(0, 1)
-    low, high = float(finite.min()), float(finite.max())
-    return LogNorm(low, high) if low > 0 and high > 3 * low else Normalize(low, high)
-
-
-def _name_map_axes(axes: Axes, steps: np.ndarray, num_cycles: int) -> None:
+def _name_map_axes(axes: Axes, steps: Sequence[int], num_depths: int) -> None:
     axes.grid(False)
-    chosen = np.unique(np.linspace(0, len(steps) - 1, min(5, len(steps))).round().astype(int))
-    axes.set_xticks(chosen, [f"{steps[i]:,}" for i in chosen])
-    axes.set_yticks(range(num_cycles))
+    columns, rows = (np.linspace(0, n - 1, min(5, n)).round().astype(int) for n in (len(steps), num_depths))
+    axes.set_xticks(np.unique(columns), [f"{steps[i]:,}" for i in np.unique(columns)])
+    axes.set_yticks(np.unique(rows), [str(i + 1) for i in np.unique(rows)])
     axes.set_xlabel("step")
-    axes.set_ylabel("H-cycle")
-
-
-def _write_plain_numbers(axis: Axis, is_log: bool) -> None:
-    if is_log:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("depth")
 
 
 def _write_values(axes: Axes, at: np.ndarray, values: np.ndarray, num_bars: int) -> None:
@@ -387,16 +373,18 @@ def _why_nothing(run: Run) -> str:
 
 
 def _why_no_cycles(run: Run) -> str:
-    return why_no_cycles([run], "compare") or _why_nothing(run)
-
-
-def why_no_cycles(runs: Sequence[Run], purpose: str) -> str:
-    """Tell what of their configs keeps runs from logging several H-cycles' losses; nothing if they are only young."""
-    if all(run.arch.get("H_cycles") == 1 for run in runs):
-        return f"One H-cycle (arch.H_cycles=1):\nthere is nothing to {purpose}."
-    if all(run.config.get("log_per_step_losses") is False for run in runs):
+    if run.arch.get("H_cycles") == 1:
+        return "One H-cycle (arch.H_cycles=1):\nthere is nothing to compare."
+    if run.config.get("log_per_step_losses") is False:
         return "log_per_step_losses is off:\nset it to true to see each H-cycle."
-    return ""
+    return _why_nothing(run)
+
+
+def _why_no_depths(run: Run) -> str:
+    """Tell why there is nothing by depth: not evaluated yet, or by a release that did not measure it."""
+    if len(run.series("eval/loss").steps):
+        return "Evaluated by a release that\nmeasured no depth: evaluate it\nwith `trm-ray evaluate`."
+    return f"No evaluation yet: the first is due\nat step {run.config.get('eval_interval', '?')}."
 
 
 def _why_no_gradients(run: Run) -> str:

@@ -128,6 +128,17 @@ def step_axis(axes: Axes, label: str = "step") -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
+def depth_axis(axes: Axes, most: int) -> None:
+    """Make the x axis one of depths from 1 to `most`, logarithmic: what matters happens in the first few."""
+    ticks = [2**k for k in range(most.bit_length())]
+    ticks = [*ticks, most] if most >= 1.4 * ticks[-1] else ticks
+    axes.set_xscale("log")
+    axes.set_xlim(0.92, 1.09 * most)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("depth: H-cycles since the puzzle was taken up")
+
+
 def log_axis(axes: Axes) -> None:
     """Make the y axis logarithmic when the data span enough for it, with numbers written in full."""
     low, high = axes.dataLim.intervaly
