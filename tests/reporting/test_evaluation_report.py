@@ -204,9 +204,10 @@ def test_the_picture_shows_the_numbers(tmp_path: Path):
     assert list(cells.get_ydata()) == [0.625, 0.75, 0.875]
     assert (list(halting.get_xdata()), list(halting.get_ydata())) == ([2.75], [0.75])
     assert list(trained.get_xdata()) == [2, 2]
-    staircase = panel(figure, "Accuracy within the segments").lines[0]
-    assert list(staircase.get_xdata()) == [0.5, 1, 1.5, 2]
-    assert list(staircase.get_ydata()) == [0, 0.25, 0.25, 0.5]
+    by_depth, *_, trained = panel(figure, "Accuracy by depth").lines  # three segments, of which two were trained
+    assert list(by_depth.get_xdata()) == [1, 2, 3, 4, 5, 6]
+    assert list(by_depth.get_ydata()) == [0, 0.25, 0.25, 0.5, 0.5, 0.75]
+    assert list(trained.get_xdata()) == [4, 4]
     bars = panel(figure, "Where the halt head stops").patches
     assert [bar.get_height() for bar in bars] == [0, 1, 1, 2]
     assert save_evaluation(found, tmp_path / "new" / "one.svg", "a run").is_file()

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: accuracy by segment and H-cycle, and how far the halt head can be believed."""
+"""The picture of an evaluation: accuracy by segment and by depth, and how far the halt head can be believed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BLUE, _ORANGE = "#0072B2", "#E69F00"
 
 
 def draw_evaluation(evaluation: Evaluation, title: str, subtitle: str = "") -> Figure:
-    """Draw accuracy by segment and by H-cycle, the halt head's reliability, and where it stops."""
+    """Draw accuracy by segment and by depth, the halt head's reliability, and where it stops."""
     with style.styled(), style.room_for_notes():
         figure = Figure(figsize=(13, 9), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
@@ -63,21 +63,24 @@ def _draw_segments(axes: Axes, evaluation: Evaluation) -> None:
     axes.set_ylim(bottom - 0.02 * (1 - bottom), 1 + 0.02 * (1 - bottom))
 
 
-def _draw_cycles(axes: Axes, evaluation: Evaluation) -> None:
-    trained = evaluation.by_segment[: evaluation.trained_segments]
-    values = np.array([one.cycle_exact_accuracy for one in trained])
+def _draw_depths(axes: Axes, evaluation: Evaluation) -> None:
+    """Draw the accuracy over depth, past the trained one too if more segments were asked for."""
+    values = np.array([one.cycle_exact_accuracy for one in evaluation.by_segment])
     what = "exact accuracy"
     if not values.any():
-        values, what = np.array([one.cycle_accuracy for one in trained]), "cell accuracy"
+        values, what = np.array([one.cycle_accuracy for one in evaluation.by_segment]), "cell accuracy"
     num_cycles = values.shape[1]
-    x = np.arange(len(values))[:, None] + np.arange(1, num_cycles + 1) / num_cycles
-    axes.plot(x.ravel(), values.ravel(), color=FAINT, linewidth=1.2, zorder=1)
+    depths = np.arange(1, values.size + 1).reshape(values.shape)
+    axes.plot(depths.ravel(), values.ravel(), color=FAINT, linewidth=1.2, zorder=1)
     for cycle in range(num_cycles):
         label = f"H-cycle {cycle}" if num_cycles <= 4 or cycle in (0, num_cycles - 1) else None
         colour = CYCLE_COLOURS(cycle / max(1, num_cycles - 1))
-        axes.plot(x[:, cycle], values[:, cycle], "o", color=colour, label=label)
+        axes.plot(depths[:, cycle], values[:, cycle], "o", color=colour, label=label)
+    trained = evaluation.trained_segments * num_cycles
+    if trained < values.size:
+        axes.axvline(trained, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"trained: {trained}", zorder=1)
     _finish(axes, what)
-    axes.set_xlim(0, len(values) + 0.3)
+    style.depth_axis(axes, values.size)
 
 
 def _draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
@@ -141,7 +144,7 @@ def _draw_halting(axes: Axes, evaluation: Evaluation) -> None:
 
 PANELS = {
     "Accuracy by number of segments": _draw_segments,
-    "Accuracy within the segments": _draw_cycles,
+    "Accuracy by depth": _draw_depths,
     "Halt head: does it know?": _draw_reliability,
     "Where the halt head stops": _draw_halting,
 }
