@@ -1,4 +1,4 @@
-"""A kind of one's own: a class and a line of the registry, and every command knows it."""
+"""A kind of one's own: a folder and a line of the registry, and a task makes it, every command knows it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ import pytest
 from run_helpers import run_config
 
 import trm_ray
+from trm_ray.config import Config, ConfigError
+from trm_ray.config.keys import Positive
 from trm_ray.data.check import open_dataset
 from trm_ray.data.format import DatasetInfo
 from trm_ray.data.rows import DatasetError, Rows
 from trm_ray.data.write import write_dataset
-from trm_ray.kinds.kind import Kind, Question, Verdict, named
+from trm_ray.kinds.kind import Arguments, Kind, Question, Verdict, named
 from trm_ray.kinds.registry import KINDS, check_kind, kind_named
 from trm_ray.programs.predict import kind_for, predict, read_questions
-from trm_ray.runs.data import make_missing
+from trm_ray.runs.data import complete, make_missing
+
+
+class SortingArguments(Arguments):
+    """Letters to be put in order."""
+
+    length: Positive = 16  # letters of a question
 
 
 @dataclass(frozen=True)
@@ -27,24 +35,24 @@ class Sorting(Kind):
 
     length: int
     name = "sorting"
+    arguments = SortingArguments
 
     @classmethod
     def of_shape(cls, seq_len: int, vocab_size: int) -> Sorting | None:
         return cls(seq_len) if vocab_size == 10 else None
 
     @classmethod
-    def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
-        train, test, rng = arguments["train"], arguments["test"], np.random.default_rng(arguments["seed"])
-        questions = rng.integers(1, 10, (train + test, 16), dtype=np.int32)
+    def generate(cls, output: str | Path, train: int, test: int, seed: int, length: int) -> DatasetInfo:
+        questions = np.random.default_rng(seed).integers(1, 10, (train + test, length), dtype=np.int32)
         rows = Rows.of_single_puzzles(questions, np.sort(questions, axis=1))
         splits = {"train": rows[:train], "test": rows[train:]}
-        made = {"train": train, "test": test}
-        told = {"generator": "sorting", "arguments": made, "seed": arguments["seed"], "symmetry": None}
+        made = {"train": train, "test": test, "length": length}
+        told: dict[str, Any] = {"generator": "sorting", "arguments": made, "seed": seed, "symmetry": None}
         return write_dataset(output, splits, vocab_size=10, kind="sorting", **told)
 
     @classmethod
     def shape_made(cls, arguments: Any) -> tuple[int, int]:
-        return 16, 10
+        return arguments["length"], 10
 
     def read(self, text: str, source: str, name: str) -> list[Question]:
         return named(source, name, [np.array([ord(c) - ord("a") + 1 for c in line]) for line in text.split()])
@@ -71,19 +79,21 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "sorting", Sorting)
 
 
-def test_a_kind_of_one_s_own_is_made_trained_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def sorting(folder: Path, *words: str) -> Config:
+    """A tiny run on letters that its config makes."""
+    made = "generator={name: sorting, train: 64, test: 12}"
+    return run_config(folder / "data", folder / "run", "ray.num_workers=0", "augment=false", made, *words)
+
+
+def test_a_kind_of_one_s_own_is_made_trained_and_judged(tmp_path: Path):
     """What a task names in `generator` makes it; the model that was trained on it solves and judges its puzzles."""
-    config = run_config(tmp_path / "data", tmp_path / "run", "ray.num_workers=0", "generator.train=64")
-    assert config.generator is not None
-    made = config.generator.model_copy(update={"name": "sorting"})
-    config = config.model_copy(update={"generator": made, "augment": False})
-    make_missing(config)
+    trm_ray.train(sorting(tmp_path))
     info = open_dataset(tmp_path / "data", also=check_kind)
     assert (info.kind, info.seq_len, info.vocab_size, info.split("train").rows) == ("sorting", 16, 10, 64)
-    trm_ray.train(config.model_copy(update={"generator": None}))
     model = trm_ray.load_model(tmp_path / "run")
     kind = kind_for(model)
     assert kind == Sorting(16)
+    assert model.config.generator == complete(sorting(tmp_path)).generator
     (tmp_path / "question.txt").write_text("ihgfedcbaihgfedc")
     [prediction] = predict(model, kind, read_questions(str(tmp_path / "question.txt"), kind))
     assert prediction.verdict.words.endswith("letters out of place")
@@ -93,8 +103,25 @@ def test_a_kind_of_one_s_own_is_made_trained_and_judged(tmp_path: Path, monkeypa
     assert prediction.verdict.words.split()[0] == str(sum(a != b for a, b in zip(answer, right, strict=True)))
 
 
+def test_the_keys_of_its_generator_are_its_own(tmp_path: Path):
+    make_missing(sorting(tmp_path, "generator.length=1e1"))
+    assert DatasetInfo.load(tmp_path / "data").seq_len == 10
+    with pytest.raises(
+        ConfigError, match=r"generator\.length=11 but .*data was made with length=10; set data_paths to"
+    ):
+        make_missing(sorting(tmp_path, "generator.length=11"))
+    with pytest.raises(
+        ConfigError, match=r"generator\.length=0 must be a whole number of at least 1; the default is 16"
+    ):
+        make_missing(sorting(tmp_path, "generator.length=0"))
+    with pytest.raises(
+        ConfigError, match=r"generator\.lenght=9 has an unknown key; did you mean `generator\.length`\?"
+    ):
+        make_missing(sorting(tmp_path, "generator.lenght=9"))
+
+
 def test_a_kind_that_nobody_knows_or_of_another_shape_is_refused(tmp_path: Path):
-    Sorting.generate(tmp_path / "data", train=8, test=2, seed=0)
+    Sorting.generate(tmp_path / "data", train=8, test=2, seed=0, length=16)
     with pytest.raises(DatasetError, match="kind=sorting has no boards of seq_len=16 and vocab_size=11"):
         kind_named("sorting", 16, 11)
     del KINDS["sorting"]
@@ -104,5 +131,5 @@ def test_a_kind_that_nobody_knows_or_of_another_shape_is_refused(tmp_path: Path)
 
 
 def test_what_cannot_be_made_says_so(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"generator\.name=arc cannot be made; prepare the dataset"):
-        KINDS["arc"].generate(tmp_path / "data", train=1)
+    with pytest.raises(ConfigError, match=r"generator\.name=arc must be one of sudoku, maze, sorting; prepare other"):
+        make_missing(sorting(tmp_path, "generator.name=arc"))
