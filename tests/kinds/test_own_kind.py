@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from run_helpers import run_config
+from typer.testing import CliRunner
 
 import trm_ray
+from trm_ray.cli import app
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.keys import Positive
 from trm_ray.data.check import open_dataset
 from trm_ray.data.format import DatasetInfo
-from trm_ray.data.rows import DatasetError, Rows
+from trm_ray.data.rows import DatasetError, Rows, TokenBatch
 from trm_ray.data.write import write_dataset
 from trm_ray.kinds.kind import Arguments, Kind, Question, Verdict, named
 from trm_ray.kinds.registry import KINDS, check_kind, kind_named
+from trm_ray.kinds.tally import Extra, Tally
 from trm_ray.programs.predict import kind_for, predict, read_questions
 from trm_ray.runs.data import complete, make_missing
 
@@ -29,6 +32,22 @@ class SortingArguments(Arguments):
     length: Positive = 16  # letters of a question
 
 
+class LettersTally(Tally):
+    """Counts the letters in their place and all letters, also where nobody has written labels."""
+
+    in_place, letters = 0, 0
+
+    def count(self, tokens: TokenBatch, answers: np.ndarray, halt_probabilities: np.ndarray) -> tuple[int, int]:
+        return int((answers == np.sort(tokens.inputs, axis=1)).sum()), answers.size
+
+    def add(self, counted: tuple[int, int]) -> None:
+        self.in_place, self.letters = self.in_place + counted[0], self.letters + counted[1]
+
+    def result(self) -> Extra:
+        share = self.in_place / self.letters
+        return Extra({"in_place": share}, [f"letters in place: {share:.4f}"], {"evaluation_letters.json": "[]\n"})
+
+
 @dataclass(frozen=True)
 class Sorting(Kind):
     """Letters a to i, to be put in order."""
@@ -36,6 +55,7 @@ class Sorting(Kind):
     length: int
     name = "sorting"
     arguments = SortingArguments
+    tally = LettersTally
 
     @classmethod
     def of_shape(cls, seq_len: int, vocab_size: int) -> Sorting | None:
@@ -118,6 +138,18 @@ def test_the_keys_of_its_generator_are_its_own(tmp_path: Path):
         ConfigError, match=r"generator\.lenght=9 has an unknown key; did you mean `generator\.length`\?"
     ):
         make_missing(sorting(tmp_path, "generator.lenght=9"))
+
+
+def test_its_own_count_stands_in_the_evaluation(tmp_path: Path):
+    """All its cells have labels, of which the letters in place are the right ones."""
+    trm_ray.train(sorting(tmp_path))
+    found = trm_ray.evaluate(tmp_path / "run", batch_size=5)
+    assert found["in_place"] == pytest.approx(found["by_segment"][-1]["accuracy"]["value"])
+    assert 0 < found["in_place"] < 1
+    assert (found["voting"], list(found)[-1]) == (None, "in_place")
+    assert (tmp_path / "run" / "report" / "evaluation_letters.json").read_text() == "[]\n"
+    printed = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run")]).stdout
+    assert f"letters in place: {found['in_place']:.4f}" in printed
 
 
 def test_a_kind_that_nobody_knows_or_of_another_shape_is_refused(tmp_path: Path):

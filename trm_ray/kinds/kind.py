@@ -14,6 +14,7 @@ from trm_ray.data.format import DatasetInfo
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
 from trm_ray.data.stream import Symmetry
+from trm_ray.kinds.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Kind(ABC):
     name: ClassVar[str]
     arguments: ClassVar[type[Arguments] | None] = None  # keys of `generator.*`; None = it cannot be made
     generate: ClassVar[Callable[..., DatasetInfo]]  # makes a dataset in a folder, given those
+    tally: ClassVar[type[Tally]] = Tally  # what an evaluation counts
+    known_by: ClassVar[str | None] = None  # the file that it asks for; None = any dataset of the kind's name will do
     has_own_symmetry: ClassVar[bool] = False  # one called as the kind, beside `dihedral` of all square boards
 
     @classmethod
