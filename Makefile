@@ -31,9 +31,9 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# docs/config.md, from what trm_ray/config/ says of each key.
+# docs/config.md, from what trm_ray/config/ and trm_ray/kinds/ say of each key.
 docs: $(RUNTIME)
-	$(BIN)/python -m trm_ray.config.reference > docs/config.md
+	$(BIN)/python docs/reference.py > docs/config.md
 
 # The wheel works away from the checkout, and the source archive makes the same one.
 package: $(DEV)

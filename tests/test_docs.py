@@ -1,5 +1,6 @@
 """README and the pages of docs/: their links lead somewhere, their commands and keys exist, their programs run."""
 
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,16 @@ from typer.main import get_command
 from trm_ray.cli import app
 from trm_ray.config import Config, SweepConfig, config_names, known_keys, load_config, load_sweep
 from trm_ray.config.keys import Settings, section_of
-from trm_ray.config.reference import field_meanings, main, reference
+from trm_ray.kinds.registry import KINDS
+from trm_ray.runs.data import complete, complete_trials
 from trm_ray.training.inference import Solution
 
 README, DOCS, CONFIGS = ROOT / "README.md", ROOT / "docs", ROOT / "configs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
-KEYS = {*known_keys(), *known_keys(SweepConfig)}
+ARGUMENTS = [kind.arguments for kind in KINDS.values() if kind.arguments]
+KIND_KEYS = [f"generator.{key}" for arguments in ARGUMENTS for key in known_keys(arguments)]
+KEYS = {*known_keys(), *known_keys(SweepConfig), *KIND_KEYS}
 NAMES_OF_PLACES = {*Config.model_fields, *SweepConfig.model_fields}  # `generator`, `asha` …, which hold keys
 
 
@@ -139,9 +143,9 @@ def load(command: str, params: dict) -> None:
     name = params.get("name") or params.get("config_name")
     name = "deep_supervision_linear" if name and name.endswith(".yaml") else name  # of a run that is not there
     if command == "sweep" or name in config_names("sweep", CONFIGS):
-        load_sweep(name, overrides, config_dir=CONFIGS)
+        complete_trials(load_sweep(name, overrides, config_dir=CONFIGS))
     elif name is not None:
-        load_config(name, overrides, config_dir=CONFIGS)
+        complete(load_config(name, overrides, config_dir=CONFIGS))
 
 
 def read(words: list[str]) -> None:
@@ -234,29 +238,36 @@ def test_there_are_programs():
 # ---- the page of the keys --------------------------------------------------------------------------------------------
 
 
+spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
+assert spec is not None
+assert spec.loader is not None
+page = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(page)
+
+
 def test_config_md_is_what_make_docs_writes():
-    assert TEXTS["docs/config.md"] == reference(), "run `make docs`"
+    assert TEXTS["docs/config.md"] == page.reference(), "run `make docs`"
 
 
 def test_the_page_is_printed_in_utf_8(capsysbinary: pytest.CaptureFixture[bytes]):
-    main()
-    assert capsysbinary.readouterr().out == reference().encode()
+    page.main()
+    assert capsysbinary.readouterr().out == page.reference().encode()
 
 
-def test_the_page_has_every_key_once():
-    rows = re.findall(r"^\| `([\w.]+)` \|", reference(), re.M)
-    assert sorted(rows) == sorted([*known_keys(), *known_keys(SweepConfig)])
+def test_the_page_has_every_key_once_and_those_of_a_kind_once_a_kind():
+    rows = re.findall(r"^\| `([\w.]+)` \|", page.reference(), re.M)
+    assert sorted(rows) == sorted([*known_keys(), *known_keys(SweepConfig), *KIND_KEYS])
 
 
-@pytest.mark.parametrize("model", [Config, SweepConfig], ids=["runs", "sweeps"])
+@pytest.mark.parametrize("model", [Config, SweepConfig, *ARGUMENTS], ids=lambda model: model.__name__)
 def test_every_key_has_a_meaning(model: type[Settings]):
     sections = [section for field in model.model_fields.values() if (section := section_of(field))]
     for owner in (model, *sections):
-        meanings, fields = field_meanings(owner), owner.model_fields
+        meanings, fields = page.field_meanings(owner), owner.model_fields
         assert [name for name, field in fields.items() if not section_of(field) and not meanings[name]] == []
 
 
 def test_a_meaning_is_the_remark_on_the_line_or_those_above_it():
-    meanings = field_meanings(SweepConfig)
+    meanings = page.field_meanings(SweepConfig)
     assert meanings["keep"] == "scenarios that are never stopped early"
     assert meanings["seeds"] == "several give a spread"

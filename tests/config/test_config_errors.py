@@ -45,8 +45,6 @@ MISTAKES = [
     ("data_paths=null", "data_paths=null must be a list of text"),
     ("data_paths=[a, [b]]", "data_paths=[a, [b]] must be a list of text"),
     ("arch=5", "arch=5 must be a section of keys; write arch.KEY=VALUE"),
-    ("generator.clues=9", "generator.clues=9 must be null or [MIN, MAX]"),
-    ("generator.clues=[9]", "generator.clues=[9] must be null or [MIN, MAX]"),
     # impossible value
     ("lr=0", "lr=0 must be a number above 0"),
     ("lr=-1e-4", "lr=-0.0001 must be a number above 0"),
@@ -71,7 +69,8 @@ MISTAKES = [
     ("arch.H_cycles=0", "arch.H_cycles=0 must be a whole number of at least 1"),
     ("ray.num_workers=-1", "ray.num_workers=-1 must be a whole number of at least 0"),
     ("ray.use_gpu=2", "ray.use_gpu=2 must be true or false"),
-    ("generator.size=5", "generator.size=5 must be one of 4, 6, 9"),
+    ("generator.name=a/b", "generator.name=a/b must be a name of letters"),
+    ("generator.check_existing=1", "generator.check_existing=1 must be true or false"),
     (
         "deep_supervision_schedule=linear",
         "deep_supervision_schedule=linear must be one of constant, linear_decay, exponential_decay; "

@@ -51,7 +51,19 @@ def test_a_section_is_merged_key_by_key_and_null_takes_the_generator_away():
     assert load("generator=null").generator is None
     fresh = load("generator=null", "generator.size=9").generator
     assert fresh is not None
-    assert (fresh.size, fresh.clues) == (9, None)
+    assert (fresh.name, fresh.model_extra) == ("sudoku", {"size": 9})
+
+
+def test_what_a_config_says_of_a_kind_of_puzzle_stays_as_it_was_read_and_knows_its_place(tmp_path):
+    write(tmp_path, mine="task: sudoku6\ngenerator:\n  name: 010\n  flavour: {sour: [1, 1e1]}\n  hot: yes\n")
+    made = load_config("mine", ["generator.hot=null", "generator.size='4'"], config_dir=tmp_path).generator
+    assert made is not None
+    extra = {"size": "4", "train": 20000, "test": 512, "clues": [9, 18], "seed": 0, "flavour": {"sour": [1, 10.0]}}
+    assert (made.name, made.model_extra) == ("sudoku", {**extra, "hot": None})  # the task's name before the scenario's
+    assert (made.origin("flavour"), made.origin("hot")) == (f"{tmp_path / 'mine.yaml'}:4", "")
+    assert made.origin("train").endswith("task/sudoku6.yaml:6")
+    assert made == made.model_copy() == load_config("mine", ["generator.hot=null", "generator.size='4'"],
+                                                    config_dir=tmp_path).generator  # fmt: skip
 
 
 def checks_existing(config):

@@ -78,7 +78,7 @@ def test_a_task_does_not_choose_the_supervision(name):
 
 
 @pytest.mark.parametrize(
-    ("task", "steps", "clues"), [("sudoku9", 5000, (24, 32)), ("sudoku6", 600, (9, 18)), ("sudoku4", 300, (4, 8))]
+    ("task", "steps", "clues"), [("sudoku9", 5000, [24, 32]), ("sudoku6", 600, [9, 18]), ("sudoku4", 300, [4, 8])]
 )
 def test_a_short_task_ramps_its_curriculum_from_10_to_60_percent_of_its_steps(task, steps, clues):
     config = load(f"task={task}")

@@ -100,6 +100,7 @@ SWEEP_MISTAKES = [
     (["search_space.weight_decay={loguniform: [0,1]}"], "must start above 0 on a logarithmic scale"),
     (["search_space.arch.H_cycles={uniform: [1,3]}"], "must fit the key's type; randint is for"),
     (["search_space.task={choice: [sudoku4]}"], "must be chosen when the config is loaded; in a sweep, use a grid"),
+    (["search_space.generator.seed={randint: [0,9]}"], "must be a list of values (a grid): data are made before"),
     (["lr=1e-3", "search_space.lr=[1e-3]"], "lr=0.001 must not stand beside search_space.lr"),
     (
         ["ray.num_workers=2", "search_space.global_batch_size=[32,33]"],

@@ -108,7 +108,6 @@ NO_NUMBERS = [
     ("seed=1_000", "seed=1_000: 1_000 is 1000 in YAML 1.1 and text in YAML 1.2; write 1000"),
     ("lr=1_0.5", "1_0.5 is 10.5 in YAML 1.1"),
     ("seed='010'", "010 is 10 in decimal and 8 in YAML 1.1"),
-    ("generator.clues=[010, 12]", "generator.clues=[010, 12]: 010 is 10 in decimal and 8"),
     ("ray.num_workers=[01, 2]", "ray.num_workers=[01, 2]: 01 is 1 in decimal"),
     ("seed=2026-11-25", "seed=2026-11-25 must be a whole number"),
     ("seed=٣", "seed=٣ must be a whole number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,8 +28,9 @@ from trm_ray.interop.checkpoints import export_checkpoint
 from trm_ray.interop.loading import load_model
 from trm_ray.kinds.arc.symmetry import ArcSymmetry
 from trm_ray.kinds.arc.voting import Votes
+from trm_ray.kinds.tally import Extra
 from trm_ray.model.trm import Batch
-from trm_ray.programs.evaluate import EvaluationReport, embedding_rows, evaluate_run
+from trm_ray.programs.evaluate import EvaluationJob, EvaluationReport, Evaluator, embedding_rows, evaluate_run
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import plan_run
@@ -310,10 +312,13 @@ def test_all_variants_of_arc_puzzles_vote(arc: tuple[Path, Path], tmp_path: Path
     expected = voted_one_by_one(run, data, variants).result(tasks)
     assert json.loads((tmp_path / "submission.json").read_text()) == expected.submission
     assert report.compute["boards"] == 3 * variants
-    assert report.voting is not None
-    assert {k: share.value for k, share in report.voting.pass_at.items()} == expected.pass_at
-    assert report.voting.pass_at.keys() == {1, 2, 5, 10, 100, 1000}
-    assert (report.voting.num_puzzles, report.voting.num_scored) == (2, 1)
+    voting = report.extra.numbers["voting"]
+    assert {k: share["value"] for k, share in voting["pass_at"].items()} == expected.pass_at
+    assert voting["pass_at"].keys() == {1, 2, 5, 10, 100, 1000}
+    assert (voting["num_puzzles"], voting["num_scored"]) == (2, 1)
+    assert json.loads(report.files[0].read_text())["voting"] == json.loads(json.dumps(voting))
+    assert report.extra.lines[0] == "votes over 2 puzzles, of which 1 have known outputs:"
+    assert report.extra.lines[-1] == "  pass@1000 100.00 %   [20.65–100.00]"  # Wilson's of one of one: 1 / (1 + 1.96²)
     assert report.evaluation.num_rows == 2  # variants only vote, and the hidden output counts in no accuracy
 
 
@@ -329,15 +334,14 @@ def test_votes_are_taken_where_the_halt_head_stops(arc: tuple[Path, Path], tmp_p
 def test_training_rows_are_measured_as_they_are(arc: tuple[Path, Path], tmp_path: Path):
     report = evaluated(arc[0], split="train", output=tmp_path)
     assert report.compute["boards"] == report.evaluation.num_rows == 2
-    assert report.voting is None
+    assert report.extra == Extra()
     assert not (tmp_path / "submission.json").exists()
 
 
 def test_only_the_puzzles_that_are_wanted_are_asked(arc: tuple[Path, Path], tmp_path: Path):
     report = evaluated(arc[0], max_puzzles=1, augmentations=0, output=tmp_path)
     assert json.loads((tmp_path / "submission.json").read_text()).keys() == {"first"}
-    assert report.voting is not None
-    assert report.voting.num_puzzles == 1
+    assert report.extra.numbers["voting"]["num_puzzles"] == 1
 
 
 def stored(folder: Path, data: Path) -> Path:
@@ -364,7 +368,7 @@ def test_stored_augmentations_are_evaluated_as_computed_ones(
 ):
     folders = {"computed": arc[1], "stored": stored(tmp_path / "data", arc[1])}
     one, other = (evaluated(arc[0], data=[data], output=tmp_path / n, **options) for n, data in folders.items())
-    assert one.voting == other.voting
+    assert one.extra == other.extra
     for key in ("boards", "segments"):
         assert one.compute[key] == other.compute[key]
     assert one.provenance["puzzles"] == other.provenance["puzzles"]
@@ -372,7 +376,7 @@ def test_stored_augmentations_are_evaluated_as_computed_ones(
     for ours, theirs in zip(one.evaluation.by_segment, other.evaluation.by_segment, strict=True):
         assert ours.exact_accuracy == theirs.exact_accuracy
         assert ours.accuracy.low == pytest.approx(theirs.accuracy.low)
-    if one.voting:
+    if one.extra.numbers:
         assert len({(tmp_path / name / "submission.json").read_text() for name in folders}) == 1
 
 
@@ -385,6 +389,20 @@ def test_a_puzzle_that_no_row_asks_about_is_named_and_counts_as_wrong(arc: tuple
     told |= {"identifiers": identifiers, "side_files": {"test_puzzles.json": json.dumps(tasks).encode()}}
     write_dataset(tmp_path / "more", {"test": split}, vocab_size=12, **told)
     report = evaluated(run, data=[tmp_path / "more"], augmentations=0, output=tmp_path)
-    assert report.voting is not None
-    assert report.voting.without_predictions == ["lost[0]"]
-    assert (report.voting.num_puzzles, report.voting.num_scored) == (3, 2)
+    voting = report.extra.numbers["voting"]
+    assert voting["without_predictions"] == ["lost[0]"]
+    assert (voting["num_puzzles"], voting["num_scored"]) == (3, 2)
+    assert report.extra.lines[-1] == "1 test inputs without predictions count as wrong: lost[0]"
+
+
+def test_augmentations_are_refused_where_nothing_votes(run: Path, arc: tuple[Path, Path]):
+    for path, split in ((run, "test"), (arc[0], "train")):
+        with pytest.raises(ValueError, match=rf"--augmentations=3 is for .* voted on; leave it out for the {split} sp"):
+            evaluated(path, split=split, augmentations=3)
+
+
+def test_what_a_worker_measures_can_be_sent(arc: tuple[Path, Path]):
+    told: dict[str, Any] = {"num_segments": 3, "halt": False, "batch_size": 4, "checkpoint": arc[0], "averaged": True}
+    job = EvaluationJob(folders=(arc[1],), split="test", num_variants=None, max_puzzles=None, **told)
+    batch = Evaluator(job)(0)
+    assert pickle.loads(pickle.dumps(batch.counted)) == batch.counted != {}

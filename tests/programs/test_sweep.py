@@ -14,6 +14,7 @@ from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
 from trm_ray.config import Config, ConfigError, SweepConfig, config_names, flat, load_config, load_sweep, to_yaml
 from trm_ray.data.format import DatasetInfo, SplitInfo
 from trm_ray.programs.sweep import SweepPlan, best_command, compare_trials, plan_sweep, start_sweep
+from trm_ray.runs.data import complete
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import plan_run
@@ -121,7 +122,7 @@ def test_resume_and_overwrite_exclude_each_other(data: Path, tmp_path: Path):
 def read_back(command: str) -> Config:
     program, verb, flag, name, *words = shlex.split(command)
     assert (program, verb, flag) == ("trm-ray", "train", "--config-name")
-    return load_config(name, words, config_dir=CONFIGS)
+    return complete(load_config(name, words, config_dir=CONFIGS))
 
 
 def without_place(config: Config) -> dict[str, Any]:
@@ -141,6 +142,7 @@ def without_place(config: Config) -> dict[str, Any]:
         ["generator=null", "data_paths=[a, 'b c', \"it's\"]"],
         ["generator.clues=null"],
         ["generator.clues=[10, 12]", "generator.seed=7"],
+        ["generator=null", "generator={name: maze, size: 6, min_length: 5}"],
         ["data_paths_test=[data/held out]"],
         ["ray.storage_path=/mnt/my runs", "ray.num_workers=2"],
         ["log_dir=elsewhere"],
@@ -148,7 +150,7 @@ def without_place(config: Config) -> dict[str, Any]:
     ids=" ".join,
 )
 def test_the_command_of_the_best_trial_trains_the_same_config(words: list[str]):
-    config = load_config(LINEAR, words, config_dir=CONFIGS)
+    config = complete(load_config(LINEAR, words, config_dir=CONFIGS))
     assert without_place(read_back(best_command(yaml.safe_load(to_yaml(config))))) == without_place(config)
 
 

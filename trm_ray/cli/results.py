@@ -60,7 +60,7 @@ def evaluate(
     )
     say(console, report.headline)
     show(console, evaluation_table(report.evaluation))
-    lines = evaluation_lines(report.evaluation, report.compute, report.voting)
+    lines = *evaluation_lines(report.evaluation, report.compute), *report.extra.lines
     for line in (*report.provenance["notes"], *lines, *(f"Wrote {path}" for path in report.files)):
         say(console, line)
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from trm_ray.config.errors import ConfigError, misfit, show, unknown_key
 from trm_ray.config.files import Entry, find_file, read_file
 from trm_ray.config.keys import TOLD, Settings, find_field, flatten, nest
-from trm_ray.config.run import Config, flat, known_keys
+from trm_ray.config.run import Config, Generator, flat, is_of_kind, known_keys
 from trm_ray.config.sweep import SweepConfig
 from trm_ray.config.values import read_value
 from trm_ray.storage import as_path
@@ -115,7 +115,8 @@ def config_from_values(values: Any, source: str) -> Config:
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(map(str, detail["loc"]))
-        mistake = _first_mistake(error, Config, {key: detail["input"]}) if key in known_keys() else detail["msg"]
+        known, values = known_keys(), {key: detail["input"]}
+        mistake = _first_mistake(error, Config, values, known) if key in known else detail["msg"]
     raise ConfigError(f"{source} holds no config of a run: {mistake if '=' in mistake else f'{key}: {mistake}'}")
 
 
@@ -188,25 +189,40 @@ def _merge(layers: Sequence[_Layer]) -> _Layer:
 
 def _build(model: type[_Model], layers: Sequence[_Layer]) -> _Model:
     layer = _merge(layers)
-    values = {key: entry.value for key, entry in layer.items()}
+    return _checked(model, layer, [*known_keys(model), *filter(is_of_kind, layer)])  # a task names its kind's keys
+
+
+def check_generator(generator: Generator, model: type[_Model]) -> _Model:
+    """Read the keys of `generator.*` that a kind of puzzle knows as its model has them; `ConfigError` if it cannot."""
+    layer = {f"generator.{k}": Entry(value, generator.origin(k)) for k, value in (generator.model_extra or {}).items()}
+    known = [f"generator.{key}" for key in (*known_keys(Generator), *known_keys(model))]
+    return _checked(model, layer, known, "generator.")
+
+
+def _checked(model: type[_Model], layer: _Layer, known: Sequence[str], prefix: str = "") -> _Model:
+    """Build a model of a layer's keys, which begin with `prefix`; a misspelt one was meant to be one of the known."""
+    origins = {key: entry.origin for key, entry in layer.items()}
+    values = {key.removeprefix(prefix): entry.value for key, entry in layer.items()}
     try:
-        return model.model_validate(nest(values))
+        return model.model_validate(nest(values), context=origins)
     except ValidationError as error:
-        line = _first_mistake(error, model, values)
+        line = _first_mistake(error, model, values, known, prefix)
     key = line.partition("=")[0]
-    origins = [layer[name].origin for name in (key, f"overrides.{key}") if name in layer]
-    raise ConfigError(": ".join([*filter(None, origins), line]))
+    raise ConfigError(": ".join([*filter(None, map(origins.get, (key, f"overrides.{key}"))), line]))
 
 
-def _first_mistake(error: ValidationError, model: type[Settings], values: Mapping[str, Any]) -> str:
+def _first_mistake(
+    error: ValidationError, model: type[Settings], values: Mapping[str, Any], known: Sequence[str], prefix: str = ""
+) -> str:
     details = error.errors()
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     first = details[0]
     key = ".".join(part for part in first["loc"] if isinstance(part, str))
+    told = f"{prefix}{key}"
     if first["type"] == "value_error":  # a relation: ours, and a whole sentence
         return str(first["ctx"]["error"]) + more
     if first["type"] in TOLD:
-        return f"{key}={show(values.get(key))}: {first['msg']}{more}"
+        return f"{told}={show(values.get(key))}: {first['msg']}{more}"
     if first["type"] == "extra_forbidden":
-        return unknown_key(key, first["input"], known_keys(model)) + more
-    return misfit(key, values.get(key), find_field(model, key)) + more
+        return unknown_key(told, first["input"], known) + more
+    return misfit(told, values.get(key), find_field(model, key)) + more

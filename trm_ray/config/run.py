@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
 
 from trm_ray.config.errors import show
 from trm_ray.config.keys import (
@@ -20,7 +21,6 @@ from trm_ray.config.keys import (
     Folders,
     Name,
     NonNegative,
-    PairOrNull,
     Positive,
     PositiveNumber,
     PositiveNumberOrNull,
@@ -168,22 +168,27 @@ def _check_shared_gpus(ray: RayConfig) -> None:
         raise ValueError(f"{told} leaves a worker less than 0.0001 of a GPU, Ray's least; use more")
 
 
-class SudokuGenerator(Settings):
-    """Make the dataset of a task when it is missing (`generator.*`)."""
+class Generator(Settings):
+    """Make the dataset of a task when it is missing (`generator.*`); the kind of puzzle knows the other keys."""
 
-    name: Literal["sudoku"] = "sudoku"  # the kind of puzzle
-    size: Literal[4, 6, 9] = 6  # cells a side
-    train: Positive = 2000  # puzzles to train on
-    test: Positive = 512  # held-out puzzles, none symmetric to a training puzzle
-    clues: PairOrNull = None  # [fewest, most]; null = the size's own
-    seed: Seed = 0  # same seed, same bytes
+    model_config = ConfigDict(extra="allow")
+
+    name: Name = "sudoku"  # the kind of puzzle
     # Refuse a dataset that was made with other arguments. When loading, false for a folder that is named without any
     # other generator.*: it is the user's own, and the generator is there in case it is missing.
     check_existing: bool = True
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
+    def model_post_init(self, origins: Mapping[str, str] | None) -> None:
+        """Keep where keys were read: their kind is asked later than the config."""
+        self._origins.update(origins or {})
 
-# What tasks can make, each with a kind of that name in `kinds.registry`.
-Generator = SudokuGenerator
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Generator) and dict(self) == dict(other)  # wherever they were read
+
+    def origin(self, key: str) -> str:
+        """Say where a key was read (`file:line`); empty when no file says it."""
+        return self._origins.get(f"generator.{key}", "")
 
 
 class Config(Settings):
@@ -296,6 +301,11 @@ def known_keys(model: type[Settings] = Config) -> tuple[str, ...]:
         section = section_of(field)
         keys += [f"{name}.{key}" for key in section.model_fields] if section else [name]
     return tuple(keys)
+
+
+def is_of_kind(key: str) -> bool:
+    """Tell a key that its kind of puzzle knows, and no config: of `generator.*` all but those here."""
+    return key.startswith("generator.") and key not in known_keys()
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from trm_ray.config.keys import (
     find_field,
     flatten,
 )
-from trm_ray.config.run import Config, known_keys
+from trm_ray.config.run import Config, is_of_kind, known_keys
 
 Kind = Literal["uniform", "loguniform", "choice", "randint"]
 
@@ -143,14 +143,14 @@ def _run_keys(values: Any, prefix: str, suggested: Sequence[str]) -> dict[str, A
         if key in _SET_BY_SWEEP:
             raise ValueError(f"{prefix}{key}={show(value)} must not be set in a sweep; use {_SET_BY_SWEEP[key]}")
         removes_section = value is None and key in Config.model_fields  # generator=null
-        if key not in known_keys() and not removes_section:
+        if key not in known_keys() and not removes_section and not is_of_kind(key):
             raise ValueError(unknown_key(f"{prefix}{key}", value, suggested))
     return flat
 
 
 def _checked(key: str, value: Any, prefix: str = "") -> Any:
-    """Return a value as its run key's type; errors name `prefix` + key."""
-    return check_value(f"{prefix}{key}", value, find_field(Config, key))
+    """Return a value as its run key's type; errors name `prefix` + key. What a kind knows stays as it was read."""
+    return value if is_of_kind(key) else check_value(f"{prefix}{key}", value, find_field(Config, key))
 
 
 def check_value(label: str, value: Any, field: FieldInfo) -> Any:
@@ -175,6 +175,8 @@ def _axis(key: str, spec: Any) -> list[Any] | dict[str, list[Any]]:
     if kind not in (None, *get_args(Kind)) or not isinstance(values, list) or not values:
         rule = f"must be a list of values (a grid) or have one of {', '.join(get_args(Kind))}"
         raise ValueError(f"{label} {rule}; use e.g. {{choice: [a, b]}}")
+    if kind and key.startswith("generator."):
+        raise ValueError(f"{label} must be a list of values (a grid): data are made before anything is drawn")
     values = [_checked(key, value, "search_space.") for value in values]
     if kind not in (None, "choice"):
         _check_ends(label, kind, values)
@@ -201,7 +203,7 @@ def _check_names(sweep: SweepConfig) -> None:
         if name not in sweep.scenarios:
             rule = f"must name scenarios, and `{name}` is none"
             raise ValueError(f"keep={show(sweep.keep)} {rule}; did you mean `{nearest(name, sweep.scenarios)}`?")
-    if sweep.group_by is not None and sweep.group_by not in known_keys():
+    if sweep.group_by is not None and sweep.group_by not in known_keys() and not is_of_kind(sweep.group_by):
         near = nearest(sweep.group_by, known_keys())
         raise ValueError(f"group_by={show(sweep.group_by)} must be a run key; did you mean `{near}`?")
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from trm_ray.config import Config, ConfigError, load_config, load_sweep, trial_configs, typed
+from trm_ray.config import Config, ConfigError, load_config, load_sweep, typed
+from trm_ray.runs.data import complete, complete_trials
 from trm_ray.storage import join
 
 # Small files that a command may read and that go along from the working directory; the rest belongs on shared storage.
@@ -71,11 +72,11 @@ def _training(name: str, given: Mapping[str, Any]) -> tuple[str | None, str, lis
     words = list(given["OVERRIDES"] or ())
     if name == "sweep":
         sweep = load_sweep(given["--config-name"], words)
-        configs = trial_configs(sweep)
+        configs = complete_trials(sweep)
         return configs[0].ray.storage_path, sweep.log_dir, configs
     begin = given.get("--init-from")
     config = load_config(given["--config-name"], words, options={} if begin is None else {"init_from": begin})
-    return config.ray.storage_path, config.log_dir, [config]
+    return config.ray.storage_path, config.log_dir, [complete(config)]
 
 
 def _lasting(place: str) -> bool:

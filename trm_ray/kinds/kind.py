@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from trm_ray.config.keys import Positive, Seed, Settings
 from trm_ray.data.format import DatasetInfo
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
 from trm_ray.data.stream import Symmetry
+from trm_ray.kinds.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,22 @@ class Verdict:
     wrong: np.ndarray
 
 
+class Arguments(Settings):
+    """What a kind that can be made takes as `generator.*`; one of its own declares more."""
+
+    train: Positive = 2000  # puzzles to train on
+    test: Positive = 512  # held-out puzzles, none symmetric to a training puzzle
+    seed: Seed = 0  # same seed, same bytes
+
+
 class Kind(ABC):
     """A sort of puzzle; an instance is one of its boards. `kinds.registry` lists them all."""
 
     name: ClassVar[str]
+    arguments: ClassVar[type[Arguments] | None] = None  # keys of `generator.*`; None = it cannot be made
+    generate: ClassVar[Callable[..., DatasetInfo]]  # makes a dataset in a folder, given those
+    tally: ClassVar[type[Tally]] = Tally  # what an evaluation counts
+    known_by: ClassVar[str | None] = None  # the file that it asks for; None = any dataset of the kind's name will do
     has_own_symmetry: ClassVar[bool] = False  # one called as the kind, beside `dihedral` of all square boards
 
     @classmethod
@@ -47,17 +60,8 @@ class Kind(ABC):
         """Return the board of that shape, None if there is none."""
 
     @classmethod
-    def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
-        """Make a dataset; arguments are the keys of `generator.*` but `name` and `check_existing`.
-
-        Raises:
-            ValueError: this kind cannot be made, or an argument is out of range.
-        """
-        raise ValueError(f"generator.name={cls.name} cannot be made; prepare the dataset and name it in data_paths")
-
-    @classmethod
     def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """Say which seq_len and vocab_size `generate` gives."""
+        """Say which seq_len and vocab_size `generate` gives for its arguments."""
         raise NotImplementedError
 
     @classmethod

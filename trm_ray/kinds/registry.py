@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trm_ray.data.format import DatasetInfo
@@ -14,6 +15,7 @@ from trm_ray.kinds.dihedral import DihedralSymmetry
 from trm_ray.kinds.kind import Kind, side_of
 from trm_ray.kinds.maze.kind import Maze
 from trm_ray.kinds.sudoku.kind import Sudoku
+from trm_ray.kinds.tally import Tally
 from trm_ray.kinds.tokens import Tokens
 
 # A kind of one's own is a line here. Its name stands in dataset.json, and in `generator.name` if it can be made.
@@ -43,6 +45,15 @@ def kind_of(seq_len: int, vocab_size: int, told: str = "") -> Kind:
     fitting = [kind for name in KINDS if (kind := KINDS[name].of_shape(seq_len, vocab_size)) and name != Tokens.name]
     named = [kind for kind in fitting if kind.name in told]
     return (named[-1:] or fitting[:1] or [Tokens(seq_len, vocab_size)])[0]
+
+
+def tally_in(folders: Sequence[Path]) -> type[Tally]:
+    """Return what an evaluation counts of datasets: of the kind whose file lies there, or whose name they have."""
+    name = DatasetInfo.load(folders[0]).kind
+    for kind in KINDS.values():
+        if any((folder / kind.known_by).is_file() for folder in folders) if kind.known_by else kind.name == name:
+            return kind.tally
+    return Tally
 
 
 def check_kind(info: DatasetInfo) -> None:

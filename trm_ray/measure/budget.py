@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat, trial_configs
+from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat
 from trm_ray.config.files import read_file
 from trm_ray.data.format import FORMAT_VERSION, DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.rows import IGNORED_LABEL, PAD_ID
@@ -23,7 +23,7 @@ from trm_ray.data.stream import fits_in_memory
 from trm_ray.kinds.registry import KINDS
 from trm_ray.reporting.run_log import read_run
 from trm_ray.reporting.terminal import number_table
-from trm_ray.runs.data import open_data
+from trm_ray.runs.data import complete, complete_trials, made_of, open_data
 from trm_ray.storage import as_path, tree_bytes
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def plan_cost(
         ValueError: data that is not made by a generator is missing, or the config leaves nothing to train.
     """
     sweep = asked if isinstance(asked, SweepConfig) else None
-    configs = trial_configs(asked) if isinstance(asked, SweepConfig) else [asked]
+    configs = complete_trials(asked) if isinstance(asked, SweepConfig) else [complete(asked)]
     samples = sweep.num_samples if sweep else 1
     infos = _Infos()
     cases: dict[str, tuple[Config, int]] = {}
@@ -236,24 +236,14 @@ class _Infos:
 
 
 def _described(generator: Generator, config: Config) -> DatasetInfo:
-    rows = {"train": generator.train * len(config.data_paths), "test": generator.test * len(config.data_paths)}
-    splits = {name: SplitInfo(number, number, 1.0, {}) for name, number in rows.items()}
-    seq_len, vocab_size = KINDS[generator.name].shape_made(generator.model_dump())
-    return DatasetInfo(
-        format_version=FORMAT_VERSION,
-        seq_len=seq_len,
-        vocab_size=vocab_size,
-        pad_id=PAD_ID,
-        ignored_label=IGNORED_LABEL,
-        num_puzzle_identifiers=1,
-        splits=splits,
-        generator=generator.name,
-        arguments={},
-        seed=generator.seed,
-        symmetry=None,
-        files={},
-        kind=generator.name,
-    )
+    name, made, folders = generator.name, made_of(generator), len(config.data_paths)
+    rows = {"train": made.train * folders, "test": made.test * folders}
+    splits = {split: SplitInfo(number, number, 1.0, {}) for split, number in rows.items()}
+    seq_len, vocab_size = KINDS[name].shape_made(made.model_dump())
+    told: dict[str, Any] = {"format_version": FORMAT_VERSION, "pad_id": PAD_ID, "ignored_label": IGNORED_LABEL}
+    told |= {"seq_len": seq_len, "vocab_size": vocab_size, "num_puzzle_identifiers": 1, "splits": splits}
+    told |= {"generator": name, "kind": name, "seed": made.seed, "symmetry": None, "arguments": {}, "files": {}}
+    return DatasetInfo(**told)
 
 
 def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
@@ -399,7 +389,7 @@ def _total(trials: Sequence[Trials], sweep: SweepConfig | None) -> Hours:
     if sweep and not any(one.first_stop == one.num_steps for one in trials):
         rest = min((one.hours.most - one.hours.least) / one.num_trials for one in trials)
         key = sweep.group_by
-        groups = len({str(flat(config)[key]) for config in trial_configs(sweep)}) if key is not None else 1
+        groups = len({str(flat(config)[key]) for config in complete_trials(sweep)}) if key is not None else 1
         least, halving = least + groups * rest, max(halving, least + groups * rest)
     return Hours(least, min(halving, most), most)
 

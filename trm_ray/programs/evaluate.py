@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,26 +15,17 @@ import torch
 from trm_ray import __version__
 from trm_ray.config.surroundings import check_surroundings
 from trm_ray.data.check import open_datasets
-from trm_ray.data.format import INFO_NAME, DatasetInfo, read_identifiers, read_json, read_splits
+from trm_ray.data.format import INFO_NAME, DatasetInfo, read_identifiers, read_splits
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
-from trm_ray.data.rows import IGNORED_LABEL, Rows, TokenBatch, first_puzzles
+from trm_ray.data.rows import IGNORED_LABEL, TokenBatch
 from trm_ray.interop.loading import LoadedModel, load_model
-from trm_ray.kinds.arc.read import TEST_PUZZLES_NAME
-from trm_ray.kinds.arc.voting import ArcResult, Counts, Votes
-from trm_ray.kinds.registry import check_kind, symmetry_from
+from trm_ray.kinds.registry import KINDS, check_kind, symmetry_from, tally_in
+from trm_ray.kinds.tally import Asked, Extra
 from trm_ray.model.trm import Batch
 from trm_ray.replacement import is_ours, report_content, told_names
 from trm_ray.reporting.aside import aside
-from trm_ray.reporting.numbers.evaluation import (
-    Estimate,
-    Evaluation,
-    RowResults,
-    Voting,
-    evaluation_json,
-    summarise_evaluation,
-    wilson,
-)
+from trm_ray.reporting.numbers.evaluation import Evaluation, RowResults, evaluation_json, summarise_evaluation
 from trm_ray.reporting.pictures.evaluation import save_evaluation
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import choose_device
@@ -44,28 +34,16 @@ from trm_ray.training.evaluation import MeasuredRows, measure_rows
 from trm_ray.training.losses import LOSSES
 from trm_ray.training.threads import num_threads_kept
 
-SUBMISSION = "submission.json"
-
 
 @dataclass(frozen=True)
-class EvaluationJob:
-    """What a worker needs to know. A board is a row of the split in one of its variants.
-
-    Args:
-        folders: datasets, the rows of which follow each other.
-        num_variants: the most variants of a row, itself included; None = as many as it has.
-        max_puzzles: only so many puzzles, the first; None = all.
-    """
+class EvaluationJob(Asked):
+    """What a worker needs to know. A board is a row of the split in one of its variants."""
 
     checkpoint: Path
     averaged: bool
-    folders: tuple[Path, ...]
-    split: str
     num_segments: int
     halt: bool
-    num_variants: int | None
     batch_size: int
-    max_puzzles: int | None
 
 
 @dataclass(frozen=True)
@@ -74,13 +52,13 @@ class MeasuredBatch:
 
     rows: the rows as they are that have labels, which the numbers count.
     num_run: segments that were computed, over all boards.
-    votes: of all boards for the answers to ARC's puzzles; empty elsewhere.
+    counted: what the kind's tally counts of all boards.
     """
 
     num_boards: int
     rows: RowResults
     num_run: int
-    votes: Counts
+    counted: Any
 
 
 class Evaluator:
@@ -96,55 +74,17 @@ class Evaluator:
     def __init__(self, job: EvaluationJob, loaded: LoadedModel | None = None):
         self.job, self.loaded = job, loaded or load_model(job.checkpoint, averaged=job.averaged)
         self.identifiers = read_identifiers(*job.folders)
-        self._is_arc = any((folder / TEST_PUZZLES_NAME).is_file() for folder in job.folders)
-        self.rows = self._wanted(read_splits(job.folders, job.split))
         self._embedded_as = embedding_rows(self.loaded, self.identifiers, job.folders)
         self._symmetry = symmetry_from(DatasetInfo.load(job.folders[0]).symmetry, self.identifiers)
-        self.test_puzzles = self._asked_puzzles() if job.split == "test" else {}
-        if job.num_variants is not None and not self.test_puzzles:
-            raise ValueError(
-                f"--augmentations={job.num_variants - 1} is for the votes of ARC's test split; leave it out for the "
-                f"{job.split} split of {_listed(job.folders)}"
-            )
-        variants = self._count_variants()
+        rows = read_splits(job.folders, job.split)
+        self.tally = tally_in(job.folders)(job, rows, self.identifiers, self._symmetry)
+        if job.num_variants is not None and not self.tally.votes:
+            told = f"--augmentations={job.num_variants - 1} is for a test split whose answers are voted on"
+            raise ValueError(f"{told}; leave it out for the {job.split} split of {_listed(job.folders)}")
+        self.rows, variants = self.tally.rows, self.tally.variants
         self._row_of = np.repeat(np.arange(len(self.rows)), variants)
         self._variant_of = np.arange(len(self._row_of)) - np.repeat(np.cumsum(variants) - variants, variants)
-        self._as_it_is = (self._variant_of == 0) & (self._stored_variants(self.rows)[self._row_of] == 0)
-
-    def _wanted(self, rows: Rows) -> Rows:
-        """Choose the rows of what is wanted; of ARC, a puzzle is one together with its stored augmentations."""
-        if self._is_arc:
-            owners = self.identifiers.puzzle_of(rows.puzzle_identifiers)
-            rows = replace(rows, puzzles=np.where(owners < 0, -1 - rows.puzzles, owners).astype(np.int32))
-            # Only those of the test split have something to vote for.
-            most = self.job.num_variants or len(self.identifiers) if self.job.split == "test" else 1
-            wanted = self._stored_variants(rows) < most
-            rows = rows if wanted.all() else rows[wanted]
-        return first_puzzles(rows, self.job.max_puzzles)
-
-    def _stored_variants(self, rows: Rows) -> np.ndarray:
-        """Say which variant of its ARC puzzle each row is in the dataset: (N,); 0 is the puzzle as it is."""
-        owners = self.identifiers.puzzle_of(rows.puzzle_identifiers)
-        is_blank = owners < 0 if self._is_arc else np.ones(len(rows), bool)
-        return np.where(is_blank, 0, rows.puzzle_identifiers - np.append(self.identifiers.first, 0)[owners])
-
-    def _count_variants(self) -> np.ndarray:
-        if self._symmetry is None or not self.test_puzzles:  # nothing to vote for
-            return np.ones(len(self.rows), np.int64)
-        variants = self._symmetry.num_variants(self.rows.puzzle_identifiers)
-        return np.minimum(variants, self.job.num_variants or variants.max())
-
-    def _asked_puzzles(self) -> dict[str, Any]:
-        """Read what ARC asks: all its puzzles, also those that no row asks about, unless only some are wanted."""
-        asked: dict[str, Any] = {}
-        for path in (folder / TEST_PUZZLES_NAME for folder in self.job.folders):
-            if path.is_file():
-                asked |= read_json(path)
-        if self.job.max_puzzles is None:
-            return asked
-        numbers = np.unique(self.identifiers.puzzle_of(self.rows.puzzle_identifiers))
-        chosen = {self.identifiers.names[number] for number in numbers if number >= 0}
-        return {name: task for name, task in asked.items() if name in chosen}
+        self._as_it_is = (self._variant_of == 0) & (self.tally.stored[self._row_of] == 0)
 
     @property
     def num_boards(self) -> int:
@@ -187,18 +127,13 @@ class Evaluator:
         measured = measure_rows(model, batch, self.job.num_segments, cell_loss, halt=self.job.halt)
         num_cells = (tokens.labels != IGNORED_LABEL).sum(1)
         kept = _counted(measured, self._as_it_is[boards], units=self.rows.groups[rows], num_cells=num_cells)
-        return MeasuredBatch(len(rows), kept, int(measured.num_run.sum()), self._votes(tokens, measured))
+        halt_probabilities = measured.halt_logits[-1].double().sigmoid().cpu().numpy()
+        counted = self.tally.count(tokens, measured.answers.cpu().numpy(), halt_probabilities)
+        return MeasuredBatch(len(rows), kept, int(measured.num_run.sum()), counted)
 
     def _tokens(self, rows: np.ndarray, variants: np.ndarray) -> TokenBatch:
         tokens = TokenBatch(self.rows.inputs[rows], self.rows.labels[rows], self.rows.puzzle_identifiers[rows])
         return self._symmetry.variant(tokens, variants) if self._symmetry and variants.any() else tokens
-
-    def _votes(self, tokens: TokenBatch, measured: MeasuredRows) -> Counts:
-        votes = Votes(self.identifiers)
-        if self.test_puzzles:
-            halt = measured.halt_logits[-1].double().sigmoid().cpu().numpy()
-            votes.add(tokens.puzzle_identifiers, tokens.inputs, measured.answers.cpu().numpy(), halt)
-        return votes.counts
 
 
 def _counted(measured: MeasuredRows, as_they_are: np.ndarray, **columns: np.ndarray) -> RowResults:
@@ -255,13 +190,13 @@ class EvaluationReport:
 
     provenance: what was evaluated, on what.
     compute: `boards`, `segments` run over all of them, `halt`, `share_saved` by it, `seconds`.
-    voting: what the votes for ARC's puzzles come to; None elsewhere.
+    extra: what the kind of puzzle adds.
     """
 
     evaluation: Evaluation
     provenance: dict[str, Any]
     compute: dict[str, float]
-    voting: Voting | None
+    extra: Extra
     files: tuple[Path, ...] = ()
 
     @property
@@ -296,7 +231,7 @@ def evaluate_run(
         halt: stop each row where its halt logit is above 0.
         averaged: take the averaged weights if there are any.
         data: dataset folders instead of the run's own.
-        augmentations: of each puzzle, to vote over (ARC); None = all.
+        augmentations: of each puzzle, to vote over where its kind does; None = all.
         num_workers: workers of Ray; 0 = this process.
         output: folder to write into; `report` in the run's folder, `NAME_report` beside a file, if not given.
 
@@ -326,12 +261,10 @@ def evaluate_run(
     )
     folder = _made_folder(as_path(run), output, split)
     with num_threads_kept():
-        rows, compute, votes = _collect(evaluator, _measured(evaluator, num_workers))
+        rows, compute = _collect(evaluator, _measured(evaluator, num_workers))
     evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.halt_max_steps)
-    voted = votes.result(evaluator.test_puzzles) if evaluator.test_puzzles else None
     provenance = _provenance(as_path(run), evaluator)
-    report = EvaluationReport(evaluation, provenance, compute, _voting(voted) if voted else None)
-    return _written(report, folder, voted.submission if voted else None)
+    return _written(EvaluationReport(evaluation, provenance, compute, evaluator.tally.result()), folder)
 
 
 def _made_folder(run: Path, output: str | Path | None, split: str) -> Path:
@@ -342,7 +275,8 @@ def _made_folder(run: Path, output: str | Path | None, split: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output {folder} must be a folder to write into: {error.strerror}; name another") from error
-    names = (f"evaluation_{split}.json", f"evaluation_{split}.png", SUBMISSION)
+    extra = [name for kind in KINDS.values() for name in kind.tally.files]
+    names = (f"evaluation_{split}.json", f"evaluation_{split}.png", *extra)
     there = [name for name in names if (folder / name).is_file()]
     if there and not any(is_ours(folder, report_content(path.name)) for path in folder.glob("evaluation_*.json")):
         raise ValueError(f"--output {folder} holds {told_names(there)}, not written by trm-ray; choose another folder")
@@ -376,13 +310,13 @@ def _measured(evaluator: Evaluator, num_workers: int) -> Iterator[MeasuredBatch]
     return map_on_ray(opened, evaluator.num_batches, evaluator.loaded.config, num_workers)
 
 
-def _collect(evaluator: Evaluator, batches: Iterable[MeasuredBatch]) -> tuple[RowResults, dict[str, float], Votes]:
+def _collect(evaluator: Evaluator, batches: Iterable[MeasuredBatch]) -> tuple[RowResults, dict[str, float]]:
     """Put batches together, in their order."""
-    began, kept, votes, num_run = time.perf_counter(), [], Votes(evaluator.identifiers), 0
+    began, kept, num_run = time.perf_counter(), [], 0
     with progress("boards", evaluator.num_boards) as advance:
         for batch in batches:
             kept.append(batch.rows)
-            votes.merge(batch.votes)
+            evaluator.tally.add(batch.counted)
             num_run += batch.num_run
             advance(batch.num_boards)
     names = [field.name for field in fields(RowResults)]
@@ -394,12 +328,7 @@ def _collect(evaluator: Evaluator, batches: Iterable[MeasuredBatch]) -> tuple[Ro
         "share_saved": 1 - num_run / (evaluator.num_boards * evaluator.job.num_segments),
         "seconds": time.perf_counter() - began,
     }
-    return rows, compute, votes
-
-
-def _voting(result: ArcResult) -> Voting:
-    shares = {k: Estimate(share, *wilson(share, result.num_scored)) for k, share in (result.pass_at or {}).items()}
-    return Voting(shares, result.num_puzzles, result.num_scored, result.without_predictions)
+    return rows, compute
 
 
 def _provenance(run: Path, evaluator: Evaluator) -> dict[str, Any]:
@@ -415,22 +344,21 @@ def _provenance(run: Path, evaluator: Evaluator) -> dict[str, Any]:
         "rows": len(evaluator.rows),
         "puzzles": len(np.unique(evaluator.rows.puzzles)),
         "max_puzzles": job.max_puzzles,
-        "augmentations": None if not evaluator.test_puzzles else job.num_variants - 1 if job.num_variants else "all",
+        "augmentations": None if not evaluator.tally.votes else job.num_variants - 1 if job.num_variants else "all",
         "batch_size": job.batch_size,
         "notes": evaluator.notes,
     }
 
 
-def _written(report: EvaluationReport, folder: Path, submission: Any) -> EvaluationReport:
-    evaluation, facts = report.evaluation, report.provenance
+def _written(report: EvaluationReport, folder: Path) -> EvaluationReport:
+    evaluation, facts, extra = report.evaluation, report.provenance, report.extra
     name = f"evaluation_{facts['split']}"
-    files = [folder / f"{name}.json"]
-    files[0].write_text(evaluation_json(evaluation, facts, report.compute, report.voting), encoding="utf-8")
+    texts = {f"{name}.json": evaluation_json(evaluation, facts, report.compute, extra.numbers), **extra.files}
+    files = [folder / name for name in texts]
+    for file, text in zip(files, texts.values(), strict=True):
+        file.write_text(text, encoding="utf-8")
     title = f"{as_path(facts['run']).resolve().name} · {facts['split']} split · {evaluation.num_rows:,} rows"
     subtitle = f"step {facts['step']:,}, {facts['weights']} weights"
-    if submission is not None:
-        files.append(folder / SUBMISSION)
-        files[-1].write_text(json.dumps(submission) + "\n", encoding="utf-8")
     picture = aside(
         f"no picture of the evaluation was drawn; the numbers are in {files[0]}",
         lambda: save_evaluation(evaluation, folder / f"{name}.png", title, subtitle),

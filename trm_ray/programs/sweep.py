@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, trial_configs, typed
+from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, typed
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
-from trm_ray.runs.data import make_missing
+from trm_ray.runs.data import complete, complete_trials, make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
 
@@ -49,7 +49,7 @@ def sweep(config: SweepConfig, console: Console, *, resume: bool = False, overwr
 
     Errors: those of `trm_ray.sweep`.
     """
-    for trial in {_data_of(trial): trial for trial in trial_configs(config)}.values():
+    for trial in {_data_of(trial): trial for trial in complete_trials(config)}.values():
         check_machine(trial)
         make_missing(trial)
     return start_sweep(plan_sweep(config), console, resume=resume, overwrite=overwrite)
@@ -61,7 +61,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     Raises:
         ValueError: a trial's data is missing or bad.
     """
-    configs = trial_configs(sweep)
+    configs = complete_trials(sweep)
     by_data: dict[str, RunPlan] = {}
     runs = []
     for config in configs:
@@ -187,14 +187,16 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[
 def best_command(values: dict[str, object]) -> str:
     """Write the command that trains a run's config, from its scenario and whatever differs from that."""
     given = {key: value for key, value in values.items() if key != "format_version"}
-    config = Config(**given)
+    config = complete(Config(**given))
     task = [f"task={typed(config.task)}"]
     # Whoever has no task names data and length himself; they must be there for the scenario to load.
     own = ("data_paths", "max_steps", "epochs") if config.task is None else ()
     needed = [f"{key}={typed(flat(config)[key])}" for key in own]
-    plain = flat(load_config(config.config_name, [*task, *needed]))
+    plain = flat(complete(load_config(config.config_name, [*task, *needed])))
     skipped = ("config_name", "task", "log_dir")
     values_now = {key: value for key, value in flat(config).items() if key not in skipped}
+    if config.generator is not None and plain.keys() - flat(config).keys():  # another kind of puzzle than the task's
+        needed, plain = [*needed, "generator=null"], {key: plain[key] for key in plain if "generator" not in key}
     different = [f"{key}={typed(value)}" for key, value in values_now.items() if plain.get(key, ...) != value]
     words = ["trm-ray", "train", "--config-name", config.config_name, *task, *needed, *different]
     return " ".join(map(shlex.quote, words))

@@ -10,14 +10,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trm_ray.config import Config, ConfigError, Generator
+from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat, trial_configs
+from trm_ray.config.loading import check_generator
 from trm_ray.data.check import RowHashes, check_same_identifiers, open_datasets
 from trm_ray.data.format import DatasetInfo, is_dataset
+from trm_ray.kinds.kind import Arguments
 from trm_ray.kinds.registry import KINDS, check_kind
 from trm_ray.ownership import FolderInUse
 from trm_ray.storage import as_path
 
 _LOOK_EVERY_S = 0.5  # whether data that another process makes are there
+
+
+def made_of(generator: Generator) -> Arguments:
+    """Read `generator.*` as its kind of puzzle takes it; `ConfigError` if none of that name can be made, or not so."""
+    made = {name: kind.arguments for name, kind in KINDS.items() if kind.arguments}
+    if generator.name not in made:
+        way_out = "prepare other puzzles, and name their folder in data_paths with generator=null"
+        told = f"generator.name={generator.name} must be one of {', '.join(made)}; {way_out}"
+        raise ConfigError(": ".join(filter(None, [generator.origin("name"), told])))
+    return check_generator(generator, made[generator.name])
+
+
+def complete(config: Config) -> Config:
+    """Return a config with every key of its generator. Errors: those of `made_of`."""
+    if config.generator is None:
+        return config
+    generator = config.generator.model_copy(update=made_of(config.generator).model_dump(mode="json"))
+    return config.model_copy(update={"generator": generator})
+
+
+def complete_trials(sweep: SweepConfig) -> list[Config]:
+    """Resolve each of `sweep.variants()` as `complete` does; its `group_by` must be a key of all of them."""
+    configs = [complete(config) for config in trial_configs(sweep)]
+    if any(sweep.group_by not in (None, *flat(config)) for config in configs):
+        raise ConfigError(f"group_by={sweep.group_by} must be a key of every trial; use another run key")
+    return configs
 
 
 def open_data(config: Config) -> DatasetInfo:
@@ -50,16 +78,17 @@ def make_missing(config: Config) -> None:
     """
     _check_made_as_asked(config)
     if config.generator is not None:
-        generate = KINDS[config.generator.name].generate
+        generate, arguments = KINDS[config.generator.name].generate, made_of(config.generator).model_dump()
         for path in map(as_path, config.data_paths):
-            _made_once(path, functools.partial(generate, path, **_arguments(config.generator)))
+            _made_once(path, functools.partial(generate, path, **arguments))
 
 
 def _check_made_as_asked(config: Config) -> None:
-    if config.generator is None or not config.generator.check_existing:
+    generator = complete(config).generator
+    if generator is None or not generator.check_existing:
         return
     for path in filter(is_dataset, map(as_path, config.data_paths)):
-        if differing := _differing(config.generator, path):
+        if differing := _differing(generator, path):
             key, wanted, have = differing[0]
             way_out = "set data_paths to a new folder and it is made, or remove the old one"
             raise ConfigError(f"generator.{key}={wanted} but {path} was made with {key}={have}; {way_out}")
@@ -78,16 +107,14 @@ def _made_once(path: Path, make: Callable[[], object]) -> None:
             time.sleep(_LOOK_EVERY_S)
 
 
-def _arguments(generator: Generator) -> dict[str, Any]:
-    return generator.model_dump(exclude={"name", "check_existing"})
-
-
 def _differing(generator: Generator, path: Path) -> list[tuple[str, Any, Any]]:
     """List what the generator wants to be other than it was when a dataset was made: key, wanted, had."""
     info = DatasetInfo.load(path)
-    have, wanted = {**info.arguments, "seed": info.seed}, _arguments(generator)
+    name = info.generator if info.generator in KINDS else generator.name
+    have = {"name": name, **info.arguments, "seed": info.seed}
+    wanted = {"name": generator.name, **made_of(generator).model_dump(mode="json")}
     given = [(key, value, have[key]) for key, value in wanted.items() if value is not None and key in have]
-    return [(key, value, had) for key, value, had in given if _plain(value) != _plain(had)]
+    return [(key, value, had) for key, value, had in given if value != had]
 
 
 def tell_own_data(config: Config) -> None:
@@ -100,7 +127,3 @@ def tell_own_data(config: Config) -> None:
         if made_by != config.generator.name or differing:
             told = f"made by {made_by}" + "".join(f"; {text}" for text in differing)
             logging.getLogger("trm_ray").warning("using data_paths=%s as it is (%s)", path, told)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value

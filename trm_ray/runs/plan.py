@@ -10,7 +10,7 @@ from trm_ray.config import Config, ConfigError, run_dir, with_overrides
 from trm_ray.config.surroundings import check_surroundings
 from trm_ray.data.format import DatasetInfo, read_identifiers
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.runs.data import open_data, tell_own_data
+from trm_ray.runs.data import complete, open_data, tell_own_data
 from trm_ray.storage import as_path, resolved
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class RunPlan:
 
     def vary(self, config: Config, folder: Path) -> RunPlan:
         """Plan another run on the same data."""
-        config = _with_absolute_paths(config)
+        config = _with_absolute_paths(complete(config))
         return replace(self, config=config, folder=folder, num_steps=_count_steps(config, self.info))
 
 
@@ -54,7 +54,7 @@ def plan_run(config: Config) -> RunPlan:
     """
     folder = resolved(run_dir(config))
     check_machine(config)
-    info, config = open_data(config), _with_absolute_paths(config)
+    info, config = open_data(config), _with_absolute_paths(complete(config))
     tell_own_data(config)
     train = tuple(as_path(path).resolve() for path in config.data_paths)
     test = tuple(as_path(path).resolve() for path in config.data_paths_test) or train

@@ -14,6 +14,7 @@ from trm_ray.data.rows import DatasetError
 from trm_ray.data.stream import Symmetry
 from trm_ray.kinds.arc import read
 from trm_ray.kinds.arc.symmetry import ArcSymmetry
+from trm_ray.kinds.arc.voting import ArcTally
 from trm_ray.kinds.kind import Kind, Question, Verdict, numbered_names
 
 
@@ -22,6 +23,8 @@ class Arc(Kind):
     """Grids of ten colours, of any size up to 30×30."""
 
     name = "arc"
+    known_by = read.TEST_PUZZLES_NAME
+    tally = ArcTally
     has_own_symmetry = True
 
     @classmethod

@@ -8,17 +8,25 @@ being equal, grids are ordered by what they hold, so that the number of workers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from trm_ray.data.format import read_json
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.kinds.arc.read import grids_of, restored
+from trm_ray.data.rows import Rows, TokenBatch
+from trm_ray.data.stream import Symmetry
+from trm_ray.kinds.arc.read import TEST_PUZZLES_NAME, grids_of, restored
+from trm_ray.kinds.tally import Asked, Extra, Tally
+from trm_ray.reporting.numbers.evaluation import Estimate, percents, wilson
 
 PASS_AT = (1, 2, 5, 10, 100, 1000)
 ATTEMPTS = 2  # of a submission
+MAX_NAMES = 20  # of test inputs without predictions, on the console
+SUBMISSION = "submission.json"
 # Halt probabilities are summed as whole numbers of this unit: exact, hence the same in whatever order workers add them.
 _UNIT = 2.0**-60
 
@@ -145,3 +153,74 @@ def _attempts(candidates: Sequence[_Ranked]) -> dict[str, list[list[int]]]:
     grids = [_unpacked(entry[2]).tolist() or [[0]] for entry in candidates[:ATTEMPTS]] or [[[0]]]
     padded = [*grids, *[grids[0]] * (ATTEMPTS - len(grids))]
     return {f"attempt_{number + 1}": grid for number, grid in enumerate(padded)}
+
+
+# ---- in an evaluation ------------------------------------------------------------------------------------
+
+
+class ArcTally(Tally):
+    """Take puzzles together with their variants, stored or computed, which vote where the test split asks something."""
+
+    files = (SUBMISSION,)
+
+    def __init__(self, asked: Asked, rows: Rows, identifiers: PuzzleIdentifiers, symmetry: Symmetry | None):
+        self._votes = Votes(identifiers)
+        owners = self._owners(rows)
+        rows = replace(rows, puzzles=np.where(owners < 0, -1 - rows.puzzles, owners).astype(np.int32))
+        # Only those of the test split have something to vote for.
+        most = asked.num_variants or len(identifiers) if asked.split == "test" else 1
+        wanted = self._stored(rows) < most
+        super().__init__(asked, rows if wanted.all() else rows[wanted], identifiers, symmetry)
+        self.stored = self._stored(self.rows)
+        self._tasks = self._read_tasks(asked) if asked.split == "test" else {}
+        self.votes = bool(self._tasks)
+        if self.votes and symmetry is not None:
+            variants = symmetry.num_variants(self.rows.puzzle_identifiers)
+            self.variants = np.minimum(variants, asked.num_variants or variants.max())
+
+    def _owners(self, rows: Rows) -> np.ndarray:
+        return self._votes.identifiers.puzzle_of(rows.puzzle_identifiers)
+
+    def _stored(self, rows: Rows) -> np.ndarray:
+        owners, first = self._owners(rows), np.append(self._votes.identifiers.first, 0)
+        return np.where(owners < 0, 0, rows.puzzle_identifiers - first[owners])
+
+    def _read_tasks(self, asked: Asked) -> dict[str, Any]:
+        """Read what is asked: all puzzles, also those that no row asks about, unless only some are wanted."""
+        files = [path for folder in asked.folders if (path := folder / TEST_PUZZLES_NAME).is_file()]
+        tasks = {name: task for path in files for name, task in read_json(path).items()}
+        if asked.max_puzzles is None:
+            return tasks
+        chosen = {self._votes.identifiers.names[number] for number in self._owners(self.rows) if number >= 0}
+        return {name: task for name, task in tasks.items() if name in chosen}
+
+    def count(self, tokens: TokenBatch, answers: np.ndarray, halt_probabilities: np.ndarray) -> Counts:
+        """Let each board vote."""
+        votes = Votes(self._votes.identifiers)
+        if self.votes:
+            votes.add(tokens.puzzle_identifiers, tokens.inputs, answers, halt_probabilities)
+        return votes.counts
+
+    def add(self, counted: Counts) -> None:
+        """Add the votes of a batch."""
+        self._votes.merge(counted)
+
+    def result(self) -> Extra:
+        """Give pass@k with its intervals over the puzzles, and the submission."""
+        if not self.votes:
+            return Extra()
+        found = self._votes.result(self._tasks)
+        shares = {k: Estimate(share, *wilson(share, found.num_scored)) for k, share in (found.pass_at or {}).items()}
+        voting = {name: getattr(found, name) for name in ("num_puzzles", "num_scored", "without_predictions")}
+        voting = {"pass_at": {k: asdict(share) for k, share in shares.items()}, **voting}
+        return Extra({"voting": voting}, [*_told(found, shares)], {SUBMISSION: json.dumps(found.submission) + "\n"})
+
+
+def _told(found: ArcResult, shares: Mapping[int, Estimate]) -> Iterator[str]:
+    yield f"votes over {found.num_puzzles:,} puzzles, of which {found.num_scored:,} have known outputs:"
+    for k, share in shares.items():
+        value, interval = percents(share)
+        yield f"  pass@{k:<4} {value:>6} %   [{interval}]"
+    if missing := found.without_predictions:
+        names = ", ".join(missing[:MAX_NAMES]) + (", …" if len(missing) > MAX_NAMES else "")
+        yield f"{len(missing):,} test inputs without predictions count as wrong: {names}"

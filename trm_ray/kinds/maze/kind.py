@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trm_ray.data.format import DatasetInfo
+from trm_ray.config.keys import Positive
 from trm_ray.data.rows import DatasetError
-from trm_ray.kinds.kind import Question, SquareKind, Verdict, named, side_of
+from trm_ray.kinds.kind import Arguments, Question, SquareKind, Verdict, named, side_of
 from trm_ray.kinds.maze import rules
 from trm_ray.kinds.maze.generate import prepare_maze
+
+
+class MazeArguments(Arguments):
+    """Mazes without loops, each with the one path from S to G."""
+
+    train: Positive = 1000  # mazes to train on
+    test: Positive = 1000  # held-out mazes, none a rotation or mirror image of another one
+    size: Positive = 30  # cells a side
+    min_length: Positive = 110  # fewest steps from S to G
 
 
 @dataclass(frozen=True)
@@ -21,16 +29,13 @@ class Maze(SquareKind):
     """Square mazes of walls, free cells, start, goal, and in an answer the path `o` between the two."""
 
     name = "maze"
+    arguments = MazeArguments
+    generate = staticmethod(prepare_maze)
 
     @classmethod
     def of_shape(cls, seq_len: int, vocab_size: int) -> Maze | None:
         """Return the square maze."""
         return cls(side_of(seq_len)) if vocab_size == rules.VOCAB_SIZE and side_of(seq_len) >= rules.SMALLEST else None
-
-    @classmethod
-    def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
-        """Make mazes with one path each."""
-        return prepare_maze(output, **arguments)
 
     @classmethod
     def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from trm_ray.data.format import DatasetInfo
+from trm_ray.config.keys import PairOrNull
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
 from trm_ray.data.stream import Symmetry
-from trm_ray.kinds.kind import Question, SquareKind, Verdict, named, text_blocks
+from trm_ray.kinds.kind import Arguments, Question, SquareKind, Verdict, named, text_blocks
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.kinds.sudoku.rules import BOXES, box_of, parse_board
 from trm_ray.kinds.sudoku.symmetry import SudokuSymmetry
+
+
+class SudokuArguments(Arguments):
+    """Puzzles with one solution each."""
+
+    size: Literal[4, 6, 9] = 6  # cells a side
+    clues: PairOrNull = None  # [fewest, most]; null = the size's own
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class Sudoku(SquareKind):
     """Boards of digits: token 1 is a blank, d + 1 the digit d."""
 
     name = "sudoku"
+    arguments = SudokuArguments
+    generate = staticmethod(prepare_sudoku)
     has_own_symmetry = True
 
     @classmethod
@@ -31,11 +39,6 @@ class Sudoku(SquareKind):
         """Return the board of 4, 6 or 9 digits."""
         size = vocab_size - 2
         return cls(size) if size in BOXES and seq_len == size**2 else None
-
-    @classmethod
-    def generate(cls, output: str | Path, **arguments: Any) -> DatasetInfo:
-        """Make puzzles with one solution each."""
-        return prepare_sudoku(output, **arguments)
 
     @classmethod
     def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:

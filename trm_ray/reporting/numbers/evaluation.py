@@ -1,4 +1,4 @@
-"""What an evaluation has found: accuracies with their intervals, how far the halt head can be believed, ARC's votes."""
+"""What an evaluation has found: accuracies with their intervals, how far the halt head can be believed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ FORMAT_VERSION = 1
 Z95 = 1.959963984540054  # standard deviations of the normal distribution that hold 95 % of it
 NUM_BINS = 10
 FEW_UNITS = 10  # fewer say too little of how far they lie apart
-MAX_NAMES = 20  # of test inputs without predictions, on the console
 
 
 @dataclass(frozen=True)
@@ -162,19 +161,6 @@ class Evaluation:
         return [self.by_segment[n - 1] for n in self.requested_segments]
 
 
-@dataclass(frozen=True)
-class Voting:
-    """What ARC's votes come to: pass@k by k, over the puzzles whose outputs are known.
-
-    without_predictions: the test inputs nothing was predicted for, as NAME[number]; they count as wrong.
-    """
-
-    pass_at: dict[int, Estimate]
-    num_puzzles: int
-    num_scored: int
-    without_predictions: list[str]
-
-
 def summarise_evaluation(rows: RowResults, *, segments: Sequence[int], trained_segments: int) -> Evaluation:
     """Summarise an evaluation; without any row with labels, all shares are NaN."""
     solved, halt_logits = rows.solved[:, -1], rows.halt_logits
@@ -224,15 +210,20 @@ def _mean(values: np.ndarray) -> float:
 
 
 def evaluation_json(
-    evaluation: Evaluation, provenance: Mapping[str, Any], compute: Mapping[str, float], voting: Voting | None = None
+    evaluation: Evaluation, provenance: Mapping[str, Any], compute: Mapping[str, float], extra: Mapping[str, Any]
 ) -> str:
-    """Write an evaluation and where it comes from as JSON; a number that does not exist is null."""
+    """Write an evaluation and where it comes from as JSON; a number that does not exist is null.
+
+    Args:
+        extra: keys that the kind of puzzle adds.
+    """
     content = {
         "format_version": FORMAT_VERSION,
         "provenance": provenance,
         **asdict(evaluation),
         "compute": compute,
-        "voting": voting and asdict(voting),
+        "voting": None,  # format 1 has it for every kind
+        **extra,
     }
     return json_text(content)
 
@@ -246,22 +237,23 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for one in shown.values():
         name = f"{'as trained: ' if one.segments == evaluation.trained_segments else ''}{one.segments}"
         loss = "–" if math.isnan(one.loss) else f"{one.loss:.4f}"
-        table.add_row(name, *_percents(one.exact_accuracy), *_percents(one.accuracy), loss)
+        table.add_row(name, *percents(one.exact_accuracy), *percents(one.accuracy), loss)
     halting = evaluation.halting
     if evaluation.num_rows:
         name = f"halting: mean {halting.mean_segment:.2f}"
-        table.add_row(name, *_percents(halting.exact_accuracy), *_percents(halting.accuracy), "")
+        table.add_row(name, *percents(halting.exact_accuracy), *percents(halting.accuracy), "")
     return table
 
 
-def _percents(share: Estimate) -> tuple[str, str]:
+def percents(share: Estimate) -> tuple[str, str]:
+    """Write a share and its interval in percent."""
     if math.isnan(share.value):
         return "–", ""
     return f"{100 * share.value:.2f}", f"{100 * share.low:.2f}–{100 * share.high:.2f}"
 
 
-def evaluation_lines(evaluation: Evaluation, compute: Mapping[str, float], voting: Voting | None = None) -> list[str]:
-    """Tell what the table does not hold: the halt head, what halting saves, ARC's votes.
+def evaluation_lines(evaluation: Evaluation, compute: Mapping[str, float]) -> list[str]:
+    """Tell what the table does not hold: the halt head, what halting saves.
 
     Args:
         compute: `boards` and `segments` that took `seconds`; `halt`, whether rows were halted, and `share_saved` by it.
@@ -276,15 +268,4 @@ def evaluation_lines(evaluation: Evaluation, compute: Mapping[str, float], votin
     elif evaluation.num_rows:
         lines.append(f"--halt would leave out {100 * evaluation.halting.share_saved:.1f} % of the segments")
     lines.append(f"{compute['segments']:,} segments of {compute['boards']:,} boards in {compute['seconds']:.1f} s")
-    return lines + (_voting_lines(voting) if voting else [])
-
-
-def _voting_lines(voting: Voting) -> list[str]:
-    lines = [f"votes over {voting.num_puzzles:,} puzzles, of which {voting.num_scored:,} have known outputs:"]
-    for k, share in voting.pass_at.items():
-        value, interval = _percents(share)
-        lines.append(f"  pass@{k:<4} {value:>6} %   [{interval}]")
-    if missing := voting.without_predictions:
-        names = ", ".join(missing[:MAX_NAMES]) + (", …" if len(missing) > MAX_NAMES else "")
-        lines.append(f"{len(missing):,} test inputs without predictions count as wrong: {names}")
     return lines

@@ -1,6 +1,6 @@
 """Write docs/config.md: every key with its type, its default, its rule and what it means.
 
-What a key means is the remark on its line, or on the lines above it, in run.py and sweep.py: it is written there once.
+What a key means is the remark on its line, or on the lines above it, where it is declared: it is written there once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pydantic.fields import FieldInfo
 
 from trm_ray.config.errors import rule, show
 from trm_ray.config.keys import Settings, section_of
-from trm_ray.config.run import Config
+from trm_ray.config.run import Config, Generator
 from trm_ray.config.sweep import SweepConfig
+from trm_ray.kinds.registry import KINDS
 
 _HEAD = """\
 # Every key
@@ -32,8 +33,8 @@ trm-ray train --config-name deep_supervision_linear task=sudoku6 lr=5e-5 arch.H_
 trm-ray sweep --config-name five_scenarios 'seeds=[0,1,2]' asha.grace_period=200 'search_space.lr=[1e-3,4e-3]'
 ```
 
-`make docs` writes this page from `trm_ray/config/`; change the words there. The defaults are those of the code: a
-scenario, a task and `key=value` go before them, the last before all. Where two keys must fit together
+`make docs` writes this page from `trm_ray/config/` and `trm_ray/kinds/`; change the words there. The defaults are those
+of the code: a scenario, a task and `key=value` go before them, the last before all. Where two keys must fit together
 (`global_batch_size` and `ray.num_workers`, `keep_best` and `keep_last` …), the error names both and a way out.
 [train.md](train.md#scenarios-tasks-and-keys) says which keys people change first.
 """
@@ -60,6 +61,16 @@ def _chapter(title: str, told: str, model: type[Settings]) -> Iterator[str]:
         if section := section_of(field):
             told = (inspect.getdoc(section) or "").replace(f" (`{name}.*`)", "")
             yield f"### `{name}.*`\n\n{told}\n\n{_table(section, f'{name}.')}\n"
+        if section is Generator:
+            yield from _kinds()
+
+
+def _kinds() -> Iterator[str]:
+    """Yield what each kind that can be made takes."""
+    for name, kind in KINDS.items():
+        if kind.arguments:
+            told = inspect.getdoc(kind.arguments)
+            yield f"#### `generator.name={name}`\n\n{told}\n\n{_table(kind.arguments, 'generator.')}\n"
 
 
 def _table(model: type[Settings], prefix: str) -> str:
@@ -99,7 +110,12 @@ _NAMES = {bool: "boolean", int: "whole number", float: "number", str: "text", di
 
 
 def field_meanings(model: type[Settings]) -> dict[str, str]:
-    """Read what each field means off its class: the remark on its line, or those on the lines above."""
+    """Read what each field means off its class, or one that this builds on: the remark on its line or those above."""
+    owners = [owner for owner in reversed(model.__mro__) if issubclass(owner, Settings)]
+    return {name: meaning for owner in owners for name, meaning in _own_meanings(owner).items()}
+
+
+def _own_meanings(model: type[Settings]) -> dict[str, str]:
     source = textwrap.dedent(inspect.getsource(model))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = [token for token in tokens if token.type == tokenize.COMMENT]
