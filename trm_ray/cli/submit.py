@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
 
 from trm_ray.cli.common import FAILED, HELP, INTERRUPTED, app, complain, jobs_app, reported
 from trm_ray.reporting.terminal import as_it_is, say, show
@@ -141,8 +142,6 @@ def _show(text: str) -> None:
 
 
 def _say(text: str) -> None:
-    from rich.console import Console
-
     say(Console(), text)
 
 
@@ -155,7 +154,6 @@ def list_jobs(address: Address = None) -> None:
     """
     import time
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
