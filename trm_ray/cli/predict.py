@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,8 +38,6 @@ def predict(
 
     Example: `trm-ray predict runs/deep_supervision_linear puzzle.txt --gif puzzle.gif`
     """
-    import json
-
     from trm_ray.data.progress import progress
     from trm_ray.programs.predict import kind_for, load, predict, read_questions
 

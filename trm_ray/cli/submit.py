@@ -1,10 +1,11 @@
-"""`trm-ray submit` and `trm-ray jobs`: commands that run on a cluster, through Ray's job server."""
+"""`trm-ray submit`, `jobs` and `grafana`: commands on a cluster, through Ray's job server, and a look at their runs."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -269,3 +270,13 @@ def _own_name(results: str) -> tuple[str, ...]:
     """Name results as they are: a run or a sweep by its folder, a report by its run's too."""
     parts = [part for part in results.split("/") if part not in ("", ".", "..")]
     return tuple(parts[-2:] if parts[-1] == "report" else parts[-1:])
+
+
+@app.command()
+@reported
+def grafana() -> None:
+    """Print a Grafana dashboard of all runs on a cluster, to import there; it reads Ray's Prometheus metrics.
+
+    Example: `trm-ray grafana > trm-ray.json`
+    """
+    typer.echo((files("trm_ray") / "distributed" / "grafana.json").read_text(encoding="utf-8"), nl=False)

@@ -16,13 +16,13 @@ from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
 from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address, usual_folder
 from trm_ray.distributed import VERBOSE, apply_settings, ray_internals
-from trm_ray.distributed.own_session import own_session
 from trm_ray.distributed.surroundings import (
     LOOPBACK,
     StartError,
     environment,
     job_config,
     own_cluster,
+    own_session,
     past_proxies,
     temporary_folder,
 )

@@ -1,4 +1,4 @@
-"""What Ray's processes inherit from this one, and what they must not: modules, proxies, folders, the token."""
+"""What Ray's processes inherit from this one, and what they must not: modules, proxies, folders, the token, signals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from ray.job_config import JobConfig
 import trm_ray
 from trm_ray.config.surroundings import serves_ray, short_folder, usual_folder
 from trm_ray.distributed import ray_internals
+from trm_ray.training.stopping import STOP_SIGNALS
 
 # One machine needs no other network interface than its own, and Ray's ports are not to be reached from outside.
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -159,6 +162,27 @@ def _remove(place: Path) -> None:
     left = [path for path in place.iterdir() if path.name.startswith("trm-ray")]
     for path in [path for path in place.iterdir() if path not in left] if left else [place]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def own_session() -> Iterator[None]:
+    """Start Ray's processes meanwhile in a session of their own: signals of a terminal or `timeout` do not reach it.
+
+    Where a batch system sends signals to all processes of a job, they are blocked in Ray's, but for SIGTERM, with which
+    Ray ends them.
+    """
+    handler = signal.getsignal(signal.SIGTERM)  # for which Ray has one that ends the process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOP_SIGNALS) - {signal.SIGTERM, signal.SIGINT})
+    try:
+        with ray_internals.new_process_session():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 # ---- modules ---------------------------------------------------------------------------------------------------------

@@ -110,7 +110,6 @@ def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None 
     """
     from trm_ray.training.session import Session
     from trm_ray.training.stopping import StopSignals
-    from trm_ray.training.threads import num_threads_kept
 
     with num_threads_kept(), StopSignals() as signals:
         return execute(
@@ -121,6 +120,18 @@ def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None 
             session_type=session_type or Session,
             stop_requested=signals.requested,
         )
+
+
+@contextmanager
+def num_threads_kept() -> Iterator[None]:
+    """Have torch compute with as many threads afterwards as before: their number belongs to the whole process."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_device(config: Config) -> torch.device:
