@@ -68,8 +68,8 @@ def train_on_ray(
             begin()
             trainer = build_trainer(plan, train, test, stop_file, session_type=session_type)
             evaluation = outcome_of(trainer, plan, stop_file)
-        if not is_finished(plan):
-            raise stopped_after(start_step(plan))
+        if not is_finished(plan, step := start_step(plan)):
+            raise stopped_after(step)
         return evaluation
 
 

@@ -174,7 +174,7 @@ def _beside(plan: RunPlan, niceness: int) -> Iterator[None]:
 def _train_plain(plan: RunPlan, niceness: int) -> None:
     """Train without Ray, stepping back for other processes as far as Ray's workers do: 15 unless Ray is told else."""
     os.nice(max(0, niceness - os.nice(0)))
-    train_in_process(plan, TurnSession)
+    train_in_process(plan, session_type=TurnSession)
 
 
 def _result(case: Case, on_ray: RunPlan, plain: RunPlan) -> ScalingResult:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import train_in_process
-from trm_ray.runs.folder import is_finished, owned_run, start_step
+from trm_ray.runs.folder import is_finished, owned_run, step_of
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
     check_machine(config)
     make_missing(config)
     plan = plan_run(config)
-    with owned_run(plan, resume=resume, overwrite=overwrite) as begin, ExitStack() as shown:
-        first_step = 0 if overwrite else start_step(plan)
+    with owned_run(plan, resume=resume, overwrite=overwrite) as (begin, latest), ExitStack() as shown:
+        first_step = step_of(latest)
         watch.planned(plan, first_step)
-        if resume and is_finished(plan):
+        if resume and is_finished(plan, first_step):
             return Trained(plan, _last_evaluation(plan.folder), before=first_step)
 
         def begin_and_show() -> None:
@@ -62,7 +62,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
 
         if config.ray.most_workers == 0:
             begin_and_show()
-            metrics = train_in_process(plan)
+            metrics = train_in_process(plan, latest)
         else:
             from trm_ray.distributed.trainer import train_on_ray
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def execute(
     plan: RunPlan,
+    latest: Path | None,
     *,
     train: Callable[[], Rows] | Shard,
     test_rows: Rows,
@@ -32,6 +33,7 @@ def execute(
     """Train in this process, whatever launched it; return the last evaluation.
 
     Args:
+        latest: the checkpoint to go on from, which rank 0 has looked for; None begins anew.
         train: reads the whole train split, for whoever had passed it on would hold it for the whole run; or where that
             does not fit into memory this worker's shard of it.
         test_rows: the whole test split; each worker takes its share.
@@ -62,7 +64,7 @@ def execute(
     )
     eval_batch_size = max(1, (config.eval_batch_size or config.global_batch_size) // world_size)
     begin_with = None if config.init_from is None else lambda: beginning(plan).model
-    with _open_log(plan.folder, rank) as (log_row, sync_log):
+    with _open_log(plan.folder, rank, latest) as (log_row, sync_log):
         session = session_type(
             plan.folder,
             device,
@@ -72,6 +74,7 @@ def execute(
             sync_log=sync_log,
             identifiers=identifiers.to_bytes(),
             stop_requested=stop_requested,
+            latest=latest,
         )
         return run_training(config, plan.shape, plan.num_steps, session, begin_with)
 
@@ -89,21 +92,22 @@ def beginning(plan: RunPlan) -> InitialWeights:
 
 
 @contextmanager
-def _open_log(folder: Path, rank: int) -> Iterator[tuple[LogRow, Callable[[], None]]]:
+def _open_log(folder: Path, rank: int, latest: Path | None) -> Iterator[tuple[LogRow, Callable[[], None]]]:
     """Open the run's log on rank 0, from the checkpoint on that the run goes on from; yield its `write` and `sync`."""
     from trm_ray.reporting.mirrored_log import open_log
-    from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+    from trm_ray.training.checkpoint import checkpoint_step
 
     if rank != 0:
         yield lambda *row: None, lambda: None
         return
-    latest = latest_checkpoint(folder, verified=True)
     with open_log(folder, None if latest is None else checkpoint_step(latest)) as log:
         yield log.write, log.sync
 
 
-def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None = None) -> dict[str, float]:
-    """Train without Ray.
+def train_in_process(
+    plan: RunPlan, latest: Path | None = None, session_type: Callable[..., Session] | None = None
+) -> dict[str, float]:
+    """Train without Ray, on from the checkpoint that `claim_folder` has found, if there is one.
 
     Raises:
         Interrupted: Ctrl-C or another stop signal came, and a checkpoint of the step under way is there, if one was.
@@ -114,6 +118,7 @@ def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None 
     with num_threads_kept(), StopSignals() as signals:
         return execute(
             plan,
+            latest,
             train=lambda: read_splits(plan.train_paths, "train"),
             test_rows=read_splits(plan.test_paths, "test"),
             device=choose_device(plan.config),

@@ -7,6 +7,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from trm_ray import __version__
@@ -27,12 +28,15 @@ RESUMABLE_KEYS = (
 
 
 @contextmanager
-def owned_run(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> Iterator[Callable[[], None]]:
+def owned_run(
+    plan: RunPlan, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[tuple[Callable[[], None], Path | None]]:
     """Hold the run's folder while this lasts, after all checks of what lies in it.
 
     Yields:
-        What begins to write there, to be called when nothing else can keep the run from starting. An old run that is
-        overwritten is back in its place afterwards unless a checkpoint of the new one has been saved.
+        What begins to write there, to be called when nothing else can keep the run from starting, and the checkpoint
+        that the run goes on from. An old run that is overwritten is back in its place afterwards unless a checkpoint of
+        the new one has been saved.
 
     Raises:
         ValueError: as `check_folder`, or another process writes the folder.
@@ -46,18 +50,22 @@ def owned_run(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -
         if is_ours(plan.folder.parent, SWEEP):  # its trials are its to write while it runs
             refuse_if_held(plan.folder.parent, f"{told} is a trial of a sweep that", "wait for its end")
         with settled(plan.folder, RUN, has_checkpoint):
-            check_folder(plan, resume=resume, overwrite=overwrite)
-            yield lambda: begin_run(plan, overwrite=overwrite)
+            latest = check_folder(plan, resume=resume, overwrite=overwrite)
+            yield lambda: begin_run(plan, overwrite=overwrite), latest
 
 
-def claim_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
+def claim_folder(plan: RunPlan, *, resume: bool = False) -> Path | None:
     """Begin to write a run's folder, for whoever holds it already: `check_folder`, then `begin_run`."""
-    check_folder(plan, resume=resume, overwrite=overwrite)
-    begin_run(plan, overwrite=overwrite)
+    latest = check_folder(plan, resume=resume)
+    begin_run(plan)
+    return latest
 
 
-def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
+def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> Path | None:
     """Refuse a folder that the run must not be written into; nothing is changed.
+
+    Returns:
+        The checkpoint that the run goes on from, None if it begins.
 
     Raises:
         ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else,
@@ -70,7 +78,7 @@ def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
     _check_not_foreign(plan, resume=resume)
     if overwrite or not is_ours(folder, RUN):
-        return
+        return None
     metrics = folder / "metrics.jsonl"
     begun = (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint_step_*"))
     if not begun and is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
@@ -81,10 +89,12 @@ def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False
     if begun and not resume:
         way_out = "go on with it with --resume, replace it with --overwrite, or choose another log_dir"
         raise ConfigError(f"log_dir={config.log_dir} already holds a run; {way_out}")
-    if begun:
-        _check_same_run(config, before := config_from_run(folder))
-        _check_checkpoint(plan)
-        _tell_change_of_workers(plan, before)
+    if not begun:
+        return None
+    _check_same_run(config, before := config_from_run(folder))
+    latest = _checked_checkpoint(plan)
+    _tell_change_of_workers(plan, before)
+    return latest
 
 
 def begin_run(plan: RunPlan, *, overwrite: bool = False) -> None:
@@ -106,16 +116,18 @@ def _check_not_foreign(plan: RunPlan, *, resume: bool) -> None:
         raise ConfigError(f"log_dir={plan.config.log_dir} {rule}")
 
 
-def _check_checkpoint(plan: RunPlan) -> None:
-    """Refuse to go on from another run's checkpoint, or with identifiers that name other puzzles than its own.
+def _checked_checkpoint(plan: RunPlan) -> Path | None:
+    """Find the latest checkpoint; refuse another run's, and identifiers that name other puzzles than its own.
 
     With other puzzles vectors would change owners.
     """
     from trm_ray.training.checkpoint import latest_checkpoint, load_identifiers, load_run_config
 
     latest, now = latest_checkpoint(plan.folder, verified=True), plan.identifiers()
-    saved = None if latest is None else load_identifiers(latest)
-    if latest is not None and (theirs := load_run_config(latest)) is not None:
+    if latest is None:
+        return None
+    saved = load_identifiers(latest)
+    if (theirs := load_run_config(latest)) is not None:
         _check_same_run(plan.config, config_from_values(theirs, str(latest)), f"{latest}, which a run saved that")
     if saved not in (None, now.to_bytes()):
         then = PuzzleIdentifiers.from_bytes(saved)
@@ -123,6 +135,7 @@ def _check_checkpoint(plan: RunPlan) -> None:
             f"data_paths={plan.config.data_paths} has {len(now)} puzzle identifiers that are not the {len(then)} which "
             f"{latest} was trained with; prepare the dataset with the same puzzles, seed and augmentations"
         )
+    return latest
 
 
 def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
@@ -164,16 +177,21 @@ def describe_environment() -> dict[str, Any]:
 
 
 def start_step(plan: RunPlan) -> int:
-    """Say after which step the run goes on: that of its latest checkpoint, else 0."""
-    from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+    """Look after which step the run goes on: that of its latest checkpoint, else 0."""
+    from trm_ray.training.checkpoint import latest_checkpoint
 
-    latest = latest_checkpoint(plan.folder, verified=True)
+    return step_of(latest_checkpoint(plan.folder, verified=True))
+
+
+def step_of(latest: Path | None) -> int:
+    """Say after which step a run goes on from a checkpoint: 0 without one."""
+    from trm_ray.training.checkpoint import checkpoint_step
+
     return 0 if latest is None else checkpoint_step(latest)
 
 
-def is_finished(plan: RunPlan) -> bool:
-    """Tell whether all steps have been taken and the final model is there: nothing is left to do."""
+def is_finished(plan: RunPlan, step: int) -> bool:
+    """Tell whether nothing is left to do for a run that goes on after `step`: its final model is there, too."""
     from trm_ray.training.checkpoint import final_step
 
-    step = start_step(plan)
     return step > plan.num_steps or (step == plan.num_steps and final_step(plan.folder) == step)

@@ -17,7 +17,7 @@ from typing import Any
 import trm_ray
 from trm_ray.config import Config, to_yaml, with_overrides
 from trm_ray.runs.execute import train_in_process
-from trm_ray.runs.folder import claim_folder, is_finished
+from trm_ray.runs.folder import claim_folder, is_finished, start_step
 from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.training.checkpoint import FINAL_MODEL, STATE_FILE, checkpoint_step, checkpoints, damage
 
@@ -64,7 +64,7 @@ class Ground:
         """Train a run that nobody disturbs, unless that was done before; return its folder."""
         name = "-".join(["undisturbed", *(f"{key}={value}" for key, value in changes.items())])
         plan = self.plan(name, **changes)
-        if not is_finished(plan):
+        if not is_finished(plan, start_step(plan)):
             claim_folder(plan)
             train(plan)
         return plan.folder
