@@ -423,8 +423,7 @@ class RemotePath:
 
     def info(self) -> dict[str, Any]:
         """Return what the storage tells of a file."""
-        with self._telling():
-            return cast(dict[str, Any], self.filesystem.info(self.key))
+        return cast(dict[str, Any], self._ask("info"))
 
     def stat(self) -> RemoteStat:
         """Return a file's size."""
@@ -451,10 +450,8 @@ class RemotePath:
 
     def iterdir(self) -> list[Path]:
         """List what lies directly below."""
-        with self._telling():
-            listed = self.filesystem.ls(self.key, detail=False)
-        names = {posixpath.basename(name.rstrip("/")) for name in listed if name.rstrip("/") != self.key}
-        return [self / name for name in sorted(names)]
+        listed = (name.rstrip("/") for name in self._ask("ls", detail=False))
+        return [self / name for name in sorted({posixpath.basename(name) for name in listed if name != self.key})]
 
     def glob(self, pattern: str) -> list[Path]:
         """List what lies directly below and whose name fits; nothing if there is no such folder."""
@@ -464,20 +461,17 @@ class RemotePath:
 
     def tree_bytes(self) -> int:
         """Add up the sizes of all files below."""
-        with self._telling():
-            return int(self.filesystem.du(self.key))
+        return int(self._ask("du"))
 
     # -- reading --
 
     def read_bytes(self) -> bytes:
         """Read a whole file."""
-        with self._telling():
-            return cast(bytes, self.filesystem.cat_file(self.key))
+        return cast(bytes, self._ask("cat_file"))
 
     def read_part(self, start: int, end: int) -> bytes:
         """Read the bytes from `start` to before `end`; unlike an open file, also while it is being written anew."""
-        with self._telling():
-            return cast(bytes, self.filesystem.cat_file(self.key, start=start, end=end))
+        return cast(bytes, self._ask("cat_file", start=start, end=end))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Read a whole file."""
@@ -487,8 +481,7 @@ class RemotePath:
         """Open for reading (`r`, `rb`) or to write anew (`wb`): that appears when it is closed, not after an error."""
         assert mode in ("r", "rb", "wb")
         parts = {"block_size": _PART_BYTES} if mode == "wb" else {}
-        with self._telling():
-            file = self.filesystem.open(self.key, mode if "b" in mode else "rb", **parts)
+        file = self._ask("open", mode if "b" in mode else "rb", **parts)
         if mode == "wb":
             return _RemoteFile(self, file)
         buffered = io.BufferedReader(_RemoteFile(self, file), 1 << 20)
@@ -496,15 +489,13 @@ class RemotePath:
 
     def download(self, to: Path) -> None:
         """Copy to a file of this machine."""
-        with self._telling():
-            self.filesystem.get_file(self.key, str(to))
+        self._ask("get_file", str(to))
 
     # -- writing --
 
     def write_bytes(self, content: bytes) -> int:
         """Write a file, whole or not at all."""
-        with self._telling():
-            self.filesystem.pipe_file(self.key, content)
+        self._ask("pipe_file", content)
         return len(content)
 
     def write_text(self, content: str, encoding: str = "utf-8") -> int:
@@ -519,8 +510,7 @@ class RemotePath:
     def create(self, content: bytes) -> bool:
         """Write a file unless one of its name is there, and tell whether it was written."""
         try:
-            with self._telling():
-                self.filesystem.pipe_file(self.key, content, mode="create")
+            self._ask("pipe_file", content, mode="create")
         except OSError:
             if self.exists():  # each client has an error of its own for this
                 return False
@@ -529,8 +519,7 @@ class RemotePath:
 
     def move(self, target: RemotePath) -> None:
         """Copy a file inside the storage, then remove it here."""
-        with self._telling():
-            self.filesystem.cp_file(self.key, target.key)
+        self._ask("cp_file", target.key)
         self.unlink()
 
     def files(self) -> list[Path]:
@@ -551,14 +540,12 @@ class RemotePath:
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a folder where the storage has such things."""
         if self._protocol not in _WITHOUT_FOLDERS:
-            with self._telling():
-                self.filesystem.makedirs(self.key, exist_ok=True)
+            self._ask("makedirs", exist_ok=True)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove a file."""
         try:
-            with self._telling():
-                self.filesystem.rm_file(self.key)
+            self._ask("rm_file")
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -570,6 +557,11 @@ class RemotePath:
                 self.filesystem.rm(self.key, recursive=True)
             elif files := self.filesystem.find(self.key):
                 self.filesystem.rm(files)
+
+    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        """Have the filesystem do something with this place."""
+        with self._telling():
+            return getattr(self.filesystem, method)(self.key, *args, **options)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

@@ -12,14 +12,14 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray.job_config import JobConfig
 
 import trm_ray
-from trm_ray.config.surroundings import serves_ray, short_folder, usual_folder
+from trm_ray.config.surroundings import environment, serves_ray, short_folder, usual_folder
 from trm_ray.distributed import ray_internals
 from trm_ray.training.stopping import STOP_SIGNALS
 
@@ -37,18 +37,6 @@ _LOG = logging.getLogger("trm_ray")
 
 class StartError(RuntimeError):
     """Ray, or a worker of it, did not start; the message says where its logs are."""
-
-
-@contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for as long as this lasts."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

@@ -129,14 +129,15 @@ def _configs(config: Config, case: Case, num_turns: int, steps: int) -> tuple[Co
 
 def _measured(cases: Sequence[tuple[Case, Config, Config]], data: RunPlan) -> Iterator[ScalingResult]:
     from trm_ray.distributed.cluster import ray_cluster
-    from trm_ray.distributed.scaling import sharing_cpus, train_in_turns, worker_niceness
+    from trm_ray.distributed.scaling import TurnTrainSession, sharing_cpus, worker_niceness
+    from trm_ray.distributed.trainer import train_on_ray
 
     with tempfile.TemporaryDirectory(prefix="trm-ray-scaling-") as place, ray_cluster("local"):
         for number, (case, on_ray, plain) in enumerate(cases):
             folder = Path(place) / str(number)
             first, second = _claimed(data, sharing_cpus(on_ray), folder / "0"), _claimed(data, plain, folder / "1")
             with _beside(second, worker_niceness()):
-                train_in_turns(first)
+                train_on_ray(first, session_type=TurnTrainSession)
             yield _result(case, first, second)
 
 
