@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,16 +147,21 @@ def launched(words: Sequence[str], before: str = "") -> Iterator[subprocess.Pope
 
 
 def wait_for_hit(folder: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until the run that a process trains is to be hit.
+    """Wait until the run that a process trains is to be hit."""
+    await_from(process, lambda: to_be_hit(folder), PATIENCE_S, f"{folder.name} did not come to step {HIT_AT}")
+
+
+def await_from(process: subprocess.Popen[str], seen: Callable[[], object], patience_s: float, missed: str) -> None:
+    """Wait until something is seen of what a process does.
 
     Raises:
-        FaultError: the process ended before.
+        FaultError: it ended before, or takes too long; the message begins with `missed`.
     """
-    deadline = time.monotonic() + PATIENCE_S
-    while not to_be_hit(folder):
+    deadline = time.monotonic() + patience_s
+    while not seen():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise FaultError(f"{folder.name} did not come to step {HIT_AT}: {process.communicate()[1]}")
+            raise FaultError(f"{missed}: {process.communicate()[1]}")
         time.sleep(0.002)
 
 
@@ -166,11 +171,18 @@ def to_be_hit(folder: Path) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= HIT_AT
 
 
-def gone_on_with(plan: RunPlan, reference: Path) -> Outcome:
-    """Go on with a run by `--resume`, and hold it against an undisturbed one."""
+def gone_on_with(plan: RunPlan, reference: Path, word: str = "", before: str = "") -> Outcome:
+    """Go on with a run by `--resume`, and hold it against an undisturbed one.
+
+    Args:
+        word: what the process must say of the damage that it finds.
+        before: Python that the process runs first.
+    """
     lost = steps_at_risk(plan.folder)
-    with Pauses(plan.folder) as pauses, started(plan, "--resume") as process:
-        finish(process)
+    with Pauses(plan.folder) as pauses, started(plan, "--resume", before=before) as process:
+        complaint = finish(process)
+    if word not in complaint:
+        raise FaultError(f"nothing was said of the damaged checkpoint: {complaint}")
     return compared(plan.folder, reference, lost, pauses.longest_s)
 
 
