@@ -41,11 +41,11 @@ def bench(
         return
     check_place(save, "--save")
     names = shapes.split(",") if shapes else list(SHAPES)
-    arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)
-    console, cases = Console(), planned_cases(*arguments)
+    asked = (names, scenarios.split(",") if scenarios else None)
+    console, cases, measured = Console(), planned_cases(*asked), run_benchmark(*asked, steps, threads)
     say(console, f"Measuring {len(cases)} cases, one after the other")
     shown: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
-    results = list(track(run_benchmark(*arguments), "measuring", len(cases), **shown))
+    results = list(track(measured, "measuring", len(cases), **shown))
     show(console, bench_table(results))
     write_text(console, save, bench_json(results))
 

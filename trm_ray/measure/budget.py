@@ -24,6 +24,7 @@ from trm_ray.kinds.registry import KINDS
 from trm_ray.reporting.run_log import read_run
 from trm_ray.reporting.terminal import number_table
 from trm_ray.runs.data import open_data
+from trm_ray.runs.plan import count_steps, shape_of
 from trm_ray.storage import as_path, tree_bytes
 
 if TYPE_CHECKING:
@@ -135,9 +136,8 @@ def measured_here(num_steps: int) -> StepTimer:
 
     def measure(config: Config, info: DatasetInfo) -> StepCost:
         from trm_ray.measure.step_cost import measure_config
-        from trm_ray.training.state import TokenShape
 
-        return measure_config(config, TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers), num_steps)
+        return measure_config(config, shape_of(info), num_steps)
 
     return measure
 
@@ -272,7 +272,7 @@ def _test_rows(config: Config, info: DatasetInfo) -> int:
 
 def _case(config: Config, info: DatasetInfo) -> str:
     """Name what the cost of a config's step depends on, and how many there are."""
-    steps = (_num_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
+    steps = (count_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
     rows, supervised = _rows_of_worker(config), _supervised_steps(config, info)
     return str((_cost_values(config), rows, supervised, steps, config.data_paths))
 
@@ -285,16 +285,9 @@ def _rows_of_worker(config: Config) -> int:
     return -(-config.global_batch_size // max(1, config.ray.most_workers))
 
 
-def _num_steps(config: Config, info: DatasetInfo) -> int:
-    from trm_ray.training.state import total_steps
-
-    train = info.split("train")
-    return total_steps(config, train.groups, train.mean_puzzle_examples)
-
-
 def _supervised_steps(config: Config, info: DatasetInfo) -> int:
     """Count the steps that carry gradients through all H-cycles; a curriculum begins without."""
-    steps = _num_steps(config, info)
+    steps = count_steps(config, info)
     if not config.deep_supervision_enabled or config.deep_supervision_weight == 0 or config.arch.H_cycles == 1:
         return 0
     return max(0, steps - config.curriculum_start_step - 1) if config.curriculum_enabled else steps
@@ -310,7 +303,7 @@ def _costs(
     wanted: dict[str, tuple[Config, DatasetInfo]] = {}
     for config in configs:
         info = infos.of(config)
-        steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
+        steps, supervised = count_steps(config, info), _supervised_steps(config, info)
         for kind in {supervised > 0, supervised == steps}:
             one = _as_measured(config, supervised=kind)
             wanted.setdefault(_network(one), (one, info))
@@ -332,7 +325,7 @@ def _network(config: Config) -> str:
 def _trials(
     config: Config, number: int, info: DatasetInfo, costs: dict[str, StepCost], sweep: SweepConfig | None
 ) -> Trials:
-    steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
+    steps, supervised = count_steps(config, info), _supervised_steps(config, info)
     parameters, state = _state_mib(config, info)
     plain, full = (
         costs[_network(_as_measured(config, supervised=kind))] for kind in (supervised == steps, supervised > 0)
@@ -409,9 +402,9 @@ def _total(trials: Sequence[Trials], sweep: SweepConfig | None) -> Hours:
 
 def _state_mib(config: Config, info: DatasetInfo) -> tuple[int, dict[str, float]]:
     """Count what a worker holds from step to step; the weights are built for it."""
-    from trm_ray.training.state import TokenShape, build_model
+    from trm_ray.training.state import build_model
 
-    model = build_model(config, TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers))
+    model = build_model(config, shape_of(info))
     trained = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     places = config.arch.prefix_len + info.seq_len
