@@ -188,7 +188,7 @@ def test_the_rows_as_they_were_read_are_gone_while_a_run_trains(data: Path, tmp_
         return batches(*share)
 
     monkeypatch.setattr("trm_ray.runs.execute.read_splits", remember)
-    monkeypatch.setattr(stream, "test_batches", look)
+    monkeypatch.setattr("trm_ray.runs.execute.test_batches", look)
     begin(planned(data, tmp_path / "run"), steps_left=0)
     assert alive == [[True, False]] * 2  # test split, train split
 
@@ -204,7 +204,7 @@ def test_evaluations_during_training_count_puzzles_and_not_their_rows(data: Path
         seen.append(rows.puzzles.tolist())
         return batches(rows, *place)
 
-    monkeypatch.setattr(stream, "test_batches", look)
+    monkeypatch.setattr("trm_ray.runs.execute.test_batches", look)
     begin(planned(tmp_path / "data", tmp_path / "run", "eval_max_puzzles=2", "max_steps=3"), steps_left=0)
     assert seen == [[0, 0, 1, 1]]
 

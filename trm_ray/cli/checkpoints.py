@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from trm_ray.cli.common import Overwrite, app, reported
 from trm_ray.reporting.terminal import say
@@ -103,8 +104,6 @@ def export_command(
 
     Example: `trm-ray export-checkpoint runs/original --format safetensors --output trm.safetensors`
     """
-    from rich.text import Text
-
     from trm_ray.interop.checkpoints import export_checkpoint
 
     console, options = Console(), {"averaged_weights": not raw_weights, "overwrite": overwrite}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from trm_ray.cli.common import FAILED, HELP, INTERRUPTED, app, complain, jobs_app, reported
 from trm_ray.reporting.terminal import as_it_is, say, show
@@ -153,11 +156,6 @@ def list_jobs(address: Address = None) -> None:
 
     Example: `trm-ray jobs list --address http://127.0.0.1:8265`
     """
-    import time
-
-    from rich.table import Table
-    from rich.text import Text
-
     from trm_ray.distributed import jobs
 
     table = Table(box=None, pad_edge=False)

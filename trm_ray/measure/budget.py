@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat, trial_configs
 from trm_ray.config.files import read_file
 from trm_ray.data.format import FORMAT_VERSION, DatasetInfo, SplitInfo, is_dataset
@@ -28,8 +30,6 @@ from trm_ray.runs.plan import count_steps, shape_of
 from trm_ray.storage import as_path, tree_bytes
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from trm_ray.measure.step_cost import StepCost
 
 _MIB = 2**20

@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from trm_ray.reporting.terminal import number_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _GB = 1e9
 

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.table import Table
 
 from trm_ray.config import Config, with_overrides
 from trm_ray.reporting.terminal import number_table
@@ -26,9 +28,6 @@ from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.runs.turns import ENDED, TurnSession, read_turns
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 STRONG, WEAK = "strong", "weak"
 

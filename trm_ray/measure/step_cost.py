@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from trm_ray.config import Config, load_config, with_overrides
@@ -32,9 +34,6 @@ from trm_ray.reporting.terminal import number_table
 from trm_ray.training.session import Session
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum")
 TIME_BUDGET_S = 10.0
@@ -473,8 +472,6 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def bench_table(results: Sequence[BenchResult]) -> Table:
     """Draw the results as a table, a section a shape; wants a console of about 110 columns."""
-    from rich.text import Text
-
     table = number_table("\nscenario", _COLUMNS, caption="\n".join(_captions(results)), caption_justify="left")
     shape = None
     for row in summary_rows(results):

@@ -15,6 +15,7 @@ from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, 
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
+from trm_ray.reporting.terminal import say, show
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
@@ -91,7 +92,6 @@ def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> 
     """
     from trm_ray.distributed.tuner import run_sweep
     from trm_ray.reporting.console import SweepDisplay
-    from trm_ray.reporting.terminal import say
 
     names, planned = TrialNames(plan.sweep), enumerate(plan.runs if not plan.sweep.random_space() else ())
     known = {(name := names.of(i, run.config, {})): (plan.folder / name, run.num_steps) for i, run in planned}
@@ -167,7 +167,6 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[
     from trm_ray.reporting.numbers.summary import summarise, summary_table
     from trm_ray.reporting.page import write_report
     from trm_ray.reporting.run_log import find_runs, is_run
-    from trm_ray.reporting.terminal import say, show
 
     for name, error in outcome.failed.items():
         say(console, ("failed", "red"), f" {name}: {error}")

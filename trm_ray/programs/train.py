@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import is_finished, owned_run, step_of
@@ -74,7 +75,5 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
 
 def _last_evaluation(folder: Path) -> dict[str, float]:
     """Read the last evaluation that a run has logged."""
-    from trm_ray.reporting.run_log import read_run
-
     evaluated = [row for row in read_run(folder).rows if "eval/loss" in row]
     return {tag: value for tag, value in evaluated[-1].items() if tag.startswith("eval/")} if evaluated else {}

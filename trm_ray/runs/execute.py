@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from trm_ray.config import Config
 from trm_ray.data.format import read_splits
 from trm_ray.data.rows import Rows, first_puzzles
+from trm_ray.data.stream import RowStream, Shard, test_batches
+from trm_ray.interop.checkpoints import InitialWeights, initial_weights
+from trm_ray.kinds.registry import symmetry_from
+from trm_ray.reporting.mirrored_log import open_log
 from trm_ray.runs.plan import RunPlan
-
-if TYPE_CHECKING:
-    import torch
-
-    from trm_ray.data.stream import Shard
-    from trm_ray.interop.checkpoints import InitialWeights
-    from trm_ray.training.session import LogRow, Session
+from trm_ray.training.checkpoint import checkpoint_step
+from trm_ray.training.loop import run_training
+from trm_ray.training.session import LogRow, Session, place
+from trm_ray.training.stopping import StopSignals
 
 
 def execute(
@@ -42,13 +44,6 @@ def execute(
     Raises:
         Interrupted: a worker was asked to.
     """
-    import torch
-
-    from trm_ray.data.stream import RowStream, Shard, test_batches
-    from trm_ray.kinds.registry import symmetry_from
-    from trm_ray.training.loop import run_training
-    from trm_ray.training.session import place
-
     config, identifiers = plan.config, plan.identifiers()
     torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
     rank, world_size = place()
@@ -85,8 +80,6 @@ def beginning(plan: RunPlan) -> InitialWeights:
     Raises:
         ValueError: they are not there or are another network's.
     """
-    from trm_ray.interop.checkpoints import initial_weights
-
     assert plan.config.init_from is not None
     return initial_weights(plan.config.init_from, plan.config, plan.shape, plan.identifiers().to_bytes())
 
@@ -94,9 +87,6 @@ def beginning(plan: RunPlan) -> InitialWeights:
 @contextmanager
 def _open_log(folder: Path, rank: int, latest: Path | None) -> Iterator[tuple[LogRow, Callable[[], None]]]:
     """Open the run's log on rank 0, from the checkpoint on that the run goes on from; yield its `write` and `sync`."""
-    from trm_ray.reporting.mirrored_log import open_log
-    from trm_ray.training.checkpoint import checkpoint_step
-
     if rank != 0:
         yield lambda *row: None, lambda: None
         return
@@ -105,16 +95,13 @@ def _open_log(folder: Path, rank: int, latest: Path | None) -> Iterator[tuple[Lo
 
 
 def train_in_process(
-    plan: RunPlan, latest: Path | None = None, session_type: Callable[..., Session] | None = None
+    plan: RunPlan, latest: Path | None = None, session_type: Callable[..., Session] = Session
 ) -> dict[str, float]:
     """Train without Ray, on from the checkpoint that `claim_folder` has found, if there is one.
 
     Raises:
         Interrupted: Ctrl-C or another stop signal came, and a checkpoint of the step under way is there, if one was.
     """
-    from trm_ray.training.session import Session
-    from trm_ray.training.stopping import StopSignals
-
     with num_threads_kept(), StopSignals() as signals:
         return execute(
             plan,
@@ -122,7 +109,7 @@ def train_in_process(
             train=lambda: read_splits(plan.train_paths, "train"),
             test_rows=read_splits(plan.test_paths, "test"),
             device=choose_device(plan.config),
-            session_type=session_type or Session,
+            session_type=session_type,
             stop_requested=signals.requested,
         )
 
@@ -130,8 +117,6 @@ def train_in_process(
 @contextmanager
 def num_threads_kept() -> Iterator[None]:
     """Have torch compute with as many threads afterwards as before: their number belongs to the whole process."""
-    import torch
-
     before = torch.get_num_threads()
     try:
         yield
@@ -141,8 +126,6 @@ def num_threads_kept() -> Iterator[None]:
 
 def choose_device(config: Config) -> torch.device:
     """Take the device that the config names, or a GPU if there is one."""
-    import torch
-
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(config.device)

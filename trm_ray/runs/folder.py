@@ -7,16 +7,30 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from trm_ray import __version__
 from trm_ray.config import Config, ConfigError, config_from_run, config_from_values, flat, to_yaml
 from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.stream import fits_in_memory
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import RUN, SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import check_is_folder, is_whole, write_whole
+from trm_ray.training.checkpoint import (
+    FINAL_MODEL,
+    MANIFEST_FILE,
+    checkpoint_step,
+    final_step,
+    has_checkpoint,
+    latest_checkpoint,
+    load_identifiers,
+    load_run_config,
+)
 
 # A resumed run may train longer, be watched differently and run elsewhere; anything else makes it another run.
 RESUMABLE_KEYS = (
@@ -41,8 +55,6 @@ def owned_run(
     Raises:
         ValueError: as `check_folder`, or another process writes the folder.
     """
-    from trm_ray.training.checkpoint import has_checkpoint
-
     told, way_out = f"log_dir={plan.config.log_dir}", "choose another log_dir"
     check_is_folder(plan.folder, told, way_out)
     check_folder(plan, resume=resume, overwrite=overwrite or not resume)
@@ -71,8 +83,6 @@ def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False
         ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else,
             or a resumed run's config differs in what defines it.
     """
-    from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE
-
     folder, config = plan.folder, plan.config
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
@@ -121,8 +131,6 @@ def _checked_checkpoint(plan: RunPlan) -> Path | None:
 
     With other puzzles vectors would change owners.
     """
-    from trm_ray.training.checkpoint import latest_checkpoint, load_identifiers, load_run_config
-
     latest, now = latest_checkpoint(plan.folder, verified=True), plan.identifiers()
     if latest is None:
         return None
@@ -140,8 +148,6 @@ def _checked_checkpoint(plan: RunPlan) -> Path | None:
 
 def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
     """Say what differs from here on when a run goes on with another number of workers."""
-    from trm_ray.data.stream import fits_in_memory
-
     now, then = (max(1, config.ray.most_workers) for config in (plan.config, before))
     if now == then or plan.config.ray.is_elastic or before.ray.is_elastic:  # whose number the log tells
         return
@@ -161,10 +167,6 @@ def _check_same_run(config: Config, before: Config, place: str | None = None) ->
 
 def describe_environment() -> dict[str, Any]:
     """Name the software and hardware that a run's numbers come from."""
-    from importlib.metadata import version
-
-    import torch
-
     packages = ("torch", "ray", "numpy", "pyarrow")
     return {
         "trm_ray": __version__,
@@ -178,20 +180,14 @@ def describe_environment() -> dict[str, Any]:
 
 def start_step(plan: RunPlan) -> int:
     """Look after which step the run goes on: that of its latest checkpoint, else 0."""
-    from trm_ray.training.checkpoint import latest_checkpoint
-
     return step_of(latest_checkpoint(plan.folder, verified=True))
 
 
 def step_of(latest: Path | None) -> int:
     """Say after which step a run goes on from a checkpoint: 0 without one."""
-    from trm_ray.training.checkpoint import checkpoint_step
-
     return 0 if latest is None else checkpoint_step(latest)
 
 
 def is_finished(plan: RunPlan, step: int) -> bool:
     """Tell whether nothing is left to do for a run that goes on after `step`: its final model is there, too."""
-    from trm_ray.training.checkpoint import final_step
-
     return step > plan.num_steps or (step == plan.num_steps and final_step(plan.folder) == step)
