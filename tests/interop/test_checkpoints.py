@@ -477,12 +477,13 @@ def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 """
 MEASURED = f"""{PEAK}
+from pathlib import Path
 from trm_ray.interop.checkpoints import import_checkpoint, export_checkpoint
 before = peak()
 arch = dict(H_cycles=3, L_cycles=2, num_heads=2, pos_encodings="rope", puzzle_emb_len=2, seq_len=16)
-import_checkpoint("step_77", "run", arch=arch)
-export_checkpoint("run", "m.safetensors", file_format="safetensors")
-export_checkpoint("run", "out", file_format="original")
+import_checkpoint(Path("step_77"), Path("run"), arch=arch)
+export_checkpoint(Path("run"), Path("m.safetensors"), file_format="safetensors")
+export_checkpoint(Path("run"), Path("out"), file_format="original")
 print(peak() - before)
 """
 
@@ -502,12 +503,13 @@ def test_conversions_take_no_more_memory_than_the_file_once(tmp_path):
 
 USED = f"""{PEAK}
 import torch
+from pathlib import Path
 from trm_ray.interop.checkpoints import initial_weights
 from trm_ray.training.inference import solve
 from trm_ray.interop.loading import load_model
 solve(load_model("small"), torch.ones(1, 16), torch.tensor([0]))
 before = peak()
-for file in ("large", "m.safetensors"):
+for file in map(Path, ("large", "m.safetensors")):
     loaded = load_model(file)
     solve(loaded, torch.ones(1, 16), torch.tensor([599_999]))
     initial_weights(file, loaded.config, loaded.shape, None)

@@ -35,7 +35,7 @@ from trm_ray.config.keys import (
     flatten,
     section_of,
 )
-from trm_ray.storage import join
+from trm_ray.storage import as_path, join
 
 Schedule = Literal["constant", "linear_decay", "exponential_decay"]
 LossType = Literal["softmax_cross_entropy", "stablemax_cross_entropy", "stablemax_cross_entropy_float64"]
@@ -252,6 +252,16 @@ class Config(Settings):
         if self.freeze_weights and self.arch.puzzle_emb_ndim == 0:
             raise ValueError("freeze_weights=true leaves nothing to learn with arch.puzzle_emb_ndim=0; set one of them")
         return self
+
+    @property
+    def train_folders(self) -> list[Path]:
+        """Folders of the datasets to train on."""
+        return [as_path(text) for text in self.data_paths]
+
+    @property
+    def test_folders(self) -> list[Path]:
+        """Folders of the datasets to evaluate on."""
+        return [as_path(text) for text in self.data_paths_test or self.data_paths]
 
 
 def _check_data_and_length(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +61,9 @@ class LoadedModel(TinyRecursiveModel):
         return f"path={str(self.path)!r}, step={self.step}, weights={kind!r}, parameters={weights:,}"
 
 
-def load_model(path: str | Path, *, averaged: bool = True, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(
+    path: str | os.PathLike[str], *, averaged: bool = True, device: torch.device | str = "cpu"
+) -> LoadedModel:
     """Load the model of a run, a checkpoint or an imported checkpoint.
 
     On the CPU its weights are those of the file, memory-mapped; writing to them leaves the file alone.

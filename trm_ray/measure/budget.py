@@ -223,7 +223,7 @@ class _Infos:
     def of(self, config: Config) -> DatasetInfo:
         key = str((config.data_paths, config.data_paths_test, config.generator))
         if key not in self._found:
-            missing = config.generator is not None and not all(is_dataset(as_path(path)) for path in config.data_paths)
+            missing = config.generator is not None and not all(map(is_dataset, config.train_folders))
             info = _described(config.generator, config) if missing and config.generator else open_data(config)
             self._found[key] = (config, info, missing)
         return self._found[key][1]
@@ -266,7 +266,7 @@ def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
 
 
 def _test_rows(config: Config, info: DatasetInfo) -> int:
-    own = DatasetInfo.load(config.data_paths_test[0]) if config.data_paths_test else info
+    own = DatasetInfo.load(config.test_folders[0]) if config.data_paths_test else info
     return own.split("test").rows
 
 

@@ -16,6 +16,7 @@ from trm_ray.interop.checkpoints import InitialWeights, initial_weights
 from trm_ray.kinds.registry import symmetry_from
 from trm_ray.reporting.mirrored_log import open_log
 from trm_ray.runs.plan import RunPlan
+from trm_ray.storage import as_path
 from trm_ray.training.checkpoint import checkpoint_step
 from trm_ray.training.loop import run_training
 from trm_ray.training.session import LogRow, Session, place
@@ -81,7 +82,7 @@ def beginning(plan: RunPlan) -> InitialWeights:
         ValueError: they are not there or are another network's.
     """
     assert plan.config.init_from is not None
-    return initial_weights(plan.config.init_from, plan.config, plan.shape, plan.identifiers().to_bytes())
+    return initial_weights(as_path(plan.config.init_from), plan.config, plan.shape, plan.identifiers().to_bytes())
 
 
 @contextmanager

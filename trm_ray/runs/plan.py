@@ -54,8 +54,7 @@ def plan_run(config: Config) -> RunPlan:
     check_machine(config)
     info, config = open_data(config), _with_absolute_paths(config)
     tell_own_data(config)
-    train = tuple(as_path(path).resolve() for path in config.data_paths)
-    test = tuple(as_path(path).resolve() for path in config.data_paths_test) or train
+    train, test = (tuple(path.resolve() for path in of) for of in (config.train_folders, config.test_folders))
     return RunPlan(config, folder, train, test, info, count_steps(config, info))
 
 
