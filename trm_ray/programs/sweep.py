@@ -164,23 +164,23 @@ def _has_trained(folder: Path) -> bool:
 
 def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[ScenarioSummary]:
     """Print the ranking, the best trial as a command, and where the report is; return the ranking."""
-    from trm_ray.reporting.numbers.summary import summarise, summary_table
+    from trm_ray.programs.compare import compare
+    from trm_ray.reporting.numbers.summary import summary_table
     from trm_ray.reporting.page import write_report
-    from trm_ray.reporting.run_log import find_runs, is_run
+    from trm_ray.reporting.run_log import is_run
 
     for name, error in outcome.failed.items():
         say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return []
-    runs = find_runs([plan.folder])
-    summaries = summarise(runs, threshold=plan.sweep.threshold)
-    show(console, summary_table(summaries), names=2)
-    best = next(run for run in runs if str(run.folder) == summaries[0].best_run)
+    compared = compare([plan.folder], plan.sweep.threshold)
+    show(console, summary_table(compared.ranking), names=2)
+    best = next(run for run in compared.runs if str(run.folder) == compared.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
     say(console, f"  {best_command(best.config)}")
-    picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold)
+    picture, *_ = write_report(compared.runs, plan.folder / "report", plan.sweep.threshold)
     say(console, f"Comparison: {picture}")
-    return summaries
+    return compared.ranking
 
 
 def best_command(values: dict[str, object]) -> str:
