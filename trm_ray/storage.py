@@ -200,11 +200,11 @@ def resolved(path: Path) -> Path:
         raise ValueError(f"{path} is a link that leads to itself; remove it or name another folder") from error
 
 
-def check_is_folder(path: Path, told: str, way_out: str = "choose another folder") -> None:
+def check_is_folder(path: Path, named: str, way_out: str = "choose another folder") -> None:
     """Refuse a place where, or above which, a file lies.
 
     Args:
-        told: what a user calls it.
+        named: what a user calls it.
 
     Raises:
         ValueError: with the name of the file.
@@ -212,7 +212,7 @@ def check_is_folder(path: Path, told: str, way_out: str = "choose another folder
     there = next((place for place in (path, *([] if is_remote(path) else path.parents)) if place.exists()), None)
     if there is not None and not there.is_dir():
         what = "is a file" if there == path else f"lies below {there}, which is a file"
-        raise ValueError(f"{told} {what}; {way_out}")
+        raise ValueError(f"{named} {what}; {way_out}")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -571,9 +571,9 @@ class RemotePath:
         except Exception as error:  # each client has a family of its own
             missing = isinstance(error, FileNotFoundError)
             number = errno.ENOENT if missing else getattr(error, "errno", None) or errno.EIO
-            told = " ".join(str(error).split())
-            is_name = not told or told.strip("'\"/") in (str(self._key), str(self))  # `key` asks the storage
-            raise OSError(number, os.strerror(number) if is_name else told, str(self)) from error
+            words = " ".join(str(error).split())
+            is_name = not words or words.strip("'\"/") in (str(self._key), str(self))  # `key` asks the storage
+            raise OSError(number, os.strerror(number) if is_name else words, str(self)) from error
 
 
 class _RemoteFile(io.RawIOBase):

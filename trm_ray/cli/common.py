@@ -96,10 +96,10 @@ def reported(command: _Command) -> _Command:
         except (typer.Exit, typer.Abort, _Misuse):
             raise
         except Exception as error:
-            code, told = told_error(error)
+            code, message = told_error(error)
             if os.environ.get("TRM_RAY_VERBOSE") == "1":
                 traceback.print_exc()
-            complain(told)
+            complain(message)
             raise typer.Exit(code) from error
 
     _describe(wrapped, command)

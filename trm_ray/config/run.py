@@ -156,16 +156,16 @@ class RayConfig(Settings):
 
 
 def _check_shared_gpus(ray: RayConfig) -> None:
-    told = f"ray.gpus_per_trial={ray.gpus_per_trial:g}"
+    share = f"ray.gpus_per_trial={ray.gpus_per_trial:g}"
     if ray.gpus_per_worker is not None:
-        raise ValueError(f"{told} must not stand beside ray.gpus_per_worker={ray.gpus_per_worker:g}; set one to null")
+        raise ValueError(f"{share} must not stand beside ray.gpus_per_worker={ray.gpus_per_worker:g}; set one to null")
     if not ray.use_gpu:
-        raise ValueError(f"{told} needs ray.use_gpu=true, which is false; set it, or leave both")
+        raise ValueError(f"{share} needs ray.use_gpu=true, which is false; set it, or leave both")
     if ray.is_elastic:
         workers = f"ray.num_workers={show(ray.num_workers)}"
-        raise ValueError(f"{told} cannot be divided among {workers}; use ray.gpus_per_worker")
+        raise ValueError(f"{share} cannot be divided among {workers}; use ray.gpus_per_worker")
     if ray.gpus_of_worker == 0:
-        raise ValueError(f"{told} leaves a worker less than 0.0001 of a GPU, Ray's least; use more")
+        raise ValueError(f"{share} leaves a worker less than 0.0001 of a GPU, Ray's least; use more")
 
 
 class SudokuGenerator(Settings):

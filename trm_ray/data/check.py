@@ -63,14 +63,14 @@ class RowHashes:
         shared = places < len(train)
         shared[shared] = train[places[shared]] == test[shared]
         if shared.any():
-            told = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
+            what = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
             first = f"the first is test row {int(shared.argmax())}"
-            _warn_once(f"{where}: {told} ({first}): accuracy counts what was learnt by heart; take them out of a split")
+            _warn_once(f"{where}: {what} ({first}): accuracy counts what was learnt by heart; take them out of a split")
 
 
 @functools.cache
-def _warn_once(told: str) -> None:
-    _LOG.warning("%s", printable(told))
+def _warn_once(text: str) -> None:
+    _LOG.warning("%s", printable(text))
 
 
 def _row_hashes(rows: Rows) -> np.ndarray:
@@ -246,7 +246,7 @@ def check_puzzles(name: str, puzzles: np.ndarray, groups: np.ndarray) -> None:
 
 
 def _check_range(
-    what: str, first_row: int, values: np.ndarray, limit: int, told: str, ignored: int | None = None
+    what: str, first_row: int, values: np.ndarray, limit: int, below: str, ignored: int | None = None
 ) -> None:
     # One look at the extremes is all that good data costs; the exact place is searched for only in bad data.
     if values.size and values.min() >= 0 and values.max() < limit:
@@ -259,7 +259,7 @@ def _check_range(
         cell = f", token {place[1]}" if values.ndim == 2 else ""
         allowed = f", or {ignored} where the loss must not look" if ignored is not None else ""
         raise DatasetError(
-            f"{what}, row {first_row + place[0]}{cell}: {values[place]} must be at least 0 and below {told}{allowed}"
+            f"{what}, row {first_row + place[0]}{cell}: {values[place]} must be at least 0 and below {below}{allowed}"
         )
 
 

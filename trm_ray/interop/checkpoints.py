@@ -71,7 +71,7 @@ class _Request:
 
     file: Path
     output: Path
-    told: str
+    named: str
     config_file: Path | None
     arch: Mapping[str, Any]
     data_paths: tuple[str, ...]
@@ -118,7 +118,7 @@ def import_checkpoint(
     request = _Request(
         file=file,
         output=resolved(output),
-        told=f"--output {output}",
+        named=f"--output {output}",
         config_file=config_file,
         arch=dict(arch or {}),
         data_paths=tuple(map(str, data_paths)),
@@ -126,8 +126,8 @@ def import_checkpoint(
         puzzle_embedding=puzzle_embedding,
     )
     _check_places(request, overwrite)
-    with Ownership(request.output, request.told):
-        refuse_if_held(request.output.parent, f"{request.told} lies in a folder that", "wait for its end")
+    with Ownership(request.output, request.named):
+        refuse_if_held(request.output.parent, f"{request.named} lies in a folder that", "wait for its end")
         with settled(request.output, RUN, has_checkpoint):
             _check_places(request, overwrite)
             found = _understand(request)
@@ -144,13 +144,13 @@ def _check_places(request: _Request, overwrite: bool) -> None:
     if not file.is_file():
         raise ValueError(f"{file} is no file; name a checkpoint of the original (step_N) or a {SUFFIX} file")
     if output in file.resolve().parents:
-        raise ValueError(f"{request.told} holds {file.name} itself; choose another folder")
-    check_is_folder(output, request.told)
+        raise ValueError(f"{request.named} holds {file.name} itself; choose another folder")
+    check_is_folder(output, request.named)
     names = foreign_names(output)
     if names and not is_ours(output, RUN):
-        raise ValueError(f"{request.told} holds files but no run ({told_names(names)}); choose another folder")
+        raise ValueError(f"{request.named} holds files but no run ({told_names(names)}); choose another folder")
     if names and not overwrite:
-        raise ValueError(f"{request.told} exists; replace it with --overwrite or choose another folder")
+        raise ValueError(f"{request.named} exists; replace it with --overwrite or choose another folder")
 
 
 # ---- what a file is --------------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ def _read_config(path: Path | None, option: str = "--config ") -> dict[str, Any]
     try:
         values = load_yaml(read_text(path))
     except (OSError, yaml.YAMLError, *UNREADABLE) as error:
-        told = f"{option}{path} cannot be read ({error if isinstance(error, NotTextError) else type(error).__name__})"
-        raise ConfigError(f"{told}; it must be an {_THEIR_CONFIG}") from None
+        fault = f"{option}{path} cannot be read ({error if isinstance(error, NotTextError) else type(error).__name__})"
+        raise ConfigError(f"{fault}; it must be an {_THEIR_CONFIG}") from None
     if not isinstance(values, dict) or not isinstance(values.get("arch", {}), dict):
         raise ConfigError(f"{option}{path} must be lines of `key: value` with a section `arch`")
     return values if "arch" in values else {"arch": values}
@@ -389,10 +389,10 @@ def _flags(arch: ArchConfig) -> str:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """A model's state dict to begin a run with, memory-mapped: copy it; told: what became of it, in a line."""
+    """A model's state dict to begin a run with, memory-mapped: copy it; note: what became of it, in a line."""
 
     model: dict[str, Tensor]
-    told: str
+    note: str
 
 
 def initial_weights(source: Path, config: Config, shape: TokenShape, identifiers: bytes | None) -> InitialWeights:
@@ -409,12 +409,12 @@ def initial_weights(source: Path, config: Config, shape: TokenShape, identifiers
         ValueError: there are no weights, or they are another network's; the message names each difference.
     """
     model, known, unchecked = _weights_of(source, config, shape)
-    told = f"Beginning with the weights of {source}"
+    note = f"Beginning with the weights of {source}"
     if TABLE in model:
         names = _names(known), _names(identifiers)
         model[TABLE], kept = carry_over_rows(model[TABLE], *names, shape.num_puzzle_identifiers)
-        told += f": {kept}"
-    return InitialWeights(model, f"{told}; {unchecked}" if unchecked else told)
+        note += f": {kept}"
+    return InitialWeights(model, f"{note}; {unchecked}" if unchecked else note)
 
 
 def _weights_of(source: Path, config: Config, shape: TokenShape) -> tuple[dict[str, Tensor], bytes | None, str | None]:

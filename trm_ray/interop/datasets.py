@@ -201,8 +201,8 @@ def _open_array(path: Path, name: str, *, dimensions: int) -> np.ndarray:
     except FileNotFoundError as error:
         raise DatasetError(f"{file} is missing; {INFO_NAME} beside it names the set {path.name!r}") from error
     except Exception as error:  # damaged and hostile headers raise all sorts
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise DatasetError(f"{file} is no NumPy array that can be mapped ({told})") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise DatasetError(f"{file} is no NumPy array that can be mapped ({reason})") from error
     if array.ndim != dimensions or array.dtype.kind not in "iu":
         rule = f"it must be whole numbers of {dimensions} dimensions"
         raise DatasetError(f"{file} is {array.dtype} {array.shape}; {rule}")

@@ -82,8 +82,8 @@ def load_model(
     try:
         model = _filled(config, shape, with_average(state) if averaged else state["model"])
     except (RuntimeError, TypeError, AttributeError) as error:  # also where memory is too small for what it asks
-        told = " ".join(str(error).split())[:160]
-        raise ValueError(f"{folder} does not fit its own config ({told}); name an intact checkpoint") from error
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{folder} does not fit its own config ({reason}); name an intact checkpoint") from error
     step = int(state.get("step") or 0)
     return LoadedModel(
         model.to(device), config=config, shape=shape, identifiers=identifiers, step=step, path=folder, averaged=averaged

@@ -123,7 +123,7 @@ def kind_for(loaded: LoadedModel) -> Kind:
         if name := DatasetInfo.load(config.train_folders[0]).kind:
             return kind_named(name, shape.seq_len, shape.vocab_size)
     generator = config.generator.name if config.generator else ""
-    return kind_of(shape.seq_len, shape.vocab_size, told=" ".join([generator, config.task or "", *config.data_paths]))
+    return kind_of(shape.seq_len, shape.vocab_size, names=" ".join([generator, config.task or "", *config.data_paths]))
 
 
 def read_questions(source: str, kind: Kind) -> list[Question]:

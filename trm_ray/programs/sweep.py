@@ -123,12 +123,12 @@ def owned_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> Iterator[C
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
-    told, way_out = f"log_dir={plan.sweep.log_dir}", "choose another log_dir"
-    check_is_folder(plan.folder, told, way_out)
+    named, way_out = f"log_dir={plan.sweep.log_dir}", "choose another log_dir"
+    check_is_folder(plan.folder, named, way_out)
     _check_sweep(plan, resume=resume, overwrite=overwrite)
-    with Ownership(plan.folder, told, way_out):
+    with Ownership(plan.folder, named, way_out):
         for trial in (path for path in plan.folder.iterdir() if path.is_dir()):
-            refuse_if_held(trial, f"the trial {trial.name} in {told}", way_out)
+            refuse_if_held(trial, f"the trial {trial.name} in {named}", way_out)
         with settled(plan.folder, SWEEP, _has_trained):
             _check_sweep(plan, resume=resume, overwrite=overwrite)
             yield lambda: _begin(plan, overwrite=overwrite)

@@ -55,12 +55,12 @@ def owned_run(
     Raises:
         ValueError: as `check_folder`, or another process writes the folder.
     """
-    told, way_out = f"log_dir={plan.config.log_dir}", "choose another log_dir"
-    check_is_folder(plan.folder, told, way_out)
+    named, way_out = f"log_dir={plan.config.log_dir}", "choose another log_dir"
+    check_is_folder(plan.folder, named, way_out)
     check_folder(plan, resume=resume, overwrite=overwrite or not resume)
-    with Ownership(plan.folder, told, way_out):
+    with Ownership(plan.folder, named, way_out):
         if is_ours(plan.folder.parent, SWEEP):  # its trials are its to write while it runs
-            refuse_if_held(plan.folder.parent, f"{told} is a trial of a sweep that", "wait for its end")
+            refuse_if_held(plan.folder.parent, f"{named} is a trial of a sweep that", "wait for its end")
         with settled(plan.folder, RUN, has_checkpoint):
             latest = check_folder(plan, resume=resume, overwrite=overwrite)
             yield lambda: begin_run(plan, overwrite=overwrite), latest
