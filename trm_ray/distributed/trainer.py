@@ -9,15 +9,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.train import (
-    DataConfig,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-    WorkerGroupError,
-)
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from trm_ray.config.surroundings import environment

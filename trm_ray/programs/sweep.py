@@ -166,7 +166,6 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[
     """Print the ranking, the best trial as a command, and where the report is; return the ranking."""
     from trm_ray.programs.compare import compare
     from trm_ray.reporting.numbers.summary import summary_table
-    from trm_ray.reporting.page import write_report
     from trm_ray.reporting.run_log import is_run
 
     for name, error in outcome.failed.items():
@@ -178,7 +177,7 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[
     best = next(run for run in compared.runs if str(run.folder) == compared.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
     say(console, f"  {best_command(best.config)}")
-    picture, *_ = write_report(compared.runs, plan.folder / "report", plan.sweep.threshold)
+    picture, *_ = compared.write(plan.folder / "report")
     say(console, f"Comparison: {picture}")
     return compared.ranking
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,7 @@ def train(plan: RunPlan) -> None:
 # ---- processes and what they leave -----------------------------------------------------------------------
 
 
-@contextmanager
-def started(plan: RunPlan, *words: str, before: str = "") -> Iterator[subprocess.Popen[str]]:
+def started(plan: RunPlan, *words: str, before: str = "") -> AbstractContextManager[subprocess.Popen[str]]:
     """Train a run in a process of its own; whatever happens, it is gone in the end.
 
     Args:
@@ -125,8 +124,7 @@ def started(plan: RunPlan, *words: str, before: str = "") -> Iterator[subprocess
     """
     file = plan.folder.parent / "selftest.yaml"
     file.write_text(to_yaml(plan.config), encoding="utf-8")
-    with launched(["train", "--config-name", str(file), *words], before) as process:
-        yield process
+    return launched(["train", "--config-name", str(file), *words], before)
 
 
 @contextmanager
