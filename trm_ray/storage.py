@@ -21,9 +21,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -331,13 +331,6 @@ def retried(
 # ---- the path of a URL -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RemoteStat:
-    """What `stat` tells of a file on object storage."""
-
-    st_size: int
-
-
 @functools.total_ordering
 class RemotePath:
     """A place on storage that fsspec reaches, used as a `pathlib.Path` is.
@@ -425,9 +418,9 @@ class RemotePath:
         """Return what the storage tells of a file."""
         return cast(dict[str, Any], self._ask("info"))
 
-    def stat(self) -> RemoteStat:
-        """Return a file's size."""
-        return RemoteStat(int(self.info()["size"]))
+    def stat(self) -> SimpleNamespace:
+        """Return a file's size, as `st_size`."""
+        return SimpleNamespace(st_size=int(self.info()["size"]))
 
     def exists(self) -> bool:
         """Tell whether a file or a folder is there."""

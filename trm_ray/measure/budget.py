@@ -493,10 +493,11 @@ def plan_table(plan: Plan) -> Table:
 
 def plan_lines(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
     """Say what a plan comes to, line by line."""
-    gpus = f" and {_amount(plan.gpus_of_trial, 'GPU')}" if plan.gpus_of_trial else ""
+    each, number = _machines(plan.cpus_of_trial, plan.gpus_of_trial), plan.at_once
+    together = _machines(number * plan.cpus_of_trial, math.ceil(number * plan.gpus_of_trial))
     shared = f" ({plan.workers} workers)" if plan.workers > 1 else ""
-    yield f"{plan.name}: {_amount(plan.num_trials, 'trial')}, each {_amount(plan.cpus_of_trial, 'CPU')}{gpus}{shared}"
-    yield f"At once: {plan.at_once} of them, {_together(plan, plan.at_once)}; this machine has {os.cpu_count()} CPUs"
+    yield f"{plan.name}: {_amount(plan.num_trials, 'trial')}, each {each}{shared}"
+    yield f"At once: {number} of them, {together}; this machine has {os.cpu_count()} CPUs"
     for data in plan.data:
         disk = "not made yet" if data.disk_mib is None else f"{data.disk_mib:,.1f} MiB on disk"
         yield (
@@ -513,9 +514,8 @@ def plan_lines(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
     yield from (f"Assumed: {one}" for one in plan.assumed)
 
 
-def _together(plan: Plan, number: int) -> str:
-    gpus = f" and {_amount(math.ceil(number * plan.gpus_of_trial), 'GPU')}" if plan.gpus_of_trial else ""
-    return f"{_amount(number * plan.cpus_of_trial, 'CPU')}{gpus}"
+def _machines(cpus: float, gpus: float) -> str:
+    return _amount(cpus, "CPU") + (f" and {_amount(gpus, 'GPU')}" if gpus else "")
 
 
 def _amount(number: float, unit: str) -> str:
