@@ -14,7 +14,7 @@ import torch
 
 from trm_ray.config import Config
 from trm_ray.model.trm import Batch, TinyRecursiveModel
-from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from trm_ray.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from trm_ray.training.loop import run_training
 from trm_ray.training.session import Depths, LogRow, Session
 from trm_ray.training.state import TokenShape, build_model
@@ -152,6 +152,7 @@ def local_session(
         train if die_after is None else interrupted_after(train, die_after),
         lambda: (held_out[i : i + test_batch_size] for i in range(0, len(held_out), test_batch_size)),
         log_to(run_dir / "metrics.jsonl"),
+        latest=latest_checkpoint(run_dir, verified=True),
     )
 
 

@@ -413,12 +413,12 @@ def test_a_run_on_object_storage_is_replaced_in_the_same_way(bucket: Path, data:
     (bucket / "run" / "notes.txt").write_bytes(b"mine")
     old = {str(path): path.read_bytes() for path in (bucket / "run").files()}  # type: ignore[attr-defined]
     plan = plan_run(config)
-    with suppress(Killed), owned_run(plan, overwrite=True) as begin:
+    with suppress(Killed), owned_run(plan, overwrite=True) as (begin, _):
         begin()
         assert (bucket / "run" / ASIDE / "checkpoint_step_2" / "state.pt").is_file()
         raise Killed
     assert {str(path): path.read_bytes() for path in (bucket / "run").files()} == old  # type: ignore[attr-defined]
-    with owned_run(plan, overwrite=True) as begin:
+    with owned_run(plan, overwrite=True) as (begin, _):
         begin()
         train_in_process(plan)
     assert not (bucket / "run" / ASIDE).exists()

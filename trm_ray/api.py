@@ -171,9 +171,8 @@ def load_model(
         ValueError: there is no checkpoint, or it is damaged.
     """
     from trm_ray.interop import loading
-    from trm_ray.storage import as_path
 
-    return loading.load_model(as_path(path), averaged=averaged, device=device)
+    return loading.load_model(path, averaged=averaged, device=device)
 
 
 def solve(

@@ -134,7 +134,7 @@ class Ownership:
 
     Args:
         folder: as an absolute path or a URL.
-        told: what a user calls it, such as `log_dir=runs/a`.
+        named: what a user calls it, such as `log_dir=runs/a`.
         other: what he may do instead of stopping the owner.
 
     Raises:
@@ -142,8 +142,8 @@ class Ownership:
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, told: str, other: str = "choose another folder"):
-        self.folder, self._told, self._other = absolute(folder), told, other
+    def __init__(self, folder: Path, named: str, other: str = "choose another folder"):
+        self.folder, self._named, self._other = absolute(folder), named, other
         self._note = Note.own()
         self._held: _LocalHold | _RemoteHold | None = None
         self._made: list[Path] = []
@@ -156,7 +156,7 @@ class Ownership:
         try:
             self._held = (_hold_remote if is_remote(self.folder) else _hold_local)(self.folder, self._note)
         except _Taken as taken:
-            raise FolderInUse(f"{self._told} is being written by {taken}, or {self._other}") from None
+            raise FolderInUse(f"{self._named} is being written by {taken}, or {self._other}") from None
         _OWN.add(self._note.token)
         self._thread.start()
         return self
@@ -184,12 +184,12 @@ class Ownership:
                 complained = True
                 continue
             if not mine:  # this process slept for so long that it was taken for dead
-                _LOG.error("%s was taken over by another process; this one stops", self._told)
+                _LOG.error("%s was taken over by another process; this one stops", self._named)
                 _thread.interrupt_main(signal.SIGTERM)
                 return
 
 
-def refuse_if_held(folder: Path, told: str, other: str) -> None:
+def refuse_if_held(folder: Path, named: str, other: str) -> None:
     """Refuse a folder that a living process holds, without taking it.
 
     Raises:
@@ -197,7 +197,7 @@ def refuse_if_held(folder: Path, told: str, other: str) -> None:
     """
     note = (_remote_holder if is_remote(folder) else _local_holder)(folder)
     if note is not None:
-        raise FolderInUse(f"{told} is being written by {note.told()}, or {other}")
+        raise FolderInUse(f"{named} is being written by {note.told()}, or {other}")
 
 
 class _Taken(Exception):  # noqa: N818  # on its way to the name that a user knows the folder by

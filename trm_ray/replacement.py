@@ -56,11 +56,11 @@ _LOG = logging.getLogger("trm_ray")
 class Content:
     """A sort of folder that we write.
 
-    told: what it is called. file: holds what only we write. keys: of that file, in all versions of it. ours: full match
+    name: what it is called. file: holds what only we write. keys: of that file, in all versions of it. ours: full match
     of the names of our files in it.
     """
 
-    told: str
+    name: str
     file: str
     keys: frozenset[str]
     ours: str
@@ -218,7 +218,7 @@ def settle(folder: Path, content: Content, stands: Callable[[Path], bool]) -> No
     for name in old:
         move(aside / name, folder / name)
     remove_tree(aside)
-    _LOG.warning("%s: the %s that was to be replaced is back, as nothing new was finished", folder, content.told)
+    _LOG.warning("%s: the %s that was to be replaced is back, as nothing new was finished", folder, content.name)
 
 
 def drop_replaced(folder: Path) -> None:

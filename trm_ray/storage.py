@@ -21,9 +21,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -200,11 +200,11 @@ def resolved(path: Path) -> Path:
         raise ValueError(f"{path} is a link that leads to itself; remove it or name another folder") from error
 
 
-def check_is_folder(path: Path, told: str, way_out: str = "choose another folder") -> None:
+def check_is_folder(path: Path, named: str, way_out: str = "choose another folder") -> None:
     """Refuse a place where, or above which, a file lies.
 
     Args:
-        told: what a user calls it.
+        named: what a user calls it.
 
     Raises:
         ValueError: with the name of the file.
@@ -212,7 +212,7 @@ def check_is_folder(path: Path, told: str, way_out: str = "choose another folder
     there = next((place for place in (path, *([] if is_remote(path) else path.parents)) if place.exists()), None)
     if there is not None and not there.is_dir():
         what = "is a file" if there == path else f"lies below {there}, which is a file"
-        raise ValueError(f"{told} {what}; {way_out}")
+        raise ValueError(f"{named} {what}; {way_out}")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -331,13 +331,6 @@ def retried(
 # ---- the path of a URL -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RemoteStat:
-    """What `stat` tells of a file on object storage."""
-
-    st_size: int
-
-
 @functools.total_ordering
 class RemotePath:
     """A place on storage that fsspec reaches, used as a `pathlib.Path` is.
@@ -423,12 +416,11 @@ class RemotePath:
 
     def info(self) -> dict[str, Any]:
         """Return what the storage tells of a file."""
-        with self._telling():
-            return cast(dict[str, Any], self.filesystem.info(self.key))
+        return cast(dict[str, Any], self._ask("info"))
 
-    def stat(self) -> RemoteStat:
-        """Return a file's size."""
-        return RemoteStat(int(self.info()["size"]))
+    def stat(self) -> SimpleNamespace:
+        """Return a file's size, as `st_size`."""
+        return SimpleNamespace(st_size=int(self.info()["size"]))
 
     def exists(self) -> bool:
         """Tell whether a file or a folder is there."""
@@ -451,10 +443,8 @@ class RemotePath:
 
     def iterdir(self) -> list[Path]:
         """List what lies directly below."""
-        with self._telling():
-            listed = self.filesystem.ls(self.key, detail=False)
-        names = {posixpath.basename(name.rstrip("/")) for name in listed if name.rstrip("/") != self.key}
-        return [self / name for name in sorted(names)]
+        listed = (name.rstrip("/") for name in self._ask("ls", detail=False))
+        return [self / name for name in sorted({posixpath.basename(name) for name in listed if name != self.key})]
 
     def glob(self, pattern: str) -> list[Path]:
         """List what lies directly below and whose name fits; nothing if there is no such folder."""
@@ -464,20 +454,17 @@ class RemotePath:
 
     def tree_bytes(self) -> int:
         """Add up the sizes of all files below."""
-        with self._telling():
-            return int(self.filesystem.du(self.key))
+        return int(self._ask("du"))
 
     # -- reading --
 
     def read_bytes(self) -> bytes:
         """Read a whole file."""
-        with self._telling():
-            return cast(bytes, self.filesystem.cat_file(self.key))
+        return cast(bytes, self._ask("cat_file"))
 
     def read_part(self, start: int, end: int) -> bytes:
         """Read the bytes from `start` to before `end`; unlike an open file, also while it is being written anew."""
-        with self._telling():
-            return cast(bytes, self.filesystem.cat_file(self.key, start=start, end=end))
+        return cast(bytes, self._ask("cat_file", start=start, end=end))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Read a whole file."""
@@ -487,8 +474,7 @@ class RemotePath:
         """Open for reading (`r`, `rb`) or to write anew (`wb`): that appears when it is closed, not after an error."""
         assert mode in ("r", "rb", "wb")
         parts = {"block_size": _PART_BYTES} if mode == "wb" else {}
-        with self._telling():
-            file = self.filesystem.open(self.key, mode if "b" in mode else "rb", **parts)
+        file = self._ask("open", mode if "b" in mode else "rb", **parts)
         if mode == "wb":
             return _RemoteFile(self, file)
         buffered = io.BufferedReader(_RemoteFile(self, file), 1 << 20)
@@ -496,15 +482,13 @@ class RemotePath:
 
     def download(self, to: Path) -> None:
         """Copy to a file of this machine."""
-        with self._telling():
-            self.filesystem.get_file(self.key, str(to))
+        self._ask("get_file", str(to))
 
     # -- writing --
 
     def write_bytes(self, content: bytes) -> int:
         """Write a file, whole or not at all."""
-        with self._telling():
-            self.filesystem.pipe_file(self.key, content)
+        self._ask("pipe_file", content)
         return len(content)
 
     def write_text(self, content: str, encoding: str = "utf-8") -> int:
@@ -519,8 +503,7 @@ class RemotePath:
     def create(self, content: bytes) -> bool:
         """Write a file unless one of its name is there, and tell whether it was written."""
         try:
-            with self._telling():
-                self.filesystem.pipe_file(self.key, content, mode="create")
+            self._ask("pipe_file", content, mode="create")
         except OSError:
             if self.exists():  # each client has an error of its own for this
                 return False
@@ -529,8 +512,7 @@ class RemotePath:
 
     def move(self, target: RemotePath) -> None:
         """Copy a file inside the storage, then remove it here."""
-        with self._telling():
-            self.filesystem.cp_file(self.key, target.key)
+        self._ask("cp_file", target.key)
         self.unlink()
 
     def files(self) -> list[Path]:
@@ -551,14 +533,12 @@ class RemotePath:
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a folder where the storage has such things."""
         if self._protocol not in _WITHOUT_FOLDERS:
-            with self._telling():
-                self.filesystem.makedirs(self.key, exist_ok=True)
+            self._ask("makedirs", exist_ok=True)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove a file."""
         try:
-            with self._telling():
-                self.filesystem.rm_file(self.key)
+            self._ask("rm_file")
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -571,6 +551,11 @@ class RemotePath:
             elif files := self.filesystem.find(self.key):
                 self.filesystem.rm(files)
 
+    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        """Have the filesystem do something with this place."""
+        with self._telling():
+            return getattr(self.filesystem, method)(self.key, *args, **options)
+
     @contextmanager
     def _telling(self) -> Iterator[None]:
         """Raise what the storage's client raises as an `OSError` that names the place."""
@@ -579,9 +564,9 @@ class RemotePath:
         except Exception as error:  # each client has a family of its own
             missing = isinstance(error, FileNotFoundError)
             number = errno.ENOENT if missing else getattr(error, "errno", None) or errno.EIO
-            told = " ".join(str(error).split())
-            is_name = not told or told.strip("'\"/") in (str(self._key), str(self))  # `key` asks the storage
-            raise OSError(number, os.strerror(number) if is_name else told, str(self)) from error
+            words = " ".join(str(error).split())
+            is_name = not words or words.strip("'\"/") in (str(self._key), str(self))  # `key` asks the storage
+            raise OSError(number, os.strerror(number) if is_name else words, str(self)) from error
 
 
 class _RemoteFile(io.RawIOBase):

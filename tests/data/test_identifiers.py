@@ -1,6 +1,7 @@
 """Puzzle identifiers: who owns which row of the embedding table, and how the map is written."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,4 +127,4 @@ def test_a_file_that_is_no_map_is_refused_in_one_line(content, told, tmp_path):
 
 def test_a_missing_file_is_told():
     with pytest.raises(ValueError, match=r"nowhere\.json cannot be read"):
-        PuzzleIdentifiers.load("nowhere.json")
+        PuzzleIdentifiers.load(Path("nowhere.json"))

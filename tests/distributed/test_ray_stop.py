@@ -48,7 +48,7 @@ def test_ctrl_c_saves_the_step_under_way_and_a_resume_arrives_at_the_same_bytes(
         evaluation = train_on_ray(rest)
     claim_folder(whole)
     assert train_in_process(whole) == evaluation
-    assert is_finished(rest)
+    assert is_finished(rest, start_step(rest))
     for file in ("state.pt", "identifiers.json"):
         ours, theirs = (plan.folder / "final_model" / file for plan in (rest, whole))
         assert ours.read_bytes() == theirs.read_bytes()

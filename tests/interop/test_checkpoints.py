@@ -413,7 +413,7 @@ def test_a_run_begins_with_averaged_weights_and_its_puzzles_vectors(tmp_path):
     assert torch.equal(begun.model["lm_head.weight"], model.lm_head.weight + 1)
     table = our_model().state_dict()[TABLE]
     assert_same({"t": begun.model[TABLE]}, {"t": torch.stack([table[0], table.mean(0), table[1], table[2]])})
-    assert "3 of 4 puzzle vectors" in begun.told
+    assert "3 of 4 puzzle vectors" in begun.note
     build_model(tiny_config(arch=ARCH), TokenShape(16, 6, 4)).load_state_dict(begun.model)
 
 
@@ -443,13 +443,13 @@ def begin_with_file(case, **arch):
 
 def test_without_the_originals_config_beside_its_file_the_keys_that_weights_cannot_tell_are_said(case):
     (case / "all_config.yaml").unlink()
-    told = begin_with_file(case).told.partition("; unchecked, as no all_config.yaml lies beside it: ")[2]
+    told = begin_with_file(case).note.partition("; unchecked, as no all_config.yaml lies beside it: ")[2]
     values = {"H_cycles": 3, "L_cycles": 2, "num_heads": 2, "pos_encodings": "rope", "rope_theta": 10000.0}
     assert told == ", ".join(f"{k}={v}" for k, v in (values | {"rms_norm_eps": 1e-05, "puzzle_emb_len": 2}).items())
 
 
 def test_the_originals_config_beside_its_file_is_compared(case):
-    assert "unchecked" not in begin_with_file(case).told
+    assert "unchecked" not in begin_with_file(case).note
     telling = {"H_cycles": 1, "L_cycles": 5, "num_heads": 4, "pos_encodings": "none", "rope_theta": 500.0}
     for key, value in telling.items():
         with pytest.raises(ValueError, match=rf"step_77 with the all_config.yaml .*arch\.{key}=.* and {value} here;"):
@@ -460,7 +460,7 @@ def test_the_originals_config_beside_its_file_is_compared(case):
 def test_what_the_config_beside_a_file_leaves_out_is_said(case):
     theirs = {key: value for key, value in THEIR_ARCH.items() if key != "num_heads"}
     (case / "all_config.yaml").write_text(yaml.safe_dump({"arch": theirs}))
-    assert begin_with_file(case).told.endswith("all_config.yaml does not tell them: num_heads=2")
+    assert begin_with_file(case).note.endswith("all_config.yaml does not tell them: num_heads=2")
     write_config(case / "all_config.yaml", arch={"H_cycles": "three"})
     with pytest.raises(ValueError, match=r"all_config.yaml: arch.H_cycles=three must be"):
         begin_with_file(case)
@@ -477,12 +477,13 @@ def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 """
 MEASURED = f"""{PEAK}
+from pathlib import Path
 from trm_ray.interop.checkpoints import import_checkpoint, export_checkpoint
 before = peak()
 arch = dict(H_cycles=3, L_cycles=2, num_heads=2, pos_encodings="rope", puzzle_emb_len=2, seq_len=16)
-import_checkpoint("step_77", "run", arch=arch)
-export_checkpoint("run", "m.safetensors", file_format="safetensors")
-export_checkpoint("run", "out", file_format="original")
+import_checkpoint(Path("step_77"), Path("run"), arch=arch)
+export_checkpoint(Path("run"), Path("m.safetensors"), file_format="safetensors")
+export_checkpoint(Path("run"), Path("out"), file_format="original")
 print(peak() - before)
 """
 
@@ -502,12 +503,13 @@ def test_conversions_take_no_more_memory_than_the_file_once(tmp_path):
 
 USED = f"""{PEAK}
 import torch
+from pathlib import Path
 from trm_ray.interop.checkpoints import initial_weights
 from trm_ray.training.inference import solve
 from trm_ray.interop.loading import load_model
 solve(load_model("small"), torch.ones(1, 16), torch.tensor([0]))
 before = peak()
-for file in ("large", "m.safetensors"):
+for file in map(Path, ("large", "m.safetensors")):
     loaded = load_model(file)
     solve(loaded, torch.ones(1, 16), torch.tensor([599_999]))
     initial_weights(file, loaded.config, loaded.shape, None)

@@ -126,14 +126,14 @@ def test_the_machine_multiplies_at_the_rate_of_torch_mm():
 def test_the_measured_steps_are_bitwise_those_of_the_loop(scenario):
     config = tiny_config(**scenario)
     measured = TrainState(config, TOKENS, CPU)
-    times = step_cost._time_steps(measured, config, TOKENS, CPU, num_steps=2)
+    times = step_cost._time_steps(measured, config, num_steps=2)
     assert len(times) == 2
     assert measured.step == 3  # one to warm up
     assert_same(measured.model.state_dict(), plain_steps(config, 3).model.state_dict())
 
 
 def test_the_parts_of_a_step_add_up_to_the_step():
-    times = step_cost._time_steps(TrainState(tiny_config(), TOKENS, CPU), tiny_config(), TOKENS, CPU, num_steps=2)
+    times = step_cost._time_steps(TrainState(tiny_config(), TOKENS, CPU), tiny_config(), num_steps=2)
     for step in times:
         parts = [step[f"{part}_ms"] for part in ("forward", "backward", "optimizer")]
         assert min(parts) > 0

@@ -21,7 +21,7 @@ from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import train_in_process
-from trm_ray.runs.folder import claim_folder, is_finished, owned_run, start_step
+from trm_ray.runs.folder import check_folder, claim_folder, is_finished, owned_run, start_step
 from trm_ray.runs.plan import RunPlan, plan_run
 
 GENERATED = ["generator.size=4", "generator.train=40", "generator.test=8", "generator.seed=3"]
@@ -55,8 +55,7 @@ def test_a_resume_goes_on_before_a_damaged_checkpoint_and_logs_every_step_once(d
     state = broken.folder / "checkpoint_step_6" / "state.pt"
     state.write_bytes(state.read_bytes().replace(b"model", b"mod3l", 1))
     assert start_step(broken) == 3
-    claim_folder(broken, resume=True)
-    train_in_process(broken)
+    train_in_process(broken, claim_folder(broken, resume=True))
     lines = (broken.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     final = "final_model/state.pt"
@@ -111,7 +110,7 @@ def test_a_folder_that_holds_a_run_is_refused_with_the_ways_out(data: Path, tmp_
 def test_a_folder_that_holds_something_else_is_never_touched(data: Path, tmp_path: Path, flags: dict[str, bool]):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match=r"holds files but no run \(thesis\.tex\); choose another log_dir"):
-        claim_folder(planned(data, tmp_path), **flags)
+        check_folder(planned(data, tmp_path), **flags)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -120,8 +119,9 @@ def test_overwrite_leaves_nothing_of_the_run_before_once_the_new_one_has_saved(d
     (tmp_path / "run" / "report").mkdir()
     (tmp_path / "run" / "report" / "dashboard.png").write_bytes(b"old")
     shorter = planned(data, tmp_path / "run", "lr=0.5", "max_steps=2", "eval_interval=2")
-    with owned_run(shorter, overwrite=True) as begin_to_write:
+    with owned_run(shorter, overwrite=True) as (begin_to_write, latest):
         begin_to_write()
+        assert latest is None
         assert start_step(shorter) == 0
         train_in_process(shorter)
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if "tfevents" not in path.name) == [
@@ -132,7 +132,7 @@ def test_overwrite_leaves_nothing_of_the_run_before_once_the_new_one_has_saved(d
 
 def test_resume_and_overwrite_exclude_each_other(data: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="--resume and --overwrite exclude each other"):
-        claim_folder(planned(data, tmp_path / "run"), resume=True, overwrite=True)
+        check_folder(planned(data, tmp_path / "run"), resume=True, overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_a_resumed_run_may_be_longer_watched_differently_and_run_elsewhere(data:
     begin(planned(data, tmp_path / "run", "lr_min_ratio=1"))
     words = ["max_steps=8", "eval_interval=4", "log_interval=2", "eval_batch_size=4", "device=cpu", "ray.num_workers=0"]
     longer = planned(data, tmp_path / "run", "lr_min_ratio=1", *words)
-    claim_folder(longer, resume=True)
+    latest = claim_folder(longer, resume=True)
     assert start_step(longer) == 3
-    train_in_process(longer)
+    train_in_process(longer, latest)
     assert list(metric_rows(longer.folder)) == [1, 2, 3, 4, 6, 8]
     assert read_run(longer.folder).finished
 
@@ -168,8 +168,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(data: Path, tmp_pa
     whole, resumed = planned(data, tmp_path / "whole"), planned(data, tmp_path / "resumed")
     begin(whole, steps_left=0)
     begin(resumed)
-    claim_folder(resumed, resume=True)
-    train_in_process(resumed)
+    train_in_process(resumed, claim_folder(resumed, resume=True))
     assert_same(final_weights(resumed.folder), final_weights(whole.folder))
     assert metric_rows(resumed.folder) == metric_rows(whole.folder)
     steps = [json.loads(line)["step"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
@@ -189,7 +188,7 @@ def test_the_rows_as_they_were_read_are_gone_while_a_run_trains(data: Path, tmp_
         return batches(*share)
 
     monkeypatch.setattr("trm_ray.runs.execute.read_splits", remember)
-    monkeypatch.setattr(stream, "test_batches", look)
+    monkeypatch.setattr("trm_ray.runs.execute.test_batches", look)
     begin(planned(data, tmp_path / "run"), steps_left=0)
     assert alive == [[True, False]] * 2  # test split, train split
 
@@ -205,7 +204,7 @@ def test_evaluations_during_training_count_puzzles_and_not_their_rows(data: Path
         seen.append(rows.puzzles.tolist())
         return batches(rows, *place)
 
-    monkeypatch.setattr(stream, "test_batches", look)
+    monkeypatch.setattr("trm_ray.runs.execute.test_batches", look)
     begin(planned(tmp_path / "data", tmp_path / "run", "eval_max_puzzles=2", "max_steps=3"), steps_left=0)
     assert seen == [[0, 0, 1, 1]]
 
@@ -307,7 +306,7 @@ def test_one_s_own_dataset_is_used_as_it_is_and_told_in_a_line(
     assert train_in_process(plan)
     again = plan_run(four(data, tmp_path / "run"))
     claim_folder(again, resume=True)
-    assert is_finished(again)
+    assert is_finished(again, start_step(again))
     claim_folder(plan_run(load_config(str(tmp_path / "run" / "config.yaml"))), resume=True)
 
 

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_ray.config import Config
 from trm_ray.training import store
-from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from trm_ray.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from trm_ray.training.clock import Clock
 from trm_ray.training.evaluation import evaluate
 from trm_ray.training.loop import run_training
@@ -290,7 +290,7 @@ class Reported(Session):
 
     def report(self, step, metrics):
         self.log_row(step, 0.0, {"reported/exact": metrics["eval/exact_accuracy"], "reported/at": step})
-        assert self.latest_checkpoint() == self.run_dir / f"checkpoint_step_{step}"
+        assert latest_checkpoint(self.run_dir, verified=True) == self.run_dir / f"checkpoint_step_{step}"
 
 
 def test_the_launcher_hears_of_an_evaluation_once_its_checkpoint_is_there(tmp_path):

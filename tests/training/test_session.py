@@ -43,12 +43,12 @@ def test_the_test_split_can_be_read_again_and_again(tmp_path):
         assert torch.cat([b.puzzle_identifiers for b in session.test_batches()]).tolist() == list(range(7))
 
 
-def test_the_latest_checkpoint_is_looked_for_in_the_runs_folder(tmp_path):
+def test_a_run_goes_on_from_the_checkpoint_that_its_session_names(tmp_path):
     config = tiny_config()
+    run_training(config, SHAPE, 4, local_session(tmp_path, config))
     session = local_session(tmp_path, config)
-    assert session.latest_checkpoint() is None
-    run_training(config, SHAPE, 4, session)
-    assert session.latest_checkpoint() == tmp_path / "checkpoint_step_4"
+    assert session.latest == tmp_path / "checkpoint_step_4"
+    assert run_training(config, SHAPE, 4, session) == {}
 
 
 # -- two processes ----------------------------------------------------------------------------------------------------

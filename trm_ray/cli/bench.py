@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from trm_ray.cli.common import Overrides, app, check_place, reported, write_text
 from trm_ray.reporting.terminal import say, show
@@ -32,7 +33,6 @@ def bench(
 
     Example: `trm-ray bench --shapes sudoku6 --steps 20`
     """
-    from rich.console import Console
     from rich.progress import track
 
     from trm_ray.measure.step_cost import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
@@ -41,11 +41,11 @@ def bench(
         return
     check_place(save, "--save")
     names = shapes.split(",") if shapes else list(SHAPES)
-    arguments = (names, scenarios.split(",") if scenarios else None, steps, threads)
-    console, cases = Console(), planned_cases(*arguments)
+    asked = (names, scenarios.split(",") if scenarios else None)
+    console, cases, measured = Console(), planned_cases(*asked), run_benchmark(*asked, steps, threads)
     say(console, f"Measuring {len(cases)} cases, one after the other")
     shown: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
-    results = list(track(run_benchmark(*arguments), "measuring", len(cases), **shown))
+    results = list(track(measured, "measuring", len(cases), **shown))
     show(console, bench_table(results))
     write_text(console, save, bench_json(results))
 
@@ -68,8 +68,6 @@ def scaling(
 
     Example: `trm-ray bench scaling --workers 1,2,4 --save scaling.json --plot scaling.png`
     """
-    from rich.console import Console
-
     from trm_ray.config import load_config
     from trm_ray.measure.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
     from trm_ray.reporting.pictures.scaling import draw_scaling
@@ -104,8 +102,6 @@ def projection(
     Example: `trm-ray bench projection --recipe arc1 --gpus 8,64,512 --bandwidth 50`
     """
     from dataclasses import replace
-
-    from rich.console import Console
 
     from trm_ray.measure import projection as formulas
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from trm_ray.cli.common import Overwrite, app, reported
 from trm_ray.reporting.terminal import say
@@ -54,8 +56,6 @@ def import_command(
 
     Example: `trm-ray import-checkpoint sudoku/step_65100 --config sudoku/all_config.yaml --output runs/original`
     """
-    from rich.console import Console
-
     from trm_ray.interop.checkpoints import import_checkpoint
 
     done = import_checkpoint(
@@ -104,9 +104,6 @@ def export_command(
 
     Example: `trm-ray export-checkpoint runs/original --format safetensors --output trm.safetensors`
     """
-    from rich.console import Console
-    from rich.text import Text
-
     from trm_ray.interop.checkpoints import export_checkpoint
 
     console, options = Console(), {"averaged_weights": not raw_weights, "overwrite": overwrite}

@@ -10,18 +10,16 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
+from rich.console import Console
 from typer.core import TyperGroup
 
 from trm_ray import __version__
 from trm_ray.reporting.terminal import any_terminal, go_on_without_reader, say
 from trm_ray.storage import as_path, is_remote
 from trm_ray.training.stopping import stops_at_once
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # Typer reads the annotations at run time, so what they name must be there.
 _ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict", "submit", "jobs")
@@ -98,10 +96,10 @@ def reported(command: _Command) -> _Command:
         except (typer.Exit, typer.Abort, _Misuse):
             raise
         except Exception as error:
-            code, told = told_error(error)
+            code, message = told_error(error)
             if os.environ.get("TRM_RAY_VERBOSE") == "1":
                 traceback.print_exc()
-            complain(told)
+            complain(message)
             raise typer.Exit(code) from error
 
     _describe(wrapped, command)
@@ -168,8 +166,6 @@ def told_error(error: Exception) -> tuple[int, str]:
 
 def complain(text: str) -> None:
     """Tell an error in one line."""
-    from rich.console import Console
-
     from trm_ray.config.errors import printable
 
     say(Console(stderr=True), ("error:", "bold red"), f" {printable(text)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from trm_ray.cli.common import app, check_place, reported, write_text
 from trm_ray.reporting.terminal import say, show
@@ -38,7 +39,6 @@ def plan(
 
     Example: `trm-ray plan five_scenarios 'seeds=[0,1,2]' ray.use_gpu=true ray.gpus_per_trial=0.2 --step-ms 12`
     """
-    from rich.console import Console
     from rich.progress import track
 
     from trm_ray.measure import budget

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from trm_ray.cli.common import app, reported
 from trm_ray.reporting.terminal import as_it_is, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from trm_ray.interop.loading import LoadedModel
     from trm_ray.programs.predict import Prediction
 
@@ -38,10 +38,6 @@ def predict(
 
     Example: `trm-ray predict runs/deep_supervision_linear puzzle.txt --gif puzzle.gif`
     """
-    import json
-
-    from rich.console import Console
-
     from trm_ray.data.progress import progress
     from trm_ray.programs.predict import kind_for, load, predict, read_questions
 

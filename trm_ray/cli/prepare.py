@@ -12,11 +12,11 @@ from typer.core import TyperCommand
 from trm_ray.cli.common import Overwrite, is_given, prepare_app, reported
 
 
-def _refuse(ctx: typer.Context, options: Sequence[str], told: str) -> None:
+def _refuse(ctx: typer.Context, options: Sequence[str], why: str) -> None:
     """Refuse options, rather than pass over them, that a command has no use for beside its other ones."""
     for option in options:
         if is_given(ctx, option):
-            raise ValueError(f"--{option.replace('_', '-')} {told}")
+            raise ValueError(f"--{option.replace('_', '-')} {why}")
 
 
 _GENERATED = "is for puzzles that are generated, not for those of --from-csv; leave one of the two out"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from trm_ray.cli.common import app, is_given, reported
 from trm_ray.reporting.terminal import say, show
@@ -37,8 +38,6 @@ def evaluate(
 
     Example: `trm-ray evaluate runs/deep_supervision_linear --segments 8,16,32`
     """
-    from rich.console import Console
-
     from trm_ray.programs.evaluate import evaluate_run
     from trm_ray.reporting.numbers.evaluation import evaluation_lines, evaluation_table
 
@@ -93,8 +92,6 @@ def dashboard(
 
     Example: `trm-ray dashboard runs/deep_supervision_linear --save dashboard.png`
     """
-    from rich.console import Console
-
     from trm_ray.reporting.numbers.diagnosis import health_marks
     from trm_ray.reporting.pictures.dashboard import save_dashboard
     from trm_ray.reporting.run_log import read_run
@@ -120,15 +117,12 @@ def compare(
 
     Example: `trm-ray compare runs/five_scenarios --save comparison.png`
     """
-    from rich.console import Console
-
-    from trm_ray.reporting.numbers.summary import summarise, summary_table
-    from trm_ray.reporting.pictures.comparison import save_comparison
+    from trm_ray.programs.compare import compare as compare_runs
+    from trm_ray.reporting.numbers.summary import summary_table
     from trm_ray.reporting.pictures.style import is_drawn_by_us
-    from trm_ray.reporting.run_log import find_runs
 
     if not is_given(ctx, "save") and save.exists() and not is_drawn_by_us(save):
         raise ValueError(f"{save} was not drawn by trm-ray; to replace it all the same use --save {save}")
-    found, console = find_runs(runs), Console()
-    show(console, summary_table(summarise(found, threshold=threshold)), names=2)
-    say(console, f"Wrote {save_comparison(found, save, threshold)}")
+    compared, console = compare_runs(runs, threshold), Console()
+    show(console, summary_table(compared.ranking), names=2)
+    say(console, f"Wrote {compared.draw(save)}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from trm_ray.cli.common import FAILED, app, check_place, complain, reported, write_text
 from trm_ray.reporting.terminal import say, show
@@ -28,10 +30,6 @@ def selftest(
 
     Example: `trm-ray selftest --workers 2 --save faults.json`
     """
-    import tempfile
-
-    from rich.console import Console
-
     from trm_ray.measure.selftest import chosen_faults, fault_table, faults_json, make_faults
     from trm_ray.measure.selftest.ground import Ground
 

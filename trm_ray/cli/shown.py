@@ -24,7 +24,7 @@ class Shown(Watch):
     def planned(self, plan: RunPlan, first_step: int) -> None:
         """Print the config, and where the run begins."""
         if plan.config.init_from is not None and first_step == 0:
-            self.tell(beginning(plan).told)
+            self.tell(beginning(plan).note)
         self.tell(banner(plan.config))
         if self.resume:
             none = f"No checkpoint in {plan.config.log_dir}: starting anew"

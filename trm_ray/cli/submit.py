@@ -1,14 +1,19 @@
-"""`trm-ray submit` and `trm-ray jobs`: commands that run on a cluster, through Ray's job server."""
+"""`trm-ray submit`, `jobs` and `grafana`: commands on a cluster, through Ray's job server, and a look at their runs."""
 
 from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from trm_ray.cli.common import FAILED, HELP, INTERRUPTED, app, complain, jobs_app, reported
 from trm_ray.reporting.terminal import as_it_is, say, show
@@ -141,8 +146,6 @@ def _show(text: str) -> None:
 
 
 def _say(text: str) -> None:
-    from rich.console import Console
-
     say(Console(), text)
 
 
@@ -153,12 +156,6 @@ def list_jobs(address: Address = None) -> None:
 
     Example: `trm-ray jobs list --address http://127.0.0.1:8265`
     """
-    import time
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from trm_ray.distributed import jobs
 
     table = Table(box=None, pad_edge=False)
@@ -271,3 +268,13 @@ def _own_name(results: str) -> tuple[str, ...]:
     """Name results as they are: a run or a sweep by its folder, a report by its run's too."""
     parts = [part for part in results.split("/") if part not in ("", ".", "..")]
     return tuple(parts[-2:] if parts[-1] == "report" else parts[-1:])
+
+
+@app.command()
+@reported
+def grafana() -> None:
+    """Print a Grafana dashboard of all runs on a cluster, to import there; it reads Ray's Prometheus metrics.
+
+    Example: `trm-ray grafana > trm-ray.json`
+    """
+    typer.echo((files("trm_ray") / "distributed" / "grafana.json").read_text(encoding="utf-8"), nl=False)

@@ -6,6 +6,7 @@ from shlex import quote
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from trm_ray.cli.common import FAILED, Overrides, Overwrite, Resume, app, complain, reported
 from trm_ray.reporting.terminal import say
@@ -27,8 +28,6 @@ def train(
 
     Example: `trm-ray train --config-name deep_supervision_linear task=sudoku6 deep_supervision_weight=0.7`
     """
-    from rich.console import Console
-
     from trm_ray.cli.shown import Shown
     from trm_ray.config import load_config
     from trm_ray.programs.train import train as train_run
@@ -62,8 +61,6 @@ def sweep(
 
     Example: `trm-ray sweep --config-name five_scenarios 'seeds=[0,1,2]' lr=1e-3`
     """
-    from rich.console import Console
-
     from trm_ray.config import load_sweep
     from trm_ray.programs.sweep import sweep as run_sweep
 

@@ -22,32 +22,3 @@ from trm_ray.config.loading import (
 from trm_ray.config.run import ArchConfig, Config, Generator, RayConfig, Schedule, banner, flat, known_keys, run_dir
 from trm_ray.config.sweep import AshaConfig, Distribution, SweepConfig
 from trm_ray.config.values import UNREADABLE, load_yaml, read_value, typed
-
-__all__ = [
-    "FORMAT_VERSION",
-    "UNREADABLE",
-    "ArchConfig",
-    "AshaConfig",
-    "Config",
-    "ConfigError",
-    "Distribution",
-    "Generator",
-    "RayConfig",
-    "Schedule",
-    "SweepConfig",
-    "banner",
-    "config_from_run",
-    "config_from_values",
-    "config_names",
-    "flat",
-    "known_keys",
-    "load_config",
-    "load_sweep",
-    "load_yaml",
-    "read_value",
-    "run_dir",
-    "to_yaml",
-    "trial_configs",
-    "typed",
-    "with_overrides",
-]

@@ -15,8 +15,8 @@ from pydantic.fields import FieldInfo
 class ConfigError(ValueError):
     """Tell a user in one line what is wrong with a configuration and what to write instead."""
 
-    def __init__(self, told: str) -> None:
-        super().__init__(printable(told))
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def printable(text: str) -> str:

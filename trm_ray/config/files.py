@@ -44,8 +44,8 @@ def find_file(kind: str, name: str, config_dir: str | os.PathLike[str] | None) -
     Raises:
         ConfigError: there is none; the message names the nearest.
     """
-    if name.endswith(".yaml") and as_path(name).is_file():
-        return as_path(name)
+    if name.endswith(".yaml") and (path := as_path(name)).is_file():
+        return path
     label = f"{_KINDS[kind][1]}={show(name)}"
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"{label} must be {NAME_RULE}, or the path of an existing .yaml file")

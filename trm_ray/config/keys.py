@@ -165,7 +165,7 @@ def check_address(named: str, address: str) -> None:
     """
     if re.fullmatch(_ADDRESS, address):
         return
-    told = f"{named}={show(address)} must be {'null, ' if '.' in named else ''}{_ADDRESS_RULE}"
+    wrong = f"{named}={show(address)} must be {'null, ' if '.' in named else ''}{_ADDRESS_RULE}"
     here = "ray.address=local starts a cluster on this machine"
     scheme, _, _ = address.partition("://")
     if scheme in ("http", "https"):
@@ -176,7 +176,7 @@ def check_address(named: str, address: str) -> None:
         way_out = f"use {named}={address}:6379"
     else:
         way_out = "from outside the cluster use `trm-ray submit`"
-    raise ConfigError(f"{told}; {way_out}")
+    raise ConfigError(f"{wrong}; {way_out}")
 
 
 def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,6 @@ from trm_ray.config.keys import TOLD, Settings, find_field, flatten, nest
 from trm_ray.config.run import Config, Generator, flat, is_of_kind, known_keys
 from trm_ray.config.sweep import SweepConfig
 from trm_ray.config.values import read_value
-from trm_ray.storage import as_path
 
 _Layer = Mapping[str, Entry]  # by dotted key
 _Model = TypeVar("_Model", bound=Settings)
@@ -92,13 +91,13 @@ def trial_configs(sweep: SweepConfig, *, config_dir: str | os.PathLike[str] | No
     return configs
 
 
-def config_from_run(folder: str | os.PathLike[str]) -> Config:
+def config_from_run(folder: Path) -> Config:
     """Read the config that a run was started with from its folder.
 
     Raises:
         ConfigError: the folder holds no run, or its config.yaml was damaged.
     """
-    path = as_path(folder) / "config.yaml"
+    path = folder / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder} must be a run's folder, and has no config.yaml; name one such as runs/NAME")
     return _build(Config, [read_file(path)])

@@ -35,7 +35,7 @@ from trm_ray.config.keys import (
     flatten,
     section_of,
 )
-from trm_ray.storage import join
+from trm_ray.storage import as_path, join
 
 Schedule = Literal["constant", "linear_decay", "exponential_decay"]
 LossType = Literal["softmax_cross_entropy", "stablemax_cross_entropy", "stablemax_cross_entropy_float64"]
@@ -156,16 +156,16 @@ class RayConfig(Settings):
 
 
 def _check_shared_gpus(ray: RayConfig) -> None:
-    told = f"ray.gpus_per_trial={ray.gpus_per_trial:g}"
+    share = f"ray.gpus_per_trial={ray.gpus_per_trial:g}"
     if ray.gpus_per_worker is not None:
-        raise ValueError(f"{told} must not stand beside ray.gpus_per_worker={ray.gpus_per_worker:g}; set one to null")
+        raise ValueError(f"{share} must not stand beside ray.gpus_per_worker={ray.gpus_per_worker:g}; set one to null")
     if not ray.use_gpu:
-        raise ValueError(f"{told} needs ray.use_gpu=true, which is false; set it, or leave both")
+        raise ValueError(f"{share} needs ray.use_gpu=true, which is false; set it, or leave both")
     if ray.is_elastic:
         workers = f"ray.num_workers={show(ray.num_workers)}"
-        raise ValueError(f"{told} cannot be divided among {workers}; use ray.gpus_per_worker")
+        raise ValueError(f"{share} cannot be divided among {workers}; use ray.gpus_per_worker")
     if ray.gpus_of_worker == 0:
-        raise ValueError(f"{told} leaves a worker less than 0.0001 of a GPU, Ray's least; use more")
+        raise ValueError(f"{share} leaves a worker less than 0.0001 of a GPU, Ray's least; use more")
 
 
 class Generator(Settings):
@@ -257,6 +257,16 @@ class Config(Settings):
         if self.freeze_weights and self.arch.puzzle_emb_ndim == 0:
             raise ValueError("freeze_weights=true leaves nothing to learn with arch.puzzle_emb_ndim=0; set one of them")
         return self
+
+    @property
+    def train_folders(self) -> list[Path]:
+        """Folders of the datasets to train on."""
+        return [as_path(text) for text in self.data_paths]
+
+    @property
+    def test_folders(self) -> list[Path]:
+        """Folders of the datasets to evaluate on."""
+        return [as_path(text) for text in self.data_paths_test or self.data_paths]
 
 
 def _check_data_and_length(config: Config) -> None:

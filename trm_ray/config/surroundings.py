@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from trm_ray.config.errors import ConfigError, show
 from trm_ray.config.keys import check_address
@@ -94,3 +96,19 @@ def _can_write(folder: str) -> bool:
             return True
     except OSError:
         return False
+
+
+@contextmanager
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables for as long as this lasts; None takes one away."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})

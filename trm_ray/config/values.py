@@ -180,27 +180,27 @@ def read_value(key: str, text: str, label: str | None = None) -> Any:
     is_text = _takes_text(key) and not key.startswith("search_space.")
     if is_text and not _is_written(text):
         return None if text == "null" else text
-    told = f"{label}={show(text)}"
+    given = f"{label}={show(text)}"
     try:
         value, node = parse_yaml(text, key)
         tokens = list(yaml.scan(text))  # after it: of brackets in brackets the scanner alone makes seconds
     except (yaml.YAMLError, *UNREADABLE):
         rule = "begins like quoted text or a list and does not go on like it" if is_text else "must be a YAML value"
-        raise ConfigError(f"{told} {rule}; put it in quotes") from None
-    _refuse_loss(told, text, tokens, node)
+        raise ConfigError(f"{given} {rule}; put it in quotes") from None
+    _refuse_loss(given, text, tokens, node)
     return value
 
 
-def _refuse_loss(told: str, text: str, tokens: Sequence[Any], node: yaml.Node | None) -> None:
+def _refuse_loss(given: str, text: str, tokens: Sequence[Any], node: yaml.Node | None) -> None:
     """Refuse what YAML would drop or change without a word."""
     if dropped := _dropped(text, tokens):
         kept = text.partition(dropped)[0] if dropped.startswith("#") else text.replace(dropped, "", 1)
         rest = f"YAML drops `{show(dropped)}`; leave that out, or put all of it in quotes"
-        raise ConfigError(f"{told} would be read as {show(kept.strip())}, for {rest}")
+        raise ConfigError(f"{given} would be read as {show(kept.strip())}, for {rest}")
     if any(isinstance(token, yaml.ScalarToken) and token.start_mark.line < token.end_mark.line for token in tokens):
-        raise ConfigError(f"{told} has a line end, of which YAML makes a blank; write it on one line")
+        raise ConfigError(f"{given} has a line end, of which YAML makes a blank; write it on one line")
     for name in _twice(node):
-        raise ConfigError(f"{told} gives `{name}` twice; remove one")
+        raise ConfigError(f"{given} gives `{name}` twice; remove one")
 
 
 def _is_written(text: str) -> bool:

@@ -63,14 +63,14 @@ class RowHashes:
         shared = places < len(train)
         shared[shared] = train[places[shared]] == test[shared]
         if shared.any():
-            told = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
+            what = f"{int(shared.sum()):,} of {len(test):,} test rows are also training rows"
             first = f"the first is test row {int(shared.argmax())}"
-            _warn_once(f"{where}: {told} ({first}): accuracy counts what was learnt by heart; take them out of a split")
+            _warn_once(f"{where}: {what} ({first}): accuracy counts what was learnt by heart; take them out of a split")
 
 
 @functools.cache
-def _warn_once(told: str) -> None:
-    _LOG.warning("%s", printable(told))
+def _warn_once(text: str) -> None:
+    _LOG.warning("%s", printable(text))
 
 
 def _row_hashes(rows: Rows) -> np.ndarray:
@@ -85,7 +85,7 @@ def _row_hashes(rows: Rows) -> np.ndarray:
 
 
 def open_dataset(
-    folder: str | Path,
+    folder: Path,
     *,
     command_hint: str | None = None,
     require: Sequence[str] = (),
@@ -103,7 +103,6 @@ def open_dataset(
     Raises:
         DatasetError: one line that names the file, the row, the value, the rule and the way out.
     """
-    folder = as_path(folder)
     if not folder.is_dir():
         way_out = f"make it with `{command_hint}`" if command_hint else "`trm-ray prepare --help` tells how to make one"
         raise DatasetError(f"the dataset folder {folder} does not exist; {way_out}")
@@ -125,7 +124,7 @@ def open_dataset(
 
 
 def open_datasets(
-    folders: Sequence[str | Path],
+    named: Sequence[str | Path],
     *,
     command_hint: str | None = None,
     require: Sequence[str] = (),
@@ -140,6 +139,7 @@ def open_datasets(
     Raises:
         DatasetError: one is bad, or they differ in what one model and one stream must share.
     """
+    folders = [as_path(name) for name in named]
     if not folders:
         raise DatasetError("data_paths is empty; name at least one dataset folder")
     options: dict[str, Any] = {"command_hint": command_hint, "require": require, "hashes": hashes, "also": also}
@@ -246,7 +246,7 @@ def check_puzzles(name: str, puzzles: np.ndarray, groups: np.ndarray) -> None:
 
 
 def _check_range(
-    what: str, first_row: int, values: np.ndarray, limit: int, told: str, ignored: int | None = None
+    what: str, first_row: int, values: np.ndarray, limit: int, below: str, ignored: int | None = None
 ) -> None:
     # One look at the extremes is all that good data costs; the exact place is searched for only in bad data.
     if values.size and values.min() >= 0 and values.max() < limit:
@@ -259,11 +259,11 @@ def _check_range(
         cell = f", token {place[1]}" if values.ndim == 2 else ""
         allowed = f", or {ignored} where the loss must not look" if ignored is not None else ""
         raise DatasetError(
-            f"{what}, row {first_row + place[0]}{cell}: {values[place]} must be at least 0 and below {told}{allowed}"
+            f"{what}, row {first_row + place[0]}{cell}: {values[place]} must be at least 0 and below {below}{allowed}"
         )
 
 
-def _check_agreement(key: str, first: str | Path, expected: DatasetInfo, folder: str | Path, info: DatasetInfo) -> None:
+def _check_agreement(key: str, first: Path, expected: DatasetInfo, folder: Path, info: DatasetInfo) -> None:
     here, there = getattr(info, key), getattr(expected, key)
     if here != there:
         raise DatasetError(
@@ -272,7 +272,7 @@ def _check_agreement(key: str, first: str | Path, expected: DatasetInfo, folder:
         )
 
 
-def _merged(folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> DatasetInfo:
+def _merged(folders: Sequence[Path], infos: Sequence[DatasetInfo]) -> DatasetInfo:
     names = [name for name in infos[0].splits if all(name in info.splits for info in infos)]
     named = max(infos, key=lambda info: info.num_puzzle_identifiers)
     splits = {name: _merged_split(name, folders, infos) for name in names}
@@ -280,7 +280,7 @@ def _merged(folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> Data
     return replace(infos[0], num_puzzle_identifiers=counted, files=named.files, splits=splits)
 
 
-def _merged_split(name: str, folders: Sequence[str | Path], infos: Sequence[DatasetInfo]) -> SplitInfo:
+def _merged_split(name: str, folders: Sequence[Path], infos: Sequence[DatasetInfo]) -> SplitInfo:
     splits = [info.splits[name] for info in infos]
     rows = sum(split.rows for split in splits)
     return SplitInfo(
@@ -288,7 +288,7 @@ def _merged_split(name: str, folders: Sequence[str | Path], infos: Sequence[Data
         groups=sum(split.groups for split in splits),
         mean_puzzle_examples=rows / sum(split.rows / split.mean_puzzle_examples for split in splits),
         files={
-            str(as_path(folder) / file): digest
+            str(folder / file): digest
             for folder, split in zip(folders, splits, strict=True)
             for file, digest in split.files.items()
         },

@@ -27,7 +27,7 @@ from trm_ray.config.text import read_text
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import IGNORED_LABEL, PAD_ID, DatasetError, Rows, concatenate, shifted
 from trm_ray.replacement import is_unfinished
-from trm_ray.storage import as_path, drop_copy, is_remote, local_file, sha256
+from trm_ray.storage import drop_copy, is_remote, local_file, sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,13 +92,13 @@ class DatasetInfo:
     kind: str | None = None
 
     @classmethod
-    def load(cls, folder: str | Path) -> DatasetInfo:
+    def load(cls, folder: Path) -> DatasetInfo:
         """Read dataset.json without looking at the data.
 
         Raises:
             DatasetError: it is missing, unreadable, of another version, or a key is missing or wrong.
         """
-        path = as_path(folder) / INFO_NAME
+        path = folder / INFO_NAME
         raw = read_json(path)
         version = raw.get("format_version")
         if version not in READABLE:
@@ -108,7 +108,7 @@ class DatasetInfo:
             )
         info = _checked(path, raw)
         for files in (info.files, *(split.files for split in info.splits.values())):
-            _check_files(as_path(folder), files)
+            _check_files(folder, files)
         return info
 
     def split(self, name: str) -> SplitInfo:
@@ -127,31 +127,30 @@ def is_dataset(folder: Path) -> bool:
     return (folder / INFO_NAME).is_file() and not is_unfinished(folder)
 
 
-def read_split(folder: str | Path, split: str) -> Rows:
+def read_split(folder: Path, split: str) -> Rows:
     """Read a split into memory, rows in file order.
 
     Raises:
         DatasetError: the folder, the split or one of its files is missing or unreadable.
     """
-    folder = as_path(folder)
     info = DatasetInfo.load(folder)
     parts = [rows_of_table(folder, name, table, info.seq_len) for name, table in row_groups(folder, info.split(split))]
     return concatenate(parts)
 
 
-def read_splits(folders: Sequence[str | Path], split: str) -> Rows:
+def read_splits(folders: Sequence[Path], split: str) -> Rows:
     """Read the same split of several datasets, one after the other, their puzzles and groups kept apart."""
     parts = [read_split(folder, split) for folder in folders]
     shifts = number_shifts(folders, split)
     return concatenate([shifted(rows, *shift) for rows, shift in zip(parts, shifts, strict=True)])
 
 
-def number_shifts(folders: Sequence[str | Path], split: str) -> list[tuple[int, int]]:
+def number_shifts(folders: Sequence[Path], split: str) -> list[tuple[int, int]]:
     """Say what to add to the puzzles and groups of each dataset so that they differ from those before it."""
     import pyarrow.parquet as pq
 
     after, shifts = np.zeros(2, np.int64), []
-    for folder in map(as_path, folders):
+    for folder in folders:
         shifts.append((int(after[0]), int(after[1])))
         if len(folders) > 1:
             files = DatasetInfo.load(folder).split(split).files
@@ -160,14 +159,14 @@ def number_shifts(folders: Sequence[str | Path], split: str) -> list[tuple[int, 
     return shifts
 
 
-def read_identifiers(*folders: str | Path) -> PuzzleIdentifiers:
+def read_identifiers(*folders: Path) -> PuzzleIdentifiers:
     """Read what the puzzle identifiers of a dataset stand for, or those of several that passed `open_datasets`.
 
     Raises:
         DatasetError: identifiers.json is missing or unreadable.
     """
     named = max(folders, key=lambda folder: DatasetInfo.load(folder).num_puzzle_identifiers)
-    return load_identifiers(as_path(named) / IDENTIFIERS_NAME)
+    return load_identifiers(named / IDENTIFIERS_NAME)
 
 
 def read_json(path: Path, kind: type = dict, hint: str = "") -> Any:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from trm_ray.data.counters import counter_draws, text_key
-from trm_ray.storage import as_path
 
 BLANK = "<blank>"
 SEPARATOR = "|||"
@@ -129,22 +128,22 @@ class PuzzleIdentifiers:
             raise ValueError(f"identifiers.json is no map of puzzle identifiers: {mistake}") from error
 
     @classmethod
-    def load(cls, path: str | Path) -> PuzzleIdentifiers:
+    def load(cls, path: Path) -> PuzzleIdentifiers:
         """Read a file that `save` wrote.
 
         Raises:
             ValueError: it cannot be read or is no such map.
         """
         try:
-            return cls.from_bytes(as_path(path).read_bytes())
+            return cls.from_bytes(path.read_bytes())
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: Path) -> None:
         """Write the map to a file."""
-        as_path(path).write_bytes(self.to_bytes())
+        path.write_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """Write the map as JSON; equal maps give equal bytes. Drawn augmentations take one bit a trial."""

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
 
+Advance = Callable[[int], None]  # tells that so much more is done
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)
-
-
-class Advance(Protocol):
-    """Tell that so much more is done."""
-
-    def __call__(self, amount: int) -> None:
-        """Advance the bar by `amount`."""
 
 
 @contextmanager

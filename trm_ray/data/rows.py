@@ -16,8 +16,8 @@ IGNORED_LABEL = -100
 class DatasetError(ValueError):
     """Say in one line what is wrong with a dataset folder and how to mend it."""
 
-    def __init__(self, told: str) -> None:
-        super().__init__(printable(told))
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)

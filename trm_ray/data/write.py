@@ -124,7 +124,8 @@ def owned_target(folder: str | Path, *, overwrite: bool) -> Iterator[Path]:
         DatasetError: as `check_target`.
         FolderInUse: another process is making a dataset there.
     """
-    given, folder = folder, resolved(as_path(folder))
+    given = as_path(folder)
+    folder = resolved(given)
     if folder in _OWNED.get():
         yield folder
         return
@@ -168,13 +169,12 @@ def _place_for(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_target(folder: str | Path, *, overwrite: bool) -> None:
+def check_target(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that must not be written.
 
     Raises:
         DatasetError: it holds a dataset and `overwrite` is false, or it holds something else.
     """
-    folder = as_path(folder)
     check_is_folder(folder, f"--output {folder}", "choose another --output")
     names = foreign_names(folder)
     if not names or is_unfinished(folder):

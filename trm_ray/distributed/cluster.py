@@ -8,21 +8,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 
 import ray
 
 from trm_ray.config import Config, ConfigError
 from trm_ray.config.errors import show
-from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address, usual_folder
+from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address, environment, usual_folder
 from trm_ray.distributed import VERBOSE, apply_settings, ray_internals
-from trm_ray.distributed.own_session import own_session
 from trm_ray.distributed.surroundings import (
     LOOPBACK,
     StartError,
-    environment,
     job_config,
     own_cluster,
+    own_session,
     past_proxies,
     temporary_folder,
 )
@@ -107,14 +105,9 @@ def _failure_line(address: str, error: Exception) -> str:
     what = "Ray did not start on this machine" if address == LOCAL else f"the Ray cluster at {address} was not joined"
     words = " ".join(str(error).split()) or type(error).__name__
     reason = words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} …"
-    where = (
-        f"its logs are in {_latest_logs()}" if address == LOCAL else "trm_ray, Ray and Python must be of one version"
-    )
+    logs = f"its logs are in {usual_folder()}/ray/session_latest/logs"
+    where = logs if address == LOCAL else "trm_ray, Ray and Python must be of one version"
     return f"{what}: {reason.rstrip('. ')}; {where}, and --verbose shows more"
-
-
-def _latest_logs() -> str:
-    return f"{usual_folder()}/ray/session_latest/logs"
 
 
 @contextmanager
@@ -202,9 +195,7 @@ class RoomWatch:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()

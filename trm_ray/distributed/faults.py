@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -45,9 +44,7 @@ class LocalNodes:
     def __enter__(self) -> LocalNodes:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._cluster.shutdown()
         if ray.is_initialized():
             ray_internals.find_notes_again()

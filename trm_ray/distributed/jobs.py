@@ -31,11 +31,12 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import trm_ray
 from trm_ray.config.files import OWN_CONFIGS, find_configs, shipped_configs
 from trm_ray.config.keys import NAME
+from trm_ray.config.surroundings import environment
 from trm_ray.distributed import VERBOSE
 from trm_ray.distributed.ray_internals import TALKATIVE_LOGGERS, AroundRequests
 from trm_ray.distributed.results import copy_results, unpack
 from trm_ray.distributed.submission import Submission
-from trm_ray.distributed.surroundings import LOOPBACK, environment, past_proxies, token_path
+from trm_ray.distributed.surroundings import LOOPBACK, past_proxies, token_path
 from trm_ray.storage import EXTRAS, as_path, is_remote
 
 # Ray stops a job with SIGTERM and kills it this many seconds later; its default of 3 is too short to save a step. It is

@@ -8,20 +8,13 @@ from dataclasses import dataclass
 import ray
 
 from trm_ray.config import Config, with_overrides
-from trm_ray.distributed.trainer import train_on_ray
 from trm_ray.distributed.worker import TrainSession
-from trm_ray.runs.plan import RunPlan
 from trm_ray.runs.turns import TurnSession
 
 
 @dataclass(frozen=True)
 class TurnTrainSession(TurnSession, TrainSession):
     """A worker of a `TorchTrainer` that trains in turns."""
-
-
-def train_in_turns(plan: RunPlan) -> None:
-    """Train a run on Ray in turns with the run beside it."""
-    train_on_ray(plan, session_type=TurnTrainSession)
 
 
 def sharing_cpus(config: Config) -> Config:

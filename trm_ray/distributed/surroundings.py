@@ -1,4 +1,4 @@
-"""What Ray's processes inherit from this one, and what they must not: modules, proxies, folders, the token."""
+"""What Ray's processes inherit from this one, and what they must not: modules, proxies, folders, the token, signals."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray.job_config import JobConfig
 
 import trm_ray
-from trm_ray.config.surroundings import serves_ray, short_folder, usual_folder
+from trm_ray.config.surroundings import environment, serves_ray, short_folder, usual_folder
 from trm_ray.distributed import ray_internals
+from trm_ray.training.stopping import STOP_SIGNALS
 
 # One machine needs no other network interface than its own, and Ray's ports are not to be reached from outside.
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -34,18 +37,6 @@ _LOG = logging.getLogger("trm_ray")
 
 class StartError(RuntimeError):
     """Ray, or a worker of it, did not start; the message says where its logs are."""
-
-
-@contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for as long as this lasts."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
@@ -159,6 +150,27 @@ def _remove(place: Path) -> None:
     left = [path for path in place.iterdir() if path.name.startswith("trm-ray")]
     for path in [path for path in place.iterdir() if path not in left] if left else [place]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def own_session() -> Iterator[None]:
+    """Start Ray's processes meanwhile in a session of their own: signals of a terminal or `timeout` do not reach it.
+
+    Where a batch system sends signals to all processes of a job, they are blocked in Ray's, but for SIGTERM, with which
+    Ray ends them.
+    """
+    handler = signal.getsignal(signal.SIGTERM)  # for which Ray has one that ends the process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOP_SIGNALS) - {signal.SIGTERM, signal.SIGINT})
+    try:
+        with ray_internals.new_process_session():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 # ---- modules ---------------------------------------------------------------------------------------------------------

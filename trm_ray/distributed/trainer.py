@@ -9,23 +9,16 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.train import (
-    DataConfig,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-    WorkerGroupError,
-)
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
+from trm_ray.config.surroundings import environment
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE, ray_internals
 from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
 from trm_ray.distributed.elastic import SavesBeforeResize
-from trm_ray.distributed.surroundings import StartError, environment
+from trm_ray.distributed.surroundings import StartError
 from trm_ray.distributed.waiting import TellsOfWorkers, WorkerWatch, await_worker, wait_beside
 from trm_ray.distributed.worker import TrainSession, TrialTrainSession, train_worker
 from trm_ray.runs.folder import is_finished, start_step
@@ -68,8 +61,8 @@ def train_on_ray(
             begin()
             trainer = build_trainer(plan, train, test, stop_file, session_type=session_type)
             evaluation = outcome_of(trainer, plan, stop_file)
-        if not is_finished(plan):
-            raise stopped_after(start_step(plan))
+        if not is_finished(plan, step := start_step(plan)):
+            raise stopped_after(step)
         return evaluation
 
 

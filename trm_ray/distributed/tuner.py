@@ -33,8 +33,8 @@ from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import RunPlan
-from trm_ray.storage import as_path, is_whole, remove_tree, retried
-from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, has_checkpoint, latest_checkpoint
+from trm_ray.storage import is_whole, remove_tree, retried
+from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, has_checkpoint
 from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
@@ -305,10 +305,10 @@ def _run_trial(plan: RunPlan, sampled: dict[str, Any], folder: Path, data: dict[
         several: on workers of its own instead, by an inner TorchTrainer.
     """
     place = folder / tune.get_context().get_trial_name()
-    config = with_overrides(plan.config, {**sampled, "log_dir": str(place)})
-    plan = plan.vary(config, as_path(config.log_dir))
-    claim_folder(plan, resume=is_ours(plan.folder, RUN))
-    _report_again(plan.folder)
+    plan = plan.vary(with_overrides(plan.config, {**sampled, "log_dir": str(place)}), place)
+    latest = claim_folder(plan, resume=is_ours(plan.folder, RUN))
+    if latest is not None:
+        _report_again(plan.folder, checkpoint_step(latest))
     if (plan.folder / STOPPED).is_file() or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
         return
     train, test = data[plan.train_paths, plan.test_paths]
@@ -317,16 +317,13 @@ def _run_trial(plan: RunPlan, sampled: dict[str, Any], folder: Path, data: dict[
         with suppress(Interrupted):  # before there were workers
             outcome_of(trainer, plan, folder / STOP_FILE)
     else:
-        train_trial(plan, train, test, folder / STOP_FILE)
+        train_trial(plan, latest, train, test, folder / STOP_FILE)
 
 
-def _report_again(folder: Path) -> None:
+def _report_again(folder: Path, last_step: int) -> None:
     """Report the evaluations that a trial made before its sweep was interrupted."""
-    latest = latest_checkpoint(folder, verified=True)
-    if latest is None:
-        return
     for row in read_run(folder).rows:
-        if "eval/loss" in row and row["step"] <= checkpoint_step(latest):
+        if "eval/loss" in row and row["step"] <= last_step:
             tune.report(row)
 
 

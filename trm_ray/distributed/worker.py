@@ -21,6 +21,7 @@ from trm_ray.distributed.gauges import RunGauges
 from trm_ray.distributed.ray_internals import is_preempted
 from trm_ray.runs.execute import choose_device, execute
 from trm_ray.runs.plan import RunPlan
+from trm_ray.training.checkpoint import latest_checkpoint
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import Depths, Session
 from trm_ray.training.stopping import Interrupted, StopFile
@@ -76,6 +77,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
         neither is a loss that is not finite, which is returned: it would come again.
     """
     plan: RunPlan = settings["plan"]
+    context: Any = ray.train.get_context()
     source, stop_file = ray.train.get_dataset_shard("train"), StopFile(settings["stop_file"])
     resize_file = StopFile(plan.folder / RESIZE_FILE) if plan.config.ray.is_elastic else None
 
@@ -85,7 +87,8 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
     try:
         evaluation = execute(
             plan,
-            train=partial(read_rows, source) if settings["whole"] else _shard(plan, source, _world_size()),
+            latest_checkpoint(plan.folder, verified=True) if context.get_world_rank() == 0 else None,
+            train=partial(read_rows, source) if settings["whole"] else _shard(plan, source, context.get_world_size()),
             test_rows=read_rows(ray.train.get_dataset_shard("test")),
             device=ray.train.torch.get_device(),
             session_type=partial(settings["session_type"], gauges=RunGauges(plan)),
@@ -109,21 +112,17 @@ def _answer(plan: RunPlan) -> None:
             (plan.folder / RESIZE_FILE).unlink(missing_ok=True)
 
 
-def _world_size() -> int:
-    size: int = ray.train.get_context().get_world_size()
-    return size
-
-
 def _shard(plan: RunPlan, source: Any, num_workers: int) -> Shard:
     # `streaming_split` gives every worker equally many rows and drops the remainder.
     return Shard(lambda: iter_rows(source), plan.info.split("train").rows // num_workers)
 
 
-def train_trial(plan: RunPlan, train: Any, test: Any, stop_file: Path) -> None:
-    """Train as a Tune trial of one worker, until it ends or is asked to stop."""
+def train_trial(plan: RunPlan, latest: Path | None, train: Any, test: Any, stop_file: Path) -> None:
+    """Train as a Tune trial of one worker, on from its latest checkpoint, until it ends or is asked to stop."""
     with suppress(Interrupted):
         execute(
             plan,
+            latest,
             train=partial(read_rows, train) if fits_in_memory(plan.info, "train") else _shard(plan, train, 1),
             test_rows=read_rows(test),
             device=choose_device(plan.config),

@@ -71,7 +71,7 @@ class _Request:
 
     file: Path
     output: Path
-    told: str
+    named: str
     config_file: Path | None
     arch: Mapping[str, Any]
     data_paths: tuple[str, ...]
@@ -91,13 +91,13 @@ class _Understood:
 
 
 def import_checkpoint(
-    file: str | Path,
-    output: str | Path,
+    file: Path,
+    output: Path,
     *,
-    config_file: str | Path | None = None,
+    config_file: Path | None = None,
     arch: Mapping[str, Any] | None = None,
-    data_paths: Sequence[str | Path] = (),
-    identifiers_file: str | Path | None = None,
+    data_paths: Sequence[Path] = (),
+    identifiers_file: Path | None = None,
     puzzle_embedding: TableOption = "keep",
     num_puzzle_identifiers: int | None = None,
     overwrite: bool = False,
@@ -116,18 +116,18 @@ def import_checkpoint(
         ValueError: the file does not fit its architecture, too little is known of it, or the folder exists.
     """
     request = _Request(
-        file=as_path(file),
-        output=resolved(as_path(output)),
-        told=f"--output {output}",
-        config_file=None if config_file is None else as_path(config_file),
+        file=file,
+        output=resolved(output),
+        named=f"--output {output}",
+        config_file=config_file,
         arch=dict(arch or {}),
         data_paths=tuple(map(str, data_paths)),
-        identifiers=None if identifiers_file is None else _read_map(as_path(identifiers_file)),
+        identifiers=None if identifiers_file is None else _read_map(identifiers_file),
         puzzle_embedding=puzzle_embedding,
     )
     _check_places(request, overwrite)
-    with Ownership(request.output, request.told):
-        refuse_if_held(request.output.parent, f"{request.told} lies in a folder that", "wait for its end")
+    with Ownership(request.output, request.named):
+        refuse_if_held(request.output.parent, f"{request.named} lies in a folder that", "wait for its end")
         with settled(request.output, RUN, has_checkpoint):
             _check_places(request, overwrite)
             found = _understand(request)
@@ -144,13 +144,13 @@ def _check_places(request: _Request, overwrite: bool) -> None:
     if not file.is_file():
         raise ValueError(f"{file} is no file; name a checkpoint of the original (step_N) or a {SUFFIX} file")
     if output in file.resolve().parents:
-        raise ValueError(f"{request.told} holds {file.name} itself; choose another folder")
-    check_is_folder(output, request.told)
+        raise ValueError(f"{request.named} holds {file.name} itself; choose another folder")
+    check_is_folder(output, request.named)
     names = foreign_names(output)
     if names and not is_ours(output, RUN):
-        raise ValueError(f"{request.told} holds files but no run ({told_names(names)}); choose another folder")
+        raise ValueError(f"{request.named} holds files but no run ({told_names(names)}); choose another folder")
     if names and not overwrite:
-        raise ValueError(f"{request.told} exists; replace it with --overwrite or choose another folder")
+        raise ValueError(f"{request.named} exists; replace it with --overwrite or choose another folder")
 
 
 # ---- what a file is --------------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ def _read_config(path: Path | None, option: str = "--config ") -> dict[str, Any]
     try:
         values = load_yaml(read_text(path))
     except (OSError, yaml.YAMLError, *UNREADABLE) as error:
-        told = f"{option}{path} cannot be read ({error if isinstance(error, NotTextError) else type(error).__name__})"
-        raise ConfigError(f"{told}; it must be an {_THEIR_CONFIG}") from None
+        fault = f"{option}{path} cannot be read ({error if isinstance(error, NotTextError) else type(error).__name__})"
+        raise ConfigError(f"{fault}; it must be an {_THEIR_CONFIG}") from None
     if not isinstance(values, dict) or not isinstance(values.get("arch", {}), dict):
         raise ConfigError(f"{option}{path} must be lines of `key: value` with a section `arch`")
     return values if "arch" in values else {"arch": values}
@@ -242,7 +242,7 @@ def _read_config(path: Path | None, option: str = "--config ") -> dict[str, Any]
 
 def _length_of_data(folder: str) -> int | None:
     """Read a puzzle's length off a dataset, ours or the original's, if it is there."""
-    for path in (as_path(folder) / "dataset.json", as_path(folder) / "train" / "dataset.json"):
+    for path in (as_path(folder) / part for part in ("dataset.json", "train/dataset.json")):
         if path.is_file():
             return int(json.loads(read_text(path))["seq_len"])
     return None
@@ -347,7 +347,7 @@ def _as_float32(weights: Weights) -> Weights:
 
 
 def export_checkpoint(
-    run: str | Path, output: str | Path, *, file_format: Format, averaged_weights: bool = True, overwrite: bool = False
+    run: Path, output: Path, *, file_format: Format, averaged_weights: bool = True, overwrite: bool = False
 ) -> tuple[str, ...]:
     """Write a run's weights in the original's layout, or as safetensors with config and puzzle identifiers.
 
@@ -361,10 +361,9 @@ def export_checkpoint(
     Raises:
         ValueError: there is no checkpoint, or the file exists.
     """
-    output = as_path(output)
     if output.exists() and not overwrite:
         raise ValueError(f"--output {output} exists; replace it with --overwrite or choose another file")
-    source, state, identifiers = read_model(as_path(run))
+    source, state, identifiers = read_model(run)
     model = averaged(state) if averaged_weights else state["model"]
     arch = described(state, source)[0].arch
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -390,13 +389,13 @@ def _flags(arch: ArchConfig) -> str:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """A model's state dict to begin a run with, memory-mapped: copy it; told: what became of it, in a line."""
+    """A model's state dict to begin a run with, memory-mapped: copy it; note: what became of it, in a line."""
 
     model: dict[str, Tensor]
-    told: str
+    note: str
 
 
-def initial_weights(source: str | Path, config: Config, shape: TokenShape, identifiers: bytes | None) -> InitialWeights:
+def initial_weights(source: Path, config: Config, shape: TokenShape, identifiers: bytes | None) -> InitialWeights:
     """Read the weights that a new run begins with, averaged ones where there are any.
 
     What weights of the original cannot tell is compared with the all_config.yaml beside their file. A puzzle's vector
@@ -409,13 +408,13 @@ def initial_weights(source: str | Path, config: Config, shape: TokenShape, ident
     Raises:
         ValueError: there are no weights, or they are another network's; the message names each difference.
     """
-    model, known, unchecked = _weights_of(as_path(source), config, shape)
-    told = f"Beginning with the weights of {source}"
+    model, known, unchecked = _weights_of(source, config, shape)
+    note = f"Beginning with the weights of {source}"
     if TABLE in model:
         names = _names(known), _names(identifiers)
         model[TABLE], kept = carry_over_rows(model[TABLE], *names, shape.num_puzzle_identifiers)
-        told += f": {kept}"
-    return InitialWeights(model, f"{told}; {unchecked}" if unchecked else told)
+        note += f": {kept}"
+    return InitialWeights(model, f"{note}; {unchecked}" if unchecked else note)
 
 
 def _weights_of(source: Path, config: Config, shape: TokenShape) -> tuple[dict[str, Tensor], bytes | None, str | None]:

@@ -30,7 +30,7 @@ from trm_ray.kinds.arc.duplicates import find_duplicates
 from trm_ray.kinds.arc.read import EOS, SEQ_LEN, SIDE, TEST_PUZZLES_NAME, VOCAB_SIZE, grid_sizes, pair_sums
 from trm_ray.kinds.arc.symmetry import ArcSymmetry
 from trm_ray.kinds.registry import kind_of
-from trm_ray.storage import as_path, is_remote
+from trm_ray.storage import is_remote
 
 # Stored augmentations that are compared with ours, spread over the set.
 CHECKED_PUZZLES = 1_000
@@ -83,8 +83,8 @@ class _Split:
 
 @owns_output
 def import_original(
-    source: str | Path,
-    output: str | Path,
+    source: Path,
+    output: Path,
     *,
     keep_augmentations: bool = False,
     keep_duplicates: bool = False,
@@ -104,7 +104,6 @@ def import_original(
         DatasetError: a file is missing, unreadable or does not agree with another one; or a stored augmentation is not
             what its name says.
     """
-    source = as_path(source)
     if is_remote(source):
         raise DatasetError(f"{source} must lie on this machine, where its arrays can be mapped; copy it here first")
     splits = {name: _open_split(source, name) for name in ("train", "test")}
@@ -113,7 +112,7 @@ def import_original(
     computed = _is_arc(metadata) and not keep_augmentations
     if computed:
         _check_computable(splits, identifiers)
-    with tempfile.TemporaryDirectory(dir=_parent(as_path(output)), prefix=".import-") as scratch:
+    with tempfile.TemporaryDirectory(dir=_parent(output), prefix=".import-") as scratch:
         with progress("rows", sum(split.num_rows for split in splits.values())) as advance:
             rows = {
                 name: _rows(split, identifiers if computed else None, Path(scratch) / name, advance)
@@ -202,8 +201,8 @@ def _open_array(path: Path, name: str, *, dimensions: int) -> np.ndarray:
     except FileNotFoundError as error:
         raise DatasetError(f"{file} is missing; {INFO_NAME} beside it names the set {path.name!r}") from error
     except Exception as error:  # damaged and hostile headers raise all sorts
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise DatasetError(f"{file} is no NumPy array that can be mapped ({told})") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise DatasetError(f"{file} is no NumPy array that can be mapped ({reason})") from error
     if array.ndim != dimensions or array.dtype.kind not in "iu":
         rule = f"it must be whole numbers of {dimensions} dimensions"
         raise DatasetError(f"{file} is {array.dtype} {array.shape}; {rule}")

@@ -50,8 +50,8 @@ def carry_over_rows(
     """
     unknown = names is None or wanted is None
     if (names == wanted or unknown) and len(table) == num_rows:
-        told = "taken to be of the same puzzles in the same order, as no identifiers.json tells"
-        return table, _kept(num_rows, num_rows) + (f", {told}" if unknown and num_rows > 1 else "")
+        assumed = "taken to be of the same puzzles in the same order, as no identifiers.json tells"
+        return table, _kept(num_rows, num_rows) + (f", {assumed}" if unknown and num_rows > 1 else "")
     if names is None or wanted is None:
         return table.mean(0).repeat(num_rows, 1), _kept(0, num_rows)
     rows = {name: row for row, name in enumerate(names)}

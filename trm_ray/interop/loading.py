@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +61,9 @@ class LoadedModel(TinyRecursiveModel):
         return f"path={str(self.path)!r}, step={self.step}, weights={kind!r}, parameters={weights:,}"
 
 
-def load_model(path: str | Path, *, averaged: bool = True, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(
+    path: str | os.PathLike[str], *, averaged: bool = True, device: torch.device | str = "cpu"
+) -> LoadedModel:
     """Load the model of a run, a checkpoint or an imported checkpoint.
 
     On the CPU its weights are those of the file, memory-mapped; writing to them leaves the file alone.
@@ -79,8 +82,8 @@ def load_model(path: str | Path, *, averaged: bool = True, device: torch.device 
     try:
         model = _filled(config, shape, with_average(state) if averaged else state["model"])
     except (RuntimeError, TypeError, AttributeError) as error:  # also where memory is too small for what it asks
-        told = " ".join(str(error).split())[:160]
-        raise ValueError(f"{folder} does not fit its own config ({told}); name an intact checkpoint") from error
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{folder} does not fit its own config ({reason}); name an intact checkpoint") from error
     step = int(state.get("step") or 0)
     return LoadedModel(
         model.to(device), config=config, shape=shape, identifiers=identifiers, step=step, path=folder, averaged=averaged

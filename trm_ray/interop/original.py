@@ -285,12 +285,12 @@ def original_arch(arch: ArchConfig) -> dict[str, Any]:
 
 def foreign_to_original(arch: ArchConfig) -> list[str]:
     """List what the original cannot do with weights of an architecture, in words."""
-    told = []
+    limits = []
     if arch.mixer == "mlp" and arch.mixer_norm != "positions":
-        told.append(f"arch.mixer_norm={arch.mixer_norm}: the original norms over positions and answers differently")
+        limits.append(f"arch.mixer_norm={arch.mixer_norm}: the original norms over positions and answers differently")
     if arch.ffn_multiple_of != MULTIPLE_OF:
-        told.append(f"arch.ffn_multiple_of={arch.ffn_multiple_of}: the original has {MULTIPLE_OF} built in")
-    return told
+        limits.append(f"arch.ffn_multiple_of={arch.ffn_multiple_of}: the original has {MULTIPLE_OF} built in")
+    return limits
 
 
 # ---- checks ----------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def contradictions(arch: ArchConfig, shape: TokenShape, facts: Facts) -> list[st
         ndim, rows = arch.puzzle_emb_ndim, shape.num_puzzle_identifiers
         claims.append((f"puzzle_emb_ndim={ndim}", ndim, facts.puzzle_emb_ndim, "puzzle_emb has {} columns"))
         claims.append((f"num_puzzle_identifiers={rows}", rows, facts.num_puzzle_identifiers, "puzzle_emb has {} rows"))
-    return [f"{told} but {seen.format(there)}" for told, given, there, seen in claims if there and given != there]
+    return [f"{claim} but {seen.format(there)}" for claim, given, there, seen in claims if there and given != there]
 
 
 def check_weights(weights: Weights, config: Config, shape: TokenShape, source: str) -> None:
@@ -376,14 +376,14 @@ def _listed(word: str, keys: list[str]) -> list[str]:
 
 def _misshapen(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """Say of each weight of another shape which it should have; the table may have any number of rows."""
-    told = []
+    wrong = []
     for name in weights.keys() & wanted.keys():
         have, want = tuple(weights[name].shape), tuple(wanted[name].shape)
         if name == TABLE:
             want = (*have[:1], *want[1:])
         if have != want:
-            told.append(f"{original_name(name)} {have} must be {want}")
-    return sorted(told)
+            wrong.append(f"{original_name(name)} {have} must be {want}")
+    return sorted(wrong)
 
 
 def infer_arch(given: Mapping[str, Any], facts: Facts, *, told_all: bool) -> tuple[dict[str, Any], list[str]]:

@@ -104,8 +104,8 @@ def _state(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         del config["format_version"]
         shape, step = json.loads(metadata["shape"]), int(metadata["step"])
     except Exception as error:  # somebody else's text may break every rule
-        told = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} has damaged metadata ({type(error).__name__}: {told}); write it anew") from error
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} has damaged metadata ({type(error).__name__}: {reason}); write it anew") from error
     return {"config": config, "shape": shape, "step": step, "model": tensors, "ema": None}
 
 

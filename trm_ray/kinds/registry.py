@@ -36,14 +36,14 @@ def kind_named(name: str, seq_len: int, vocab_size: int) -> Kind:
     return kind
 
 
-def kind_of(seq_len: int, vocab_size: int, told: str = "") -> Kind:
+def kind_of(seq_len: int, vocab_size: int, names: str = "") -> Kind:
     """Guess the kind of a dataset of format 2 from its tokens; token ids if it is none of ours.
 
     Args:
-        told: names that come with the data. A 4×4 board is a Sudoku unless they speak of a maze.
+        names: those that come with the data. A 4×4 board is a Sudoku unless they speak of a maze.
     """
     fitting = [kind for name in KINDS if (kind := KINDS[name].of_shape(seq_len, vocab_size)) and name != Tokens.name]
-    named = [kind for kind in fitting if kind.name in told]
+    named = [kind for kind in fitting if kind.name in names]
     return (named[-1:] or fitting[:1] or [Tokens(seq_len, vocab_size)])[0]
 
 

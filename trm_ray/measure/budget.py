@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat
 from trm_ray.config.files import read_file
 from trm_ray.data.format import FORMAT_VERSION, DatasetInfo, SplitInfo, is_dataset
@@ -24,11 +26,10 @@ from trm_ray.kinds.registry import KINDS
 from trm_ray.reporting.run_log import read_run
 from trm_ray.reporting.terminal import number_table
 from trm_ray.runs.data import complete, complete_trials, made_of, open_data
+from trm_ray.runs.plan import count_steps, shape_of
 from trm_ray.storage import as_path, tree_bytes
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from trm_ray.measure.step_cost import StepCost
 
 _MIB = 2**20
@@ -135,9 +136,8 @@ def measured_here(num_steps: int) -> StepTimer:
 
     def measure(config: Config, info: DatasetInfo) -> StepCost:
         from trm_ray.measure.step_cost import measure_config
-        from trm_ray.training.state import TokenShape
 
-        return measure_config(config, TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers), num_steps)
+        return measure_config(config, shape_of(info), num_steps)
 
     return measure
 
@@ -223,7 +223,7 @@ class _Infos:
     def of(self, config: Config) -> DatasetInfo:
         key = str((config.data_paths, config.data_paths_test, config.generator))
         if key not in self._found:
-            missing = config.generator is not None and not all(is_dataset(as_path(path)) for path in config.data_paths)
+            missing = config.generator is not None and not all(map(is_dataset, config.train_folders))
             info = _described(config.generator, config) if missing and config.generator else open_data(config)
             self._found[key] = (config, info, missing)
         return self._found[key][1]
@@ -256,13 +256,13 @@ def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
 
 
 def _test_rows(config: Config, info: DatasetInfo) -> int:
-    own = DatasetInfo.load(config.data_paths_test[0]) if config.data_paths_test else info
+    own = DatasetInfo.load(config.test_folders[0]) if config.data_paths_test else info
     return own.split("test").rows
 
 
 def _case(config: Config, info: DatasetInfo) -> str:
     """Name what the cost of a config's step depends on, and how many there are."""
-    steps = (_num_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
+    steps = (count_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
     rows, supervised = _rows_of_worker(config), _supervised_steps(config, info)
     return str((_cost_values(config), rows, supervised, steps, config.data_paths))
 
@@ -275,16 +275,9 @@ def _rows_of_worker(config: Config) -> int:
     return -(-config.global_batch_size // max(1, config.ray.most_workers))
 
 
-def _num_steps(config: Config, info: DatasetInfo) -> int:
-    from trm_ray.training.state import total_steps
-
-    train = info.split("train")
-    return total_steps(config, train.groups, train.mean_puzzle_examples)
-
-
 def _supervised_steps(config: Config, info: DatasetInfo) -> int:
     """Count the steps that carry gradients through all H-cycles; a curriculum begins without."""
-    steps = _num_steps(config, info)
+    steps = count_steps(config, info)
     if not config.deep_supervision_enabled or config.deep_supervision_weight == 0 or config.arch.H_cycles == 1:
         return 0
     return max(0, steps - config.curriculum_start_step - 1) if config.curriculum_enabled else steps
@@ -300,7 +293,7 @@ def _costs(
     wanted: dict[str, tuple[Config, DatasetInfo]] = {}
     for config in configs:
         info = infos.of(config)
-        steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
+        steps, supervised = count_steps(config, info), _supervised_steps(config, info)
         for kind in {supervised > 0, supervised == steps}:
             one = _as_measured(config, supervised=kind)
             wanted.setdefault(_network(one), (one, info))
@@ -322,7 +315,7 @@ def _network(config: Config) -> str:
 def _trials(
     config: Config, number: int, info: DatasetInfo, costs: dict[str, StepCost], sweep: SweepConfig | None
 ) -> Trials:
-    steps, supervised = _num_steps(config, info), _supervised_steps(config, info)
+    steps, supervised = count_steps(config, info), _supervised_steps(config, info)
     parameters, state = _state_mib(config, info)
     plain, full = (
         costs[_network(_as_measured(config, supervised=kind))] for kind in (supervised == steps, supervised > 0)
@@ -399,9 +392,9 @@ def _total(trials: Sequence[Trials], sweep: SweepConfig | None) -> Hours:
 
 def _state_mib(config: Config, info: DatasetInfo) -> tuple[int, dict[str, float]]:
     """Count what a worker holds from step to step; the weights are built for it."""
-    from trm_ray.training.state import TokenShape, build_model
+    from trm_ray.training.state import build_model
 
-    model = build_model(config, TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers))
+    model = build_model(config, shape_of(info))
     trained = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     places = config.arch.prefix_len + info.seq_len
@@ -490,10 +483,11 @@ def plan_table(plan: Plan) -> Table:
 
 def plan_lines(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
     """Say what a plan comes to, line by line."""
-    gpus = f" and {_amount(plan.gpus_of_trial, 'GPU')}" if plan.gpus_of_trial else ""
+    each, number = _machines(plan.cpus_of_trial, plan.gpus_of_trial), plan.at_once
+    together = _machines(number * plan.cpus_of_trial, math.ceil(number * plan.gpus_of_trial))
     shared = f" ({plan.workers} workers)" if plan.workers > 1 else ""
-    yield f"{plan.name}: {_amount(plan.num_trials, 'trial')}, each {_amount(plan.cpus_of_trial, 'CPU')}{gpus}{shared}"
-    yield f"At once: {plan.at_once} of them, {_together(plan, plan.at_once)}; this machine has {os.cpu_count()} CPUs"
+    yield f"{plan.name}: {_amount(plan.num_trials, 'trial')}, each {each}{shared}"
+    yield f"At once: {number} of them, {together}; this machine has {os.cpu_count()} CPUs"
     for data in plan.data:
         disk = "not made yet" if data.disk_mib is None else f"{data.disk_mib:,.1f} MiB on disk"
         yield (
@@ -510,9 +504,8 @@ def plan_lines(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
     yield from (f"Assumed: {one}" for one in plan.assumed)
 
 
-def _together(plan: Plan, number: int) -> str:
-    gpus = f" and {_amount(math.ceil(number * plan.gpus_of_trial), 'GPU')}" if plan.gpus_of_trial else ""
-    return f"{_amount(number * plan.cpus_of_trial, 'CPU')}{gpus}"
+def _machines(cpus: float, gpus: float) -> str:
+    return _amount(cpus, "CPU") + (f" and {_amount(gpus, 'GPU')}" if gpus else "")
 
 
 def _amount(number: float, unit: str) -> str:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from trm_ray.reporting.terminal import number_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _GB = 1e9
 
@@ -101,38 +99,34 @@ SOURCES = {
 }
 ASSUMED = "assumed"
 
-RECIPES = {
-    # 519,270 steps of 768 in about 3 days on four H100; configs/task/arc1.yaml, baseline.
-    "arc1": Work(
-        batch_size=768,
-        num_steps=519_270,
-        eval_interval=51_927,
-        puzzles_per_s=385.0,
-        operations=2_052,
-        forward_share=3 / 5,
-        parameters=6_829_058,
-        embedding_rows=876_405,
-        embedding_size=512,
-        carry_bytes=2 * 916 * 512 * 2,
-        test_rows=419,
-        segments=16,
-    ),
-    # 65,104 steps of 768 in under 20 hours on one L40S; configs/task/sudoku_extreme.yaml, baseline.
-    "sudoku_extreme": Work(
-        batch_size=768,
-        num_steps=65_104,
-        eval_interval=6_510,
-        puzzles_per_s=694.0,
-        operations=2_652,
-        forward_share=3 / 5,
-        parameters=6_828_034,
-        embedding_rows=1,
-        embedding_size=512,
-        carry_bytes=2 * 97 * 512 * 2,
-        test_rows=4_096,
-        segments=16,
-    ),
-}
+# 519,270 steps of 768 in about 3 days on four H100; configs/task/arc1.yaml, baseline.
+_ARC1 = Work(
+    batch_size=768,
+    num_steps=519_270,
+    eval_interval=51_927,
+    puzzles_per_s=385.0,
+    operations=2_052,
+    forward_share=3 / 5,
+    parameters=6_829_058,
+    embedding_rows=876_405,
+    embedding_size=512,
+    carry_bytes=2 * 916 * 512 * 2,
+    test_rows=419,
+    segments=16,
+)
+# 65,104 steps of 768 in under 20 hours on one L40S; configs/task/sudoku_extreme.yaml, baseline.
+_SUDOKU_EXTREME = replace(
+    _ARC1,
+    num_steps=65_104,
+    eval_interval=6_510,
+    puzzles_per_s=694.0,
+    operations=2_652,
+    parameters=6_828_034,
+    embedding_rows=1,
+    carry_bytes=2 * 97 * 512 * 2,
+    test_rows=4_096,
+)
+RECIPES = {"arc1": _ARC1, "sudoku_extreme": _SUDOKU_EXTREME}
 
 
 # ---- formulas --------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.table import Table
 
 from trm_ray.config import Config, with_overrides
 from trm_ray.reporting.terminal import number_table
@@ -26,9 +28,6 @@ from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.runs.turns import ENDED, TurnSession, read_turns
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 STRONG, WEAK = "strong", "weak"
 
@@ -129,14 +128,15 @@ def _configs(config: Config, case: Case, num_turns: int, steps: int) -> tuple[Co
 
 def _measured(cases: Sequence[tuple[Case, Config, Config]], data: RunPlan) -> Iterator[ScalingResult]:
     from trm_ray.distributed.cluster import ray_cluster
-    from trm_ray.distributed.scaling import sharing_cpus, train_in_turns, worker_niceness
+    from trm_ray.distributed.scaling import TurnTrainSession, sharing_cpus, worker_niceness
+    from trm_ray.distributed.trainer import train_on_ray
 
     with tempfile.TemporaryDirectory(prefix="trm-ray-scaling-") as place, ray_cluster("local"):
         for number, (case, on_ray, plain) in enumerate(cases):
             folder = Path(place) / str(number)
             first, second = _claimed(data, sharing_cpus(on_ray), folder / "0"), _claimed(data, plain, folder / "1")
             with _beside(second, worker_niceness()):
-                train_in_turns(first)
+                train_on_ray(first, session_type=TurnTrainSession)
             yield _result(case, first, second)
 
 
@@ -174,7 +174,7 @@ def _beside(plan: RunPlan, niceness: int) -> Iterator[None]:
 def _train_plain(plan: RunPlan, niceness: int) -> None:
     """Train without Ray, stepping back for other processes as far as Ray's workers do: 15 unless Ray is told else."""
     os.nice(max(0, niceness - os.nice(0)))
-    train_in_process(plan, TurnSession)
+    train_in_process(plan, session_type=TurnSession)
 
 
 def _result(case: Case, on_ray: RunPlan, plain: RunPlan) -> ScalingResult:

@@ -20,21 +20,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from trm_ray.config import Config, load_config, with_overrides
+from trm_ray.data.rows import TokenBatch
 from trm_ray.model.layers import Linear
 from trm_ray.reporting.terminal import number_table
 from trm_ray.training.flops import step_flops
 from trm_ray.training.session import Session
-from trm_ray.training.state import TokenShape, TrainState, build_recipe
+from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum")
 TIME_BUDGET_S = 10.0
@@ -133,21 +133,17 @@ def run_benchmark(
     Raises:
         ValueError: an unknown shape or scenario, or a number below 1.
     """
-    return (_in_own_process(*case, num_steps, threads) for case in planned_cases(shapes, scenarios, num_steps, threads))
-
-
-def planned_cases(
-    shapes: Sequence[str] = tuple(SHAPES),
-    scenarios: Sequence[str] | None = None,
-    num_steps: int | None = None,
-    threads: int = 1,
-) -> list[tuple[str, str]]:
-    """List the (shape, scenario) that `run_benchmark` measures with the same arguments, and check them."""
-    _check_names("shapes", shapes, tuple(SHAPES))
-    _check_names("scenarios", scenarios or (), SCENARIOS)
+    cases = planned_cases(shapes, scenarios)
     for key, value in (("steps", num_steps), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{key}={value} must be at least 1; use e.g. {key}=1")
+    return (_in_own_process(*case, num_steps, threads) for case in cases)
+
+
+def planned_cases(shapes: Sequence[str], scenarios: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """List the (shape, scenario) that `run_benchmark` measures, and check their names."""
+    _check_names("shapes", shapes, tuple(SHAPES))
+    _check_names("scenarios", scenarios or (), SCENARIOS)
     return [(shape, scenario) for shape in shapes for scenario in scenarios or SHAPES[shape].scenarios]
 
 
@@ -170,22 +166,19 @@ def _in_own_process(shape: str, scenario: str, num_steps: int | None, threads: i
 
 def measure_case(shape: str, scenario: str, num_steps: int | None, threads: int) -> BenchResult:
     """Measure one case in this process, all but its memory. Sets this process's number of threads."""
-    torch.set_num_threads(threads)
-    device = _device()
     config, tokens = SHAPES[shape].config(scenario), SHAPES[shape].tokens
-    state = _state_at_full_supervision(config, tokens, device)
-    times = _time_steps(state, config, tokens, device, num_steps)
+    state, num_timed, median = _measured(config, tokens, threads, num_steps)
     dtype = getattr(torch, config.arch.forward_dtype)
     return BenchResult(
         shape=shape,
         scenario=scenario,
-        device=device.type,
+        device=_device().type,
         dtype=config.arch.forward_dtype,
         threads=threads,
         batch_size=config.global_batch_size,
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
-        num_steps=len(times),
-        **{name: statistics.median(step[name] for step in times) for name in times[0]},
+        num_steps=num_timed,
+        **median,
         flops=step_flops(config, tokens, supervised=config.deep_supervision_enabled),
         machine_rate=machine_rate(dtype, threads),
         peak_mib=math.nan,
@@ -208,17 +201,24 @@ class StepCost:
 def measure_config(config: Config, tokens: TokenShape, num_steps: int) -> StepCost:
     """Measure the steps of any config in this process, on one device. Sets this process's number of threads."""
     threads = max(1, int(config.ray.cpus_per_worker))
+    state, _, median = _measured(config, tokens, threads, num_steps)
+    kept = activation_bytes(state, config)
+    if _device().type == "cuda":
+        return StepCost(median["wall_ms"], median["forward_ms"], kept)
+    return StepCost(median["cpu_ms"] / threads, median["forward_ms"] / threads, kept)
+
+
+def _measured(
+    config: Config, tokens: TokenShape, threads: int, num_steps: int | None
+) -> tuple[TrainState, int, dict[str, float]]:
+    """Take steps in this process; return the state, how many steps were timed, and their medians."""
     torch.set_num_threads(threads)
-    device = _device()
-    state = _state_at_full_supervision(config, tokens, device)
-    times = _time_steps(state, config, tokens, device, num_steps)
-    median = {name: statistics.median(step[name] for step in times) for name in times[0]}
-    if device.type == "cuda":
-        return StepCost(median["wall_ms"], median["forward_ms"], activation_bytes(state, config, tokens))
-    return StepCost(median["cpu_ms"] / threads, median["forward_ms"] / threads, activation_bytes(state, config, tokens))
+    state = _state_at_full_supervision(config, tokens, _device())
+    times = _time_steps(state, config, num_steps)
+    return state, len(times), {name: statistics.median(step[name] for step in times) for name in times[0]}
 
 
-def activation_bytes(state: TrainState, config: Config, tokens: TokenShape) -> int:
+def activation_bytes(state: TrainState, config: Config) -> int:
     """Count the bytes that autograd keeps of a forward pass for its backward pass, without the weights."""
     owned = {tensor.untyped_storage().data_ptr() for tensor in (*state.model.parameters(), *state.model.buffers())}
     kept: dict[int, int] = {}
@@ -229,11 +229,10 @@ def activation_bytes(state: TrainState, config: Config, tokens: TokenShape) -> i
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    device = next(state.model.parameters()).device
-    session = Session(Path(), device, _random_tokens(tokens, config), lambda: (), lambda *_: None)
+    device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
+    session = Session(Path(), device, tokens, lambda: (), lambda *_: None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        recipe = build_recipe(config, num_steps=config.max_steps or 2 * config.curriculum_end_step)
-        train_step(state, recipe, next(session.train_batches(state.step)), session)
+        train_step(state, _recipe(config), next(session.train_batches(state.step)), session)
     return sum(kept.values())
 
 
@@ -244,16 +243,20 @@ def _state_at_full_supervision(config: Config, tokens: TokenShape, device: torch
     return state
 
 
-def _time_steps(
-    state: TrainState, config: Config, tokens: TokenShape, device: torch.device, num_steps: int | None
-) -> list[dict[str, float]]:
+def _recipe(config: Config) -> Recipe:
+    return build_recipe(config, num_steps=config.max_steps or 2 * config.curriculum_end_step)
+
+
+def _time_steps(state: TrainState, config: Config, num_steps: int | None) -> list[dict[str, float]]:
     """Take a step to warm up, then the timed ones."""
-    recipe = build_recipe(config, num_steps=config.max_steps or 2 * config.curriculum_end_step)
-    marks: list[_Mark] = []
-    state.model.register_forward_hook(lambda *_: marks.append(_Mark(device)))
-    session = _MarkingSession(
-        Path(), device, _random_tokens(tokens, config), lambda: (), lambda *_: None, lambda: marks.append(_Mark(device))
-    )
+    device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
+    recipe, marks = _recipe(config), list[_Mark]()
+
+    def mark(*_: object) -> None:
+        marks.append(_Mark(device))
+
+    state.model.register_forward_hook(mark)
+    session = _MarkingSession(Path(), device, tokens, lambda: (), lambda *_: None, mark)
     batches = session.train_batches(state.step)
 
     def timed_step() -> dict[str, float]:
@@ -262,7 +265,7 @@ def _time_steps(
         marks[:] = [_Mark(device)]
         train_step(state, recipe, batch, session)
         state.guard.check()  # waits for the device
-        marks.append(_Mark(device))
+        mark()
         return _intervals(marks)
 
     warm_up = timed_step()
@@ -273,24 +276,17 @@ def _steps_within_budget(step_s: float) -> int:
     return min(_MOST_STEPS, max(_FEWEST_STEPS, int(TIME_BUDGET_S / step_s)))
 
 
-@dataclass(frozen=True)
-class _RandomTokens:
-    inputs: Any
-    labels: Any
-    puzzle_identifiers: Any
-
-
-def _random_tokens(tokens: TokenShape, config: Config) -> Callable[[int], Iterator[_RandomTokens]]:
+def _random_tokens(tokens: TokenShape, config: Config) -> Callable[[int], Iterator[TokenBatch]]:
     generator = torch.Generator().manual_seed(config.seed)
 
     def draw(most: int, *size: int) -> Any:
         return torch.randint(1, most, size, generator=generator, dtype=torch.int32).numpy()  # no PAD
 
-    def batches(start: int) -> Iterator[_RandomTokens]:
+    def batches(start: int) -> Iterator[TokenBatch]:
         rows = config.global_batch_size
         while True:
             inputs, labels = (draw(tokens.vocab_size, rows, tokens.seq_len) for _ in range(2))
-            yield _RandomTokens(inputs, labels, draw(tokens.num_puzzle_identifiers + 1, rows) - 1)
+            yield TokenBatch(inputs, labels, draw(tokens.num_puzzle_identifiers + 1, rows) - 1)
 
     return batches
 
@@ -342,15 +338,14 @@ def _wait_for(device: torch.device) -> None:
 
 def peak_bytes(shape: str, scenario: str, threads: int) -> int:
     """Measure the memory of a case in this process, which must be fresh and is of no use for timing afterwards."""
-    torch.set_num_threads(threads)
     device, config, tokens = _device(), SHAPES[shape].config(scenario), SHAPES[shape].tokens
     _return_freed_memory_at_once()
     # A step of next to no size loads what a step needs of the libraries.
     least = {"global_batch_size": 1, "arch.hidden_size": 2 * config.arch.num_heads, "arch.puzzle_emb_ndim": 0}
     small = with_overrides(config, least)
-    _time_steps(_state_at_full_supervision(small, tokens, device), small, tokens, device, num_steps=1)
+    _measured(small, tokens, threads, num_steps=1)
     before = _highest_bytes(device)
-    _time_steps(_state_at_full_supervision(config, tokens, device), config, tokens, device, num_steps=1)
+    _measured(config, tokens, threads, num_steps=1)
     return _highest_bytes(device) - before
 
 
@@ -450,8 +445,6 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def bench_table(results: Sequence[BenchResult]) -> Table:
     """Draw the results as a table, a section a shape; wants a console of about 110 columns."""
-    from rich.text import Text
-
     table = number_table("\nscenario", _COLUMNS, caption="\n".join(_captions(results)), caption_justify="left")
     shape = None
     for row in summary_rows(results):

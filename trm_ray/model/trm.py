@@ -10,17 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trm_ray.model.layers import (
-    AttentionMixer,
-    Block,
-    Linear,
-    MixerNorm,
-    MLPMixer,
-    Rotary,
-    SwiGLU,
-    swiglu_inner_size,
-    truncated_normal_,
-)
+from trm_ray.model.layers import Block, Linear, SwiGLU, truncated_normal_
 from trm_ray.model.puzzle_embedding import PuzzleEmbedding
 
 
@@ -227,45 +217,3 @@ class _Recursion(nn.Module):
         if model.embed_positions is not None:
             question = math.sqrt(0.5) * (question + model.embed_positions)
         return model.embed_scale * question
-
-
-def attention_mixers(
-    num_layers: int,
-    *,
-    hidden_size: int,
-    num_heads: int,
-    num_positions: int,
-    rope_theta: float | None,
-    eps: float,
-    generator: torch.Generator,
-    residual_init_scale: float = 1.0,
-) -> list[nn.Module]:
-    """Build one attention mixer a layer; `rope_theta` of None means no rotary positions."""
-    rotary = None if rope_theta is None else Rotary(hidden_size // num_heads, num_positions, rope_theta)
-    return [
-        AttentionMixer(
-            hidden_size, num_heads, rotary=rotary, eps=eps, generator=generator, residual_init_scale=residual_init_scale
-        )
-        for _ in range(num_layers)
-    ]
-
-
-def mlp_mixers(
-    num_layers: int,
-    *,
-    num_positions: int,
-    expansion: float,
-    ffn_multiple_of: int,
-    eps: float,
-    generator: torch.Generator,
-    norm: MixerNorm = "positions",
-    residual_init_scale: float = 1.0,
-) -> list[nn.Module]:
-    """Build one MLP mixer over the positions a layer."""
-    inner_size = swiglu_inner_size(num_positions, expansion, ffn_multiple_of)
-    return [
-        MLPMixer(
-            num_positions, inner_size, eps=eps, generator=generator, norm=norm, residual_init_scale=residual_init_scale
-        )
-        for _ in range(num_layers)
-    ]

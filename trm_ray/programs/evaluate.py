@@ -28,11 +28,10 @@ from trm_ray.reporting.aside import aside
 from trm_ray.reporting.numbers.evaluation import Evaluation, RowResults, evaluation_json, summarise_evaluation
 from trm_ray.reporting.pictures.evaluation import save_evaluation
 from trm_ray.runs.data import make_missing
-from trm_ray.runs.execute import choose_device
+from trm_ray.runs.execute import choose_device, num_threads_kept
 from trm_ray.storage import as_path, sha256
 from trm_ray.training.evaluation import MeasuredRows, measure_rows
 from trm_ray.training.losses import LOSSES
-from trm_ray.training.threads import num_threads_kept
 
 
 @dataclass(frozen=True)

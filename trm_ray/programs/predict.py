@@ -120,10 +120,10 @@ def kind_for(loaded: LoadedModel) -> Kind:
     """Tell what sort of puzzle a model was trained on: what its dataset says, or where that is not here its tokens."""
     config, shape = loaded.config, loaded.shape
     with suppress(ValueError, OSError):
-        if name := DatasetInfo.load(config.data_paths[0]).kind:
+        if name := DatasetInfo.load(config.train_folders[0]).kind:
             return kind_named(name, shape.seq_len, shape.vocab_size)
     generator = config.generator.name if config.generator else ""
-    return kind_of(shape.seq_len, shape.vocab_size, told=" ".join([generator, config.task or "", *config.data_paths]))
+    return kind_of(shape.seq_len, shape.vocab_size, names=" ".join([generator, config.task or "", *config.data_paths]))
 
 
 def read_questions(source: str, kind: Kind) -> list[Question]:
@@ -132,9 +132,10 @@ def read_questions(source: str, kind: Kind) -> list[Question]:
     Raises:
         ValueError: it cannot be read, is empty, or holds something else than puzzles of this kind.
     """
-    called, name = ("the standard input", "stdin") if source == "-" else (source, as_path(source).stem)
+    path = None if source == "-" else as_path(source)
+    called, name = ("the standard input", "stdin") if path is None else (source, path.stem)
     try:
-        text = read_standard_input() if source == "-" else read_text(as_path(source))
+        text = read_standard_input() if path is None else read_text(path)
     except (OSError, NotTextError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         way_out = "name a file with a puzzle, or - for the standard input"

@@ -15,6 +15,7 @@ from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, 
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
+from trm_ray.reporting.terminal import say, show
 from trm_ray.runs.data import complete, complete_trials, make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
@@ -91,7 +92,6 @@ def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> 
     """
     from trm_ray.distributed.tuner import run_sweep
     from trm_ray.reporting.console import SweepDisplay
-    from trm_ray.reporting.terminal import say
 
     names, planned = TrialNames(plan.sweep), enumerate(plan.runs if not plan.sweep.random_space() else ())
     known = {(name := names.of(i, run.config, {})): (plan.folder / name, run.num_steps) for i, run in planned}
@@ -123,12 +123,12 @@ def owned_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> Iterator[C
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
-    told, way_out = f"log_dir={plan.sweep.log_dir}", "choose another log_dir"
-    check_is_folder(plan.folder, told, way_out)
+    named, way_out = f"log_dir={plan.sweep.log_dir}", "choose another log_dir"
+    check_is_folder(plan.folder, named, way_out)
     _check_sweep(plan, resume=resume, overwrite=overwrite)
-    with Ownership(plan.folder, told, way_out):
+    with Ownership(plan.folder, named, way_out):
         for trial in (path for path in plan.folder.iterdir() if path.is_dir()):
-            refuse_if_held(trial, f"the trial {trial.name} in {told}", way_out)
+            refuse_if_held(trial, f"the trial {trial.name} in {named}", way_out)
         with settled(plan.folder, SWEEP, _has_trained):
             _check_sweep(plan, resume=resume, overwrite=overwrite)
             yield lambda: _begin(plan, overwrite=overwrite)
@@ -164,24 +164,22 @@ def _has_trained(folder: Path) -> bool:
 
 def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[ScenarioSummary]:
     """Print the ranking, the best trial as a command, and where the report is; return the ranking."""
-    from trm_ray.reporting.numbers.summary import summarise, summary_table
-    from trm_ray.reporting.page import write_report
-    from trm_ray.reporting.run_log import find_runs, is_run
-    from trm_ray.reporting.terminal import say, show
+    from trm_ray.programs.compare import compare
+    from trm_ray.reporting.numbers.summary import summary_table
+    from trm_ray.reporting.run_log import is_run
 
     for name, error in outcome.failed.items():
         say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return []
-    runs = find_runs([plan.folder])
-    summaries = summarise(runs, threshold=plan.sweep.threshold)
-    show(console, summary_table(summaries), names=2)
-    best = next(run for run in runs if str(run.folder) == summaries[0].best_run)
+    compared = compare([plan.folder], plan.sweep.threshold)
+    show(console, summary_table(compared.ranking), names=2)
+    best = next(run for run in compared.runs if str(run.folder) == compared.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
     say(console, f"  {best_command(best.config)}")
-    picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold)
+    picture, *_ = compared.write(plan.folder / "report")
     say(console, f"Comparison: {picture}")
-    return summaries
+    return compared.ranking
 
 
 def best_command(values: dict[str, object]) -> str:

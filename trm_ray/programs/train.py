@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import train_in_process
-from trm_ray.runs.folder import is_finished, owned_run, start_step
+from trm_ray.runs.folder import is_finished, owned_run, step_of
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
     check_machine(config)
     make_missing(config)
     plan = plan_run(config)
-    with owned_run(plan, resume=resume, overwrite=overwrite) as begin, ExitStack() as shown:
-        first_step = 0 if overwrite else start_step(plan)
+    with owned_run(plan, resume=resume, overwrite=overwrite) as (begin, latest), ExitStack() as shown:
+        first_step = step_of(latest)
         watch.planned(plan, first_step)
-        if resume and is_finished(plan):
+        if resume and is_finished(plan, first_step):
             return Trained(plan, _last_evaluation(plan.folder), before=first_step)
 
         def begin_and_show() -> None:
@@ -62,7 +63,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
 
         if config.ray.most_workers == 0:
             begin_and_show()
-            metrics = train_in_process(plan)
+            metrics = train_in_process(plan, latest)
         else:
             from trm_ray.distributed.trainer import train_on_ray
 
@@ -74,7 +75,5 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, watc
 
 def _last_evaluation(folder: Path) -> dict[str, float]:
     """Read the last evaluation that a run has logged."""
-    from trm_ray.reporting.run_log import read_run
-
     evaluated = [row for row in read_run(folder).rows if "eval/loss" in row]
     return {tag: value for tag, value in evaluated[-1].items() if tag.startswith("eval/")} if evaluated else {}

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from trm_ray.reporting.run_log import LOG_FILES, METRICS_FILE, RunLog, forget_earlier_attempt
 from trm_ray.storage import StorageError, is_remote, retried
@@ -114,9 +113,7 @@ class MirroredLog(RunLog):
         super().close()
         shutil.rmtree(self._here)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if kind is KeyboardInterrupt:  # a second Ctrl-C waits for nothing
             self._leave()
             return

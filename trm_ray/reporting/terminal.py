@@ -9,12 +9,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Column, Table
-    from rich.text import Text
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
 
 READER_GONE = 141  # the exit code of a program that SIGPIPE has ended: 128 + 13
 _LEAST_NAME = 12  # columns that a name needs before a table is worth its lines
@@ -36,8 +36,6 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
     Args:
         parts: of the text; a pair has a style such as `bold red`.
     """
-    from rich.text import Text
-
     styled = [(as_it_is(part), "") if isinstance(part, str) else (as_it_is(part[0]), part[1]) for part in parts]
     console.print(Text.assemble(*styled), soft_wrap=True)
 
@@ -55,8 +53,6 @@ def show(console: Console, table: Table, names: int = 1) -> None:
     Args:
         names: how many of the first columns say what a row is about.
     """
-    from rich.console import Console
-
     if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
         console.print(fitted(console, table, names))
         return
@@ -70,8 +66,6 @@ def number_table(name: str, headings: Iterable[str], **options: Any) -> Table:
     Args:
         options: of the table: `title`, `caption`, …
     """
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False, **options)
     table.add_column(name, no_wrap=True)
     for heading in headings:
@@ -81,8 +75,6 @@ def number_table(name: str, headings: Iterable[str], **options: Any) -> Table:
 
 def fitted(console: Console, table: Table, names: int = 1) -> RenderableType:
     """Return a table, or lines of its cells where it would be cut: the names of a row, and below them all the rest."""
-    from rich.console import Group
-
     widest = console.measure(table, options=console.options.update_width(10_000)).maximum
     needed = widest - sum(_spare(column) for column in table.columns)
     return table if needed <= console.width else Group(*_lines(table, names, console.width))
@@ -90,8 +82,6 @@ def fitted(console: Console, table: Table, names: int = 1) -> RenderableType:
 
 def _spare(column: Column) -> int:
     """Say how much narrower a column may be than its longest line; names can be folded, numbers cannot."""
-    from rich.cells import cell_len
-
     if column.no_wrap:
         return 0
     cells = [str(cell) for cell in (column.header, *column.cells)]
@@ -101,8 +91,6 @@ def _spare(column: Column) -> int:
 
 
 def _lines(table: Table, names: int, width: int) -> Iterator[Text]:
-    from rich.text import Text
-
     headings = [" ".join(str(column.header).replace("-\n", "").split()) for column in table.columns]
     yield from [Text(str(table.title), style="bold")] if table.title else []
     for row in zip(*(map(str, column.cells) for column in table.columns), strict=True):
@@ -114,9 +102,6 @@ def _lines(table: Table, names: int, width: int) -> Iterator[Text]:
 
 def _filled(words: Sequence[str], width: int) -> Iterator[Text]:
     """Lay words out in lines, a comma between them and none of them broken that fits."""
-    from rich.cells import cell_len
-    from rich.text import Text
-
     line = ""
     for number, word in enumerate(words, start=1):
         word += "," if number < len(words) else ""

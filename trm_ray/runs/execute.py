@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from trm_ray.config import Config
 from trm_ray.data.format import read_splits
 from trm_ray.data.rows import Rows, first_puzzles
+from trm_ray.data.stream import RowStream, Shard, test_batches
+from trm_ray.interop.checkpoints import InitialWeights, initial_weights
+from trm_ray.kinds.registry import symmetry_from
+from trm_ray.reporting.mirrored_log import open_log
 from trm_ray.runs.plan import RunPlan
-
-if TYPE_CHECKING:
-    import torch
-
-    from trm_ray.data.stream import Shard
-    from trm_ray.interop.checkpoints import InitialWeights
-    from trm_ray.training.session import LogRow, Session
+from trm_ray.storage import as_path
+from trm_ray.training.checkpoint import checkpoint_step
+from trm_ray.training.loop import run_training
+from trm_ray.training.session import LogRow, Session, place
+from trm_ray.training.stopping import StopSignals
 
 
 def execute(
     plan: RunPlan,
+    latest: Path | None,
     *,
     train: Callable[[], Rows] | Shard,
     test_rows: Rows,
@@ -32,6 +36,7 @@ def execute(
     """Train in this process, whatever launched it; return the last evaluation.
 
     Args:
+        latest: the checkpoint to go on from, which rank 0 has looked for; None begins anew.
         train: reads the whole train split, for whoever had passed it on would hold it for the whole run; or where that
             does not fit into memory this worker's shard of it.
         test_rows: the whole test split; each worker takes its share.
@@ -40,13 +45,6 @@ def execute(
     Raises:
         Interrupted: a worker was asked to.
     """
-    import torch
-
-    from trm_ray.data.stream import RowStream, Shard, test_batches
-    from trm_ray.kinds.registry import symmetry_from
-    from trm_ray.training.loop import run_training
-    from trm_ray.training.session import place
-
     config, identifiers = plan.config, plan.identifiers()
     torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
     rank, world_size = place()
@@ -62,7 +60,7 @@ def execute(
     )
     eval_batch_size = max(1, (config.eval_batch_size or config.global_batch_size) // world_size)
     begin_with = None if config.init_from is None else lambda: beginning(plan).model
-    with _open_log(plan.folder, rank) as (log_row, sync_log):
+    with _open_log(plan.folder, rank, latest) as (log_row, sync_log):
         session = session_type(
             plan.folder,
             device,
@@ -72,6 +70,7 @@ def execute(
             sync_log=sync_log,
             identifiers=identifiers.to_bytes(),
             stop_requested=stop_requested,
+            latest=latest,
         )
         return run_training(config, plan.shape, plan.num_steps, session, begin_with)
 
@@ -82,51 +81,52 @@ def beginning(plan: RunPlan) -> InitialWeights:
     Raises:
         ValueError: they are not there or are another network's.
     """
-    from trm_ray.interop.checkpoints import initial_weights
-
     assert plan.config.init_from is not None
-    return initial_weights(plan.config.init_from, plan.config, plan.shape, plan.identifiers().to_bytes())
+    return initial_weights(as_path(plan.config.init_from), plan.config, plan.shape, plan.identifiers().to_bytes())
 
 
 @contextmanager
-def _open_log(folder: Path, rank: int) -> Iterator[tuple[LogRow, Callable[[], None]]]:
+def _open_log(folder: Path, rank: int, latest: Path | None) -> Iterator[tuple[LogRow, Callable[[], None]]]:
     """Open the run's log on rank 0, from the checkpoint on that the run goes on from; yield its `write` and `sync`."""
-    from trm_ray.reporting.mirrored_log import open_log
-    from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
-
     if rank != 0:
         yield lambda *row: None, lambda: None
         return
-    latest = latest_checkpoint(folder, verified=True)
     with open_log(folder, None if latest is None else checkpoint_step(latest)) as log:
         yield log.write, log.sync
 
 
-def train_in_process(plan: RunPlan, session_type: Callable[..., Session] | None = None) -> dict[str, float]:
-    """Train without Ray.
+def train_in_process(
+    plan: RunPlan, latest: Path | None = None, session_type: Callable[..., Session] = Session
+) -> dict[str, float]:
+    """Train without Ray, on from the checkpoint that `claim_folder` has found, if there is one.
 
     Raises:
         Interrupted: Ctrl-C or another stop signal came, and a checkpoint of the step under way is there, if one was.
     """
-    from trm_ray.training.session import Session
-    from trm_ray.training.stopping import StopSignals
-    from trm_ray.training.threads import num_threads_kept
-
     with num_threads_kept(), StopSignals() as signals:
         return execute(
             plan,
+            latest,
             train=lambda: read_splits(plan.train_paths, "train"),
             test_rows=read_splits(plan.test_paths, "test"),
             device=choose_device(plan.config),
-            session_type=session_type or Session,
+            session_type=session_type,
             stop_requested=signals.requested,
         )
 
 
+@contextmanager
+def num_threads_kept() -> Iterator[None]:
+    """Have torch compute with as many threads afterwards as before: their number belongs to the whole process."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def choose_device(config: Config) -> torch.device:
     """Take the device that the config names, or a GPU if there is one."""
-    import torch
-
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(config.device)

@@ -7,15 +7,30 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from trm_ray import __version__
 from trm_ray.config import Config, ConfigError, config_from_run, config_from_values, flat, to_yaml
 from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.stream import fits_in_memory
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import RUN, SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import check_is_folder, is_whole, write_whole
+from trm_ray.training.checkpoint import (
+    FINAL_MODEL,
+    MANIFEST_FILE,
+    checkpoint_step,
+    final_step,
+    has_checkpoint,
+    latest_checkpoint,
+    load_identifiers,
+    load_run_config,
+)
 
 # A resumed run may train longer, be watched differently and run elsewhere; anything else makes it another run.
 RESUMABLE_KEYS = (
@@ -27,50 +42,53 @@ RESUMABLE_KEYS = (
 
 
 @contextmanager
-def owned_run(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> Iterator[Callable[[], None]]:
+def owned_run(
+    plan: RunPlan, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[tuple[Callable[[], None], Path | None]]:
     """Hold the run's folder while this lasts, after all checks of what lies in it.
 
     Yields:
-        What begins to write there, to be called when nothing else can keep the run from starting. An old run that is
-        overwritten is back in its place afterwards unless a checkpoint of the new one has been saved.
+        What begins to write there, to be called when nothing else can keep the run from starting, and the checkpoint
+        that the run goes on from. An old run that is overwritten is back in its place afterwards unless a checkpoint of
+        the new one has been saved.
 
     Raises:
         ValueError: as `check_folder`, or another process writes the folder.
     """
-    from trm_ray.training.checkpoint import has_checkpoint
-
-    told, way_out = f"log_dir={plan.config.log_dir}", "choose another log_dir"
-    check_is_folder(plan.folder, told, way_out)
+    named, way_out = f"log_dir={plan.config.log_dir}", "choose another log_dir"
+    check_is_folder(plan.folder, named, way_out)
     check_folder(plan, resume=resume, overwrite=overwrite or not resume)
-    with Ownership(plan.folder, told, way_out):
+    with Ownership(plan.folder, named, way_out):
         if is_ours(plan.folder.parent, SWEEP):  # its trials are its to write while it runs
-            refuse_if_held(plan.folder.parent, f"{told} is a trial of a sweep that", "wait for its end")
+            refuse_if_held(plan.folder.parent, f"{named} is a trial of a sweep that", "wait for its end")
         with settled(plan.folder, RUN, has_checkpoint):
-            check_folder(plan, resume=resume, overwrite=overwrite)
-            yield lambda: begin_run(plan, overwrite=overwrite)
+            latest = check_folder(plan, resume=resume, overwrite=overwrite)
+            yield lambda: begin_run(plan, overwrite=overwrite), latest
 
 
-def claim_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
+def claim_folder(plan: RunPlan, *, resume: bool = False) -> Path | None:
     """Begin to write a run's folder, for whoever holds it already: `check_folder`, then `begin_run`."""
-    check_folder(plan, resume=resume, overwrite=overwrite)
-    begin_run(plan, overwrite=overwrite)
+    latest = check_folder(plan, resume=resume)
+    begin_run(plan)
+    return latest
 
 
-def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> None:
+def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False) -> Path | None:
     """Refuse a folder that the run must not be written into; nothing is changed.
+
+    Returns:
+        The checkpoint that the run goes on from, None if it begins.
 
     Raises:
         ValueError: the folder holds a run and neither `resume` nor `overwrite` was asked for, it holds something else,
             or a resumed run's config differs in what defines it.
     """
-    from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE
-
     folder, config = plan.folder, plan.config
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
     _check_not_foreign(plan, resume=resume)
     if overwrite or not is_ours(folder, RUN):
-        return
+        return None
     metrics = folder / "metrics.jsonl"
     begun = (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint_step_*"))
     if not begun and is_whole(folder / FINAL_MODEL, MANIFEST_FILE):
@@ -81,10 +99,12 @@ def check_folder(plan: RunPlan, *, resume: bool = False, overwrite: bool = False
     if begun and not resume:
         way_out = "go on with it with --resume, replace it with --overwrite, or choose another log_dir"
         raise ConfigError(f"log_dir={config.log_dir} already holds a run; {way_out}")
-    if begun:
-        _check_same_run(config, before := config_from_run(folder))
-        _check_checkpoint(plan)
-        _tell_change_of_workers(plan, before)
+    if not begun:
+        return None
+    _check_same_run(config, before := config_from_run(folder))
+    latest = _checked_checkpoint(plan)
+    _tell_change_of_workers(plan, before)
+    return latest
 
 
 def begin_run(plan: RunPlan, *, overwrite: bool = False) -> None:
@@ -106,16 +126,16 @@ def _check_not_foreign(plan: RunPlan, *, resume: bool) -> None:
         raise ConfigError(f"log_dir={plan.config.log_dir} {rule}")
 
 
-def _check_checkpoint(plan: RunPlan) -> None:
-    """Refuse to go on from another run's checkpoint, or with identifiers that name other puzzles than its own.
+def _checked_checkpoint(plan: RunPlan) -> Path | None:
+    """Find the latest checkpoint; refuse another run's, and identifiers that name other puzzles than its own.
 
     With other puzzles vectors would change owners.
     """
-    from trm_ray.training.checkpoint import latest_checkpoint, load_identifiers, load_run_config
-
     latest, now = latest_checkpoint(plan.folder, verified=True), plan.identifiers()
-    saved = None if latest is None else load_identifiers(latest)
-    if latest is not None and (theirs := load_run_config(latest)) is not None:
+    if latest is None:
+        return None
+    saved = load_identifiers(latest)
+    if (theirs := load_run_config(latest)) is not None:
         _check_same_run(plan.config, config_from_values(theirs, str(latest)), f"{latest}, which a run saved that")
     if saved not in (None, now.to_bytes()):
         then = PuzzleIdentifiers.from_bytes(saved)
@@ -123,12 +143,11 @@ def _check_checkpoint(plan: RunPlan) -> None:
             f"data_paths={plan.config.data_paths} has {len(now)} puzzle identifiers that are not the {len(then)} which "
             f"{latest} was trained with; prepare the dataset with the same puzzles, seed and augmentations"
         )
+    return latest
 
 
 def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
     """Say what differs from here on when a run goes on with another number of workers."""
-    from trm_ray.data.stream import fits_in_memory
-
     now, then = (max(1, config.ray.most_workers) for config in (plan.config, before))
     if now == then or plan.config.ray.is_elastic or before.ray.is_elastic:  # whose number the log tells
         return
@@ -148,10 +167,6 @@ def _check_same_run(config: Config, before: Config, place: str | None = None) ->
 
 def describe_environment() -> dict[str, Any]:
     """Name the software and hardware that a run's numbers come from."""
-    from importlib.metadata import version
-
-    import torch
-
     packages = ("torch", "ray", "numpy", "pyarrow")
     return {
         "trm_ray": __version__,
@@ -164,16 +179,15 @@ def describe_environment() -> dict[str, Any]:
 
 
 def start_step(plan: RunPlan) -> int:
-    """Say after which step the run goes on: that of its latest checkpoint, else 0."""
-    from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+    """Look after which step the run goes on: that of its latest checkpoint, else 0."""
+    return step_of(latest_checkpoint(plan.folder, verified=True))
 
-    latest = latest_checkpoint(plan.folder, verified=True)
+
+def step_of(latest: Path | None) -> int:
+    """Say after which step a run goes on from a checkpoint: 0 without one."""
     return 0 if latest is None else checkpoint_step(latest)
 
 
-def is_finished(plan: RunPlan) -> bool:
-    """Tell whether all steps have been taken and the final model is there: nothing is left to do."""
-    from trm_ray.training.checkpoint import final_step
-
-    step = start_step(plan)
+def is_finished(plan: RunPlan, step: int) -> bool:
+    """Tell whether nothing is left to do for a run that goes on after `step`: its final model is there, too."""
     return step > plan.num_steps or (step == plan.num_steps and final_step(plan.folder) == step)

@@ -31,9 +31,7 @@ class RunPlan:
     @property
     def shape(self) -> TokenShape:
         """The tokens that the model reads and writes."""
-        from trm_ray.training.state import TokenShape
-
-        return TokenShape(self.info.seq_len, self.info.vocab_size, self.info.num_puzzle_identifiers)
+        return shape_of(self.info)
 
     def identifiers(self) -> PuzzleIdentifiers:
         """Read what the puzzle identifiers stand for."""
@@ -42,7 +40,7 @@ class RunPlan:
     def vary(self, config: Config, folder: Path) -> RunPlan:
         """Plan another run on the same data."""
         config = _with_absolute_paths(complete(config))
-        return replace(self, config=config, folder=folder, num_steps=_count_steps(config, self.info))
+        return replace(self, config=config, folder=folder, num_steps=count_steps(config, self.info))
 
 
 def plan_run(config: Config) -> RunPlan:
@@ -56,9 +54,8 @@ def plan_run(config: Config) -> RunPlan:
     check_machine(config)
     info, config = open_data(config), _with_absolute_paths(complete(config))
     tell_own_data(config)
-    train = tuple(as_path(path).resolve() for path in config.data_paths)
-    test = tuple(as_path(path).resolve() for path in config.data_paths_test) or train
-    return RunPlan(config, folder, train, test, info, _count_steps(config, info))
+    train, test = (tuple(path.resolve() for path in of) for of in (config.train_folders, config.test_folders))
+    return RunPlan(config, folder, train, test, info, count_steps(config, info))
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -68,7 +65,15 @@ def _with_absolute_paths(config: Config) -> Config:
     return with_overrides(config, {"init_from": str(as_path(config.init_from).resolve())})
 
 
-def _count_steps(config: Config, info: DatasetInfo) -> int:
+def shape_of(info: DatasetInfo) -> TokenShape:
+    """Say what a model needs to know of a dataset."""
+    from trm_ray.training.state import TokenShape
+
+    return TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers)
+
+
+def count_steps(config: Config, info: DatasetInfo) -> int:
+    """Count the optimizer steps of a run on a dataset."""
     from trm_ray.training.state import total_steps
 
     train = info.split("train")

@@ -195,10 +195,9 @@ def _begin(state: TrainState, session: Session, initial_weights: Callable[[], di
 
 
 def _resume_point(session: Session) -> Path | None:
-    """Let rank 0 choose the checkpoint to go on from: other machines may see the storage a moment later."""
-    latest = session.latest_checkpoint() if session.rank == 0 else None
-    none = -1.0 if session.rank == 0 else 0.0
-    number = torch.tensor(none if latest is None else name_number(latest), dtype=torch.float64, device=session.device)
+    """Take what rank 0 goes on from, on all ranks: other machines may see the storage a moment later."""
+    chosen = 0 if session.rank != 0 else -1 if session.latest is None else name_number(session.latest)
+    number = torch.tensor(chosen, dtype=torch.float64, device=session.device)
     session.sum_over_ranks(number)
     return session.run_dir / checkpoint_name(int(number)) if number >= 0 else None
 

@@ -129,8 +129,8 @@ class FiniteGuard:
         if self.found_inf.item() == 0:
             return
         parts = {name: value.item() for name, value in self._first.items()}
-        told = ", ".join(f"{name}={value:{'.0f' if name == 'step' else '.4g'}}" for name, value in parts.items())
+        values = ", ".join(f"{name}={value:{'.0f' if name == 'step' else '.4g'}}" for name, value in parts.items())
         raise NonFiniteError(
-            f"the loss or the gradient norm is not finite: {told}. That update was not made and the last checkpoint "
+            f"the loss or the gradient norm is not finite: {values}. That update was not made and the last checkpoint "
             "stands; try a lower lr, a lower deep_supervision_weight or curriculum_enabled=true"
         )

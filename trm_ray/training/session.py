@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trm_ray.model.trm import Batch
-from trm_ray.training.checkpoint import latest_checkpoint
 
 Depths = Mapping[str, Sequence[float]]
 
@@ -65,6 +64,7 @@ class Session:
         sync_log: makes sure that rows which were written are on the storage, as far as `log_row` has not.
         identifiers: the dataset's identifiers.json, which goes into every checkpoint.
         stop_requested: whether this worker was asked to save and stop; the loop asks once a step.
+        latest: the checkpoint to go on from, the latest that is as it was written; rank 0's counts.
     """
 
     run_dir: Path
@@ -78,6 +78,7 @@ class Session:
     # time to write one.
     awaits_checkpoints: ClassVar[bool] = False
     stop_requested: Callable[[], bool] = field(default=lambda: False, kw_only=True)
+    latest: Path | None = field(default=None, kw_only=True)
     exchange_time: ExchangeTime = field(default_factory=ExchangeTime, init=False)
 
     @property
@@ -89,10 +90,6 @@ class Session:
     def world_size(self) -> int:
         """Number of workers."""
         return place()[1]
-
-    def latest_checkpoint(self) -> Path | None:
-        """Find the checkpoint to go on from, the latest that is as it was written."""
-        return latest_checkpoint(self.run_dir, verified=True)
 
     def train_batches(self, start: int) -> Iterator[Batch]:
         """Yield this worker's batches from number `start` on, on the device."""

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trm_ray.config import ArchConfig, Config
-from trm_ray.model.layers import swiglu_inner_size
+from trm_ray.model.layers import AttentionMixer, MLPMixer, Rotary, swiglu_inner_size
 from trm_ray.model.puzzle_embedding import PuzzleEmbedding, sign_sgd
-from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel, attention_mixers, mlp_mixers
+from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel
 from trm_ray.training.losses import LOSSES, CellLoss
 from trm_ray.training.metrics import MetricSums, train_metric_names
 from trm_ray.training.optim import AveragedWeights, FiniteGuard, build_optimizer, learning_rate
@@ -67,20 +67,14 @@ def total_steps(config: Config, groups: int, mean_puzzle_examples: float) -> int
 def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
     """Build the network of a config with weights drawn from its seed."""
     arch, generator = config.arch, torch.Generator().manual_seed(config.seed)
-    scale, positions = arch.residual_init_scale, arch.prefix_len + shape.seq_len
+    scale = arch.residual_init_scale
     common: dict[str, Any] = {"eps": arch.rms_norm_eps, "generator": generator, "residual_init_scale": scale}
-    if arch.mixer == "attention":
-        theta = arch.rope_theta if arch.pos_encodings == "rope" else None
-        sizes: dict[str, Any] = {"hidden_size": arch.hidden_size, "num_heads": arch.num_heads, "rope_theta": theta}
-        mixers = attention_mixers(arch.L_layers, num_positions=positions, **sizes, **common)
-    else:
-        widths: dict[str, Any] = {"expansion": arch.expansion, "ffn_multiple_of": arch.ffn_multiple_of}
-        mixers = mlp_mixers(arch.L_layers, num_positions=positions, norm=arch.mixer_norm, **widths, **common)
+    mixer = _mixer_of(arch, arch.prefix_len + shape.seq_len)
     return TinyRecursiveModel(
         vocab_size=shape.vocab_size,
         seq_len=shape.seq_len,
         hidden_size=arch.hidden_size,
-        mixers=mixers,
+        mixers=[mixer(**common) for _ in range(arch.L_layers)],
         inner_size=swiglu_inner_size(arch.hidden_size, arch.expansion, arch.ffn_multiple_of),
         H_cycles=arch.H_cycles,
         L_cycles=arch.L_cycles,
@@ -90,6 +84,16 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
         forward_dtype=getattr(torch, arch.forward_dtype),
         **common,
     )
+
+
+def _mixer_of(arch: ArchConfig, positions: int) -> Callable[..., nn.Module]:
+    """Choose what each layer mixes its positions by; all attention layers share the tables of their rotation."""
+    if arch.mixer == "mlp":
+        inner_size = swiglu_inner_size(positions, arch.expansion, arch.ffn_multiple_of)
+        return functools.partial(MLPMixer, positions, inner_size, norm=arch.mixer_norm)
+    rope, head_size = arch.pos_encodings == "rope", arch.hidden_size // arch.num_heads
+    rotary = Rotary(head_size, positions, arch.rope_theta) if rope else None
+    return functools.partial(AttentionMixer, arch.hidden_size, arch.num_heads, rotary=rotary)
 
 
 def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | None:

@@ -188,12 +188,12 @@ def _best(folders: list[Path], number: int) -> list[Path]:
 
 def _give_up(folder: Path, error: OSError, state: Mapping[str, Any], *more: Any) -> str:
     """Write a copy into a temporary folder of this machine, and tell where it is."""
-    told = f"{folder} (step {state.get('step')}) could not be written: {error}"
+    fault = f"{folder} (step {state.get('step')}) could not be written: {error}"
     try:
         copy = _save_elsewhere(folder.name, state, *more)
     except OSError as again:
-        return f"{told}; nor could a copy on {platform.node()}: {again}; the checkpoints before it stand"
-    return f"{told}; a copy is {copy} on {platform.node()}: move it there once the storage is back, then use --resume"
+        return f"{fault}; nor could a copy on {platform.node()}: {again}; the checkpoints before it stand"
+    return f"{fault}; a copy is {copy} on {platform.node()}: move it there once the storage is back, then use --resume"
 
 
 def _save_elsewhere(name: str, *content: Any) -> Path:

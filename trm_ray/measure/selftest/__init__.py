@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from trm_ray.measure.selftest import process_faults, ray_faults
 from trm_ray.measure.selftest.ground import Ground, Outcome
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Fault = Callable[[Ground], Outcome]
 
@@ -64,8 +62,6 @@ def make_faults(names: Sequence[str], ground: Ground) -> Iterator[Outcome]:
 
 def fault_table(outcomes: Sequence[Outcome]) -> Table:
     """Lay outcomes out as a table."""
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False)
     table.add_column("Fault")
     for title in ("Steps lost", "Seconds until training again", "Metrics equal", "Weights equal"):

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import trm_ray
 from trm_ray.config import Config, to_yaml, with_overrides
 from trm_ray.runs.execute import train_in_process
-from trm_ray.runs.folder import claim_folder, is_finished
+from trm_ray.runs.folder import claim_folder, is_finished, start_step
 from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.training.checkpoint import FINAL_MODEL, STATE_FILE, checkpoint_step, checkpoints, damage
 
@@ -64,7 +64,7 @@ class Ground:
         """Train a run that nobody disturbs, unless that was done before; return its folder."""
         name = "-".join(["undisturbed", *(f"{key}={value}" for key, value in changes.items())])
         plan = self.plan(name, **changes)
-        if not is_finished(plan):
+        if not is_finished(plan, start_step(plan)):
             claim_folder(plan)
             train(plan)
         return plan.folder
@@ -116,8 +116,7 @@ def train(plan: RunPlan) -> None:
 # ---- processes and what they leave -----------------------------------------------------------------------
 
 
-@contextmanager
-def started(plan: RunPlan, *words: str, before: str = "") -> Iterator[subprocess.Popen[str]]:
+def started(plan: RunPlan, *words: str, before: str = "") -> AbstractContextManager[subprocess.Popen[str]]:
     """Train a run in a process of its own; whatever happens, it is gone in the end.
 
     Args:
@@ -125,8 +124,7 @@ def started(plan: RunPlan, *words: str, before: str = "") -> Iterator[subprocess
     """
     file = plan.folder.parent / "selftest.yaml"
     file.write_text(to_yaml(plan.config), encoding="utf-8")
-    with launched(["train", "--config-name", str(file), *words], before) as process:
-        yield process
+    return launched(["train", "--config-name", str(file), *words], before)
 
 
 @contextmanager
@@ -147,16 +145,21 @@ def launched(words: Sequence[str], before: str = "") -> Iterator[subprocess.Pope
 
 
 def wait_for_hit(folder: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until the run that a process trains is to be hit.
+    """Wait until the run that a process trains is to be hit."""
+    await_from(process, lambda: to_be_hit(folder), PATIENCE_S, f"{folder.name} did not come to step {HIT_AT}")
+
+
+def await_from(process: subprocess.Popen[str], seen: Callable[[], object], patience_s: float, missed: str) -> None:
+    """Wait until something is seen of what a process does.
 
     Raises:
-        FaultError: the process ended before.
+        FaultError: it ended before, or takes too long; the message begins with `missed`.
     """
-    deadline = time.monotonic() + PATIENCE_S
-    while not to_be_hit(folder):
+    deadline = time.monotonic() + patience_s
+    while not seen():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise FaultError(f"{folder.name} did not come to step {HIT_AT}: {process.communicate()[1]}")
+            raise FaultError(f"{missed}: {process.communicate()[1]}")
         time.sleep(0.002)
 
 
@@ -166,11 +169,18 @@ def to_be_hit(folder: Path) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= HIT_AT
 
 
-def gone_on_with(plan: RunPlan, reference: Path) -> Outcome:
-    """Go on with a run by `--resume`, and hold it against an undisturbed one."""
+def gone_on_with(plan: RunPlan, reference: Path, word: str = "", before: str = "") -> Outcome:
+    """Go on with a run by `--resume`, and hold it against an undisturbed one.
+
+    Args:
+        word: what the process must say of the damage that it finds.
+        before: Python that the process runs first.
+    """
     lost = steps_at_risk(plan.folder)
-    with Pauses(plan.folder) as pauses, started(plan, "--resume") as process:
-        finish(process)
+    with Pauses(plan.folder) as pauses, started(plan, "--resume", before=before) as process:
+        complaint = finish(process)
+    if word not in complaint:
+        raise FaultError(f"nothing was said of the damaged checkpoint: {complaint}")
     return compared(plan.folder, reference, lost, pauses.longest_s)
 
 

@@ -22,7 +22,6 @@ from trm_ray.measure.selftest.ground import (
     gone_on_with,
     raw_rows,
     started,
-    steps_at_risk,
     wait_for_hit,
 )
 from trm_ray.runs.plan import RunPlan, plan_run
@@ -68,12 +67,7 @@ def _resumed(ground: Ground, name: str, spoil: Callable[[Path], None], word: str
     plan = ground.plan(name)
     shutil.copytree(ground.killed(), plan.folder)
     spoil(checkpoints(plan.folder)[0] / STATE_FILE)
-    lost = steps_at_risk(plan.folder)
-    with Pauses(plan.folder) as pauses, started(plan, "--resume", before=before) as process:
-        complaint = finish(process)
-    if word not in complaint:
-        raise FaultError(f"nothing was said of the damaged checkpoint: {complaint}")
-    return compared(plan.folder, ground.undisturbed(), lost, pauses.longest_s)
+    return gone_on_with(plan, ground.undisturbed(), word, before)
 
 
 def fill_disk(ground: Ground) -> Outcome:

@@ -20,6 +20,7 @@ from trm_ray.measure.selftest.ground import (
     Ground,
     Outcome,
     Pauses,
+    await_from,
     compared,
     finish,
     gone_on_with,
@@ -108,12 +109,7 @@ def preempt_node(ground: Ground) -> Outcome:
 
 
 def _steps_lost_after_notice(folder: Path, process: subprocess.Popen[str]) -> int:
-    deadline = time.monotonic() + _NOTICE_S
-    while not checkpoints(folder):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise FaultError(f"no step was saved after the notice: {process.communicate()[1]}")
-        time.sleep(0.01)
+    await_from(process, lambda: checkpoints(folder), _NOTICE_S, "no step was saved after the notice")
     if checkpoint_step(checkpoints(folder)[0]) == NUM_LONG_STEPS:
         raise FaultError("the run had ended before the notice reached it; try again")
     return steps_at_risk(folder)
@@ -121,16 +117,11 @@ def _steps_lost_after_notice(folder: Path, process: subprocess.Popen[str]) -> in
 
 def kill_trial(ground: Ground) -> Outcome:
     """Kill the process of a sweep's trial with SIGKILL; Tune starts it anew (`ray.max_failures=1`)."""
-    from rich.console import Console
-
-    from trm_ray.programs.sweep import plan_sweep, start_sweep
-
-    plan = plan_sweep(_sweep(ground, "trials", seeds=[0, 1]))
-    trials = [plan.folder / f"{_SCENARIO}-seed{seed}" for seed in (0, 1)]
+    config = _sweep(ground, "trials", seeds=[0, 1])
+    trials = [Path(config.log_dir) / f"{_SCENARIO}-seed{seed}" for seed in (0, 1)]
 
     def sweep() -> None:
-        failed = start_sweep(plan, Console(file=io.StringIO()), resume=False, overwrite=False).outcome.failed
-        if failed:
+        if failed := _failed_trials(config):
             raise FaultError(f"trials failed: {failed}")
 
     with _ray():
@@ -195,19 +186,24 @@ def leave_nothing(ground: Ground) -> Outcome:
 
 def _run_trials(ground: Ground, name: str, number: int) -> Path:
     """Run trials, two at a time; return the folder of the first, which nothing can stop early."""
-    from rich.console import Console
-
-    from trm_ray.programs.sweep import plan_sweep, start_sweep
-
     search = {"lr": [_LR, _LR_THAT_FAILS]}
     asha = {"grace_period": SAVE_EVERY, "reduction_factor": 2}
     sweep = _sweep(ground, name, seeds=list(range(number // 2)), search_space=search, asha=asha)
     overrides = sweep.overrides | {"ray.max_failures": 0}
-    plan = plan_sweep(sweep.model_copy(update={"max_concurrent_trials": 2, "overrides": overrides}))
-    failed = start_sweep(plan, Console(file=io.StringIO()), resume=False, overwrite=False).outcome.failed
+    failed = _failed_trials(sweep.model_copy(update={"max_concurrent_trials": 2, "overrides": overrides}))
     if len(failed) != number // 2 or not all(f"lr={_LR_THAT_FAILS:g}" in error for error in failed.values()):
         raise FaultError(f"other trials failed than those that had to: {failed}")
-    return plan.folder / f"{_SCENARIO}-seed0-lr={_LR:g}"
+    return Path(sweep.log_dir) / f"{_SCENARIO}-seed0-lr={_LR:g}"
+
+
+def _failed_trials(sweep: SweepConfig) -> dict[str, str]:
+    """Run a sweep in silence; return the reasons of the trials that failed."""
+    from rich.console import Console
+
+    from trm_ray.programs.sweep import plan_sweep, start_sweep
+
+    console = Console(file=io.StringIO())
+    return start_sweep(plan_sweep(sweep), console, resume=False, overwrite=False).outcome.failed
 
 
 def _marks(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -11,10 +11,11 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from trm_ray.config.surroundings import environment
 
 _BACKEND, _SETTINGS = "MPLBACKEND", "MATPLOTLIBRC"
 
@@ -24,13 +25,13 @@ def matplotlib_at_hand() -> Any:
     if "matplotlib" in sys.modules:
         return importlib.import_module("matplotlib")
     backend = os.environ.get(_BACKEND)
-    with _environment(_BACKEND, None):
+    with environment({_BACKEND: None}):
         try:
             module = _imported()
         except (OSError, ValueError):  # of the user's settings
             package = importlib.util.find_spec("matplotlib")
             assert package is not None
-            with _environment(_SETTINGS, str(Path(package.origin or "").with_name("mpl-data") / "matplotlibrc")):
+            with environment({_SETTINGS: str(Path(package.origin or "").with_name("mpl-data") / "matplotlibrc")}):
                 module = _imported()
     if backend:
         with suppress(ValueError):  # what is not installed nobody can draw with
@@ -42,17 +43,6 @@ def _imported() -> Any:
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:  # what an import that failed has left
         del sys.modules[name]
     return importlib.import_module("matplotlib")
-
-
-@contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    before = os.environ.pop(name, None)
-    os.environ.update({} if value is None else {name: value})
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-        os.environ.update({} if before is None else {name: before})
 
 
 matplotlib_at_hand()

@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from trm_ray.storage import as_path
-
 INK, MUTED, FAINT = "#222222", "#6B6B6B", "#D9D9D9"
 
 # Okabe & Ito (2008): told apart with any colour vision. A scenario keeps its colour in every figure.
@@ -188,7 +186,6 @@ def save(figure: Figure, path: Path) -> Path:
     Raises:
         ValueError: the ending names no format that can be written.
     """
-    path = as_path(path)
     kind, formats = path.suffix.lstrip(".").lower(), sorted(figure.canvas.get_supported_filetypes())
     if kind not in formats:
         raise ValueError(f"cannot save a picture as {path}: its name must end with one of .{', .'.join(formats)}")
