@@ -21,7 +21,7 @@ from trm_ray.storage import check_is_folder, join, resolved, write_whole
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
-    from trm_ray.reporting.numbers.summary import ScenarioSummary
+    from trm_ray.reporting.numbers.summary import Comparison
 
 SWEEP_FILE = "sweep.yaml"
 
@@ -37,11 +37,11 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep that has ended: how, and its groups of trials with the best first."""
+    """A sweep that has ended: how, and its trials compared; None where no trial has logged anything."""
 
     plan: SweepPlan
     outcome: Outcome
-    ranking: list[ScenarioSummary]
+    comparison: Comparison | None
 
 
 def sweep(config: SweepConfig, console: Console, *, resume: bool = False, overwrite: bool = False) -> Swept:
@@ -162,26 +162,27 @@ def _has_trained(folder: Path) -> bool:
     return any(has_checkpoint(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[ScenarioSummary]:
-    """Print the ranking, the best trial as a command, and where the report is; return the ranking."""
-    from trm_ray.reporting.numbers.summary import summarise, summary_table
+def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> Comparison | None:
+    """Print what the trials tell, the best one as a command, and where the report is."""
+    from trm_ray.reporting.numbers.summary import compare_runs
+    from trm_ray.reporting.numbers.tables import show_comparison
     from trm_ray.reporting.page import write_report
     from trm_ray.reporting.run_log import find_runs, is_run
-    from trm_ray.reporting.terminal import say, show
+    from trm_ray.reporting.terminal import say
 
     for name, error in outcome.failed.items():
         say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
-        return []
+        return None
     runs = find_runs([plan.folder])
-    summaries = summarise(runs, threshold=plan.sweep.threshold)
-    show(console, summary_table(summaries), names=2)
-    best = next(run for run in runs if str(run.folder) == summaries[0].best_run)
+    comparison = compare_runs(runs, plan.sweep.threshold)
+    show_comparison(console, comparison)
+    best = next(run for run in runs if str(run.folder) == comparison.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
     say(console, f"  {best_command(best.config)}")
-    picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold)
+    picture, *_ = write_report(runs, plan.folder / "report", plan.sweep.threshold, comparison)
     say(console, f"Comparison: {picture}")
-    return summaries
+    return comparison
 
 
 def best_command(values: dict[str, object]) -> str:
