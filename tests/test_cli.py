@@ -394,6 +394,8 @@ def test_runs_are_compared(trained: tuple[Path, Result], tmp_path: Path):
     content = json.loads(numbers.read_text())
     assert (content["format_version"], content["threshold"], content["baseline"]) == (2, 0.1, "baseline")
     assert content == trm_ray.compare(folder, threshold=0.1)
+    refused = run("compare", folder, "--save", picture, "--baseline", "lienar")
+    assert_refused(refused, r"--baseline lienar is no scenario of these runs; use one of linear")
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -137,6 +137,9 @@ def compare(
     check_place(json_file, "--json")
     found, console = find_runs(runs), Console()
     comparison = compare_runs(found, threshold, baseline)
+    names = {name for group in comparison.ranking for name in (group.scenario, group.label)}
+    if is_given(ctx, "baseline") and baseline not in names:
+        raise ValueError(f"--baseline {baseline} is no scenario of these runs; use one of {', '.join(sorted(names))}")
     show_comparison(console, comparison)
     write_text(console, json_file, comparison_json(comparison))
     say(console, f"Wrote {save_comparison(found, save, threshold)}")

@@ -129,14 +129,14 @@ def unfinished_table(runs: Sequence[Unfinished]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.title, table.title_style, table.title_justify = "Not finished, each at its last evaluation", "bold", "left"
     for heading in _UNFINISHED:
-        is_text = heading in ("Scenario", "Behind")
+        is_text = heading in ("Scenario", "Behind (points)")
         table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for run in runs:
         table.add_row(*(Text(as_it_is(cell)) for cell in _unfinished_cells(run)))
     return table
 
 
-_UNFINISHED = ("Scenario", "Seed", "State", "Step", "Exact %", "Loss", "Behind")
+_UNFINISHED = ("Scenario", "Seed", "State", "Step", "Exact %", "Loss", "Behind (points)")
 
 
 def _unfinished_cells(run: Unfinished) -> list[str]:
@@ -166,7 +166,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = [":--" if heading in ("Scenario", "Behind") else "--:" for heading in headings]
+    rule = [":--" if heading in ("Scenario", "Behind (points)") else "--:" for heading in headings]
     cells = [[as_it_is(cell).replace("|", "\\|") for cell in row] for row in rows]
     return ["| " + " | ".join(row) + " |" for row in (headings, rule, *cells)]
 

@@ -13,7 +13,7 @@ from trm_ray.reporting.numbers.verdicts import Verdict
 MOST_TOLD = 8  # scenarios; the files have all of them
 _WORTH_ADDING = 20  # seeds
 _DEPTHS = (1, 2, 4, 8, 16, 32, 64)
-_UNEVEN = 1.1  # times the seconds of the baseline: from here on a remark is worth its lines
+_UNEVEN = 1.2  # times the seconds of the baseline: from here on a remark is worth its lines
 _AXIS_WORDS = {"steps": "at equal steps", "seconds": "at equal seconds", "flops": "at equal FLOPs"}
 
 Told = dict[str, Verdict]  # the verdicts of one number of one scenario, by axis
@@ -34,7 +34,7 @@ def _why_no_verdict(comparison: Comparison) -> str | None:
         return None
     if not any(name in (summary.scenario, summary.label) for summary in ranked):
         return f"No finished run is of {name}: `--baseline NAME` compares with another scenario."
-    return f"No run has a run of {name} of the same task and seed to be compared with."
+    return f"No scenario shares task and seed with a finished run of {name}: there is nothing to pair."
 
 
 def _of_scenario(summary: ScenarioSummary, comparison: Comparison) -> str | None:
@@ -103,7 +103,7 @@ def _size(verdict: Verdict, signed: bool = False) -> str:
 
 
 def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0095 else f"p = {p:.2f}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.095 else f"p = {p:.2f}"
 
 
 def _first_cycle(told: Told) -> str:
@@ -215,6 +215,7 @@ def _about_seconds(comparison: Comparison) -> Iterator[str]:
     groups = {summary.label: summary for summary in comparison.ranking}
     read = [one for one in comparison.verdicts if (one.at, one.number) == ("seconds", EXACT.name)]
     pairs = [(groups[one.scenario], groups[one.baseline]) for one in read]
+    pairs = [(ours, theirs) for ours, theirs in pairs if theirs.training_seconds.mean > 0]
     if not pairs:
         return
     ratios = [ours.training_seconds.mean / theirs.training_seconds.mean for ours, theirs in pairs]
@@ -223,7 +224,7 @@ def _about_seconds(comparison: Comparison) -> Iterator[str]:
         steps = round(ratio * theirs.training_steps.mean, -1)
         yield (
             f"{ours.label} takes {ratio:.1f} times the seconds of {theirs.label}: at equal seconds it is read before "
-            f"its end, its learning rate still high. A {theirs.label} of max_steps={steps:.0f} would be as long."
+            f"its end, its learning rate still high. A {theirs.scenario} of max_steps={steps:.0f} would be as long."
         )
 
 
