@@ -1,5 +1,6 @@
 """The Python API; the example in docs/evaluate.md is run in tests/test_docs.py."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_package_names_what_it_offers():
-    assert {"load_config", "train", "sweep", "evaluate", "load_model", "solve"} <= set(dir(trm_ray))
+    assert {"load_config", "train", "sweep", "compare", "evaluate", "load_model", "solve"} <= set(dir(trm_ray))
     with pytest.raises(AttributeError, match="no attribute 'slove'"):
         trm_ray.slove  # noqa: B018
 
@@ -69,7 +70,12 @@ def test_a_sweep_gives_its_folder_and_ranking(data: Path, tmp_path: Path, monkey
     result = trm_ray.sweep(SweepConfig.model_validate(values), overwrite=True)
     assert result.folder == tmp_path / "sweep"
     assert sorted(summary.scenario for summary in result.ranking) == ["baseline", "linear"]
-    assert result.ranking[0].final_loss.mean <= result.ranking[1].final_loss.mean
+    first, second = result.ranking
+    assert first.final_exact_accuracy.mean >= second.final_exact_accuracy.mean
+    assert {(verdict.scenario, verdict.claim, verdict.n) for verdict in result.verdicts} == {("linear", "none", 1)}
+    report = json.loads((result.folder / "report" / "summary.json").read_text())
+    assert [summary["scenario"] for summary in report["scenarios"]] == [first.scenario, second.scenario]
+    assert trm_ray.compare(result.folder) == report
     assert (result.folder / "report" / "comparison.png").is_file()
 
 

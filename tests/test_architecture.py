@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "ray", "matplotlib", "pyarrow"}
+HEAVY = {"torch", "ray", "matplotlib", "pyarrow", "scipy"}
 
 # The floors of trm_ray, packages and modules, from the top down: each imports only what lies below it.
 FLOORS = (

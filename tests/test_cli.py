@@ -18,6 +18,7 @@ from run_helpers import ROOT, some_puzzles, tiny_overrides
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+import trm_ray
 from trm_ray import __version__
 from trm_ray.cli import app
 from trm_ray.data.format import DatasetInfo
@@ -386,9 +387,15 @@ def test_the_dashboard_is_drawn_into_the_run_s_report_or_where_asked(trained: tu
 
 def test_runs_are_compared(trained: tuple[Path, Result], tmp_path: Path):
     folder, _ = trained
-    result = run("compare", folder, "--save", tmp_path / "comparison.png", "--threshold", "0.1")
+    picture, numbers = tmp_path / "comparison.png", tmp_path / "comparison.json"
+    result = run("compare", folder, "--save", picture, "--threshold", "0.1", "--json", numbers)
     assert result.exit_code == 0, result.output
     assert "linear" in result.stdout
+    content = json.loads(numbers.read_text())
+    assert (content["format_version"], content["threshold"], content["baseline"]) == (2, 0.1, "baseline")
+    assert content == trm_ray.compare(folder, threshold=0.1)
+    refused = run("compare", folder, "--save", picture, "--baseline", "lienar")
+    assert_refused(refused, r"--baseline lienar is no scenario of these runs; use one of linear")
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

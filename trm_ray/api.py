@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trm_ray.interop.loading import LoadedModel
     from trm_ray.model.trm import TinyRecursiveModel
     from trm_ray.reporting.numbers.summary import ScenarioSummary
+    from trm_ray.reporting.numbers.verdicts import Verdict
     from trm_ray.training.inference import Solution
 
 
@@ -34,11 +35,16 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep: its folder, its groups of trials with the best first, and the reasons of trials that failed."""
+    """A sweep: its folder, its trials compared, and the reasons of those that failed.
+
+    ranking: groups of trials, the one that solves most puzzles first.
+    verdicts: what may be said of each scenario against the baseline.
+    """
 
     folder: Path
     ranking: list[ScenarioSummary]
     failed: dict[str, str]
+    verdicts: list[Verdict]
 
 
 def load_config(
@@ -131,7 +137,30 @@ def sweep(
     resolved = load_sweep(sweep, overrides, config_dir=config_dir) if isinstance(sweep, str) else sweep
     quiet = Console(quiet=True, force_terminal=False)
     swept = run_sweep(resolved, quiet, resume=resume, overwrite=overwrite)
-    return SweepResult(swept.plan.folder, swept.ranking, swept.outcome.failed)
+    ranking, verdicts = (swept.comparison.ranking, swept.comparison.verdicts) if swept.comparison else ([], [])
+    return SweepResult(swept.plan.folder, ranking, swept.outcome.failed, verdicts)
+
+
+def compare(*places: str | os.PathLike[str], threshold: float = 0.5, baseline: str = "baseline") -> dict[str, Any]:
+    """Compare runs on held-out puzzles: finished ones with each other, and each scenario with the baseline.
+
+    Args:
+        places: folders or URLs of runs, of sweeps, or of TensorBoard's event files with the same tags.
+        threshold: exact accuracy that steps and seconds count to.
+        baseline: scenario that the others are compared with.
+
+    Returns:
+        What `trm-ray compare --json FILE` writes: `words`, `verdicts`, `scenarios` with the best first, `unfinished`.
+
+    Raises:
+        ValueError: a place does not exist, or holds no run.
+    """
+    from trm_ray.programs.compare import compare as compare_runs
+    from trm_ray.reporting.numbers.tables import comparison_json
+    from trm_ray.storage import as_path
+
+    compared = compare_runs([as_path(place) for place in places], threshold, baseline)
+    return json.loads(comparison_json(compared.comparison))
 
 
 @_left_as_found()

@@ -99,6 +99,7 @@ def test_small_files_that_a_command_names_go_along(tmp_path: Path):
             r"--output report lies in .* use e\.g\. --output /mnt/shared/report",
         ),
         (["compare", "/runs/x"], r"--save comparison\.png lies in the job's copy"),
+        (["compare", "/runs/x", "--save", "/x.png", "--json", "x.json"], r"--json x\.json lies in the job's copy"),
         (["prepare", "sudoku", "--output", "data/x"], r"--output data/x lies in the job's copy"),
         (
             ["prepare", "sudoku", "--output", "/data/x", "--from-csv", "folder/of/csv"],

@@ -49,6 +49,30 @@ def by_hand(plan: RunPlan) -> TrainState:
     return state
 
 
+def begun(scenario: str, seed: int, data: Path, folder: Path) -> tuple[dict[str, torch.Tensor], list[bytes]]:
+    """The weights that a run begins with, and its first batches."""
+    config = configured(scenario, data, folder).model_copy(update={"seed": seed})
+    plan = plan_run(config)
+    symmetry = symmetry_from(plan.info.symmetry, plan.identifiers())
+    rows = read_split(plan.train_paths[0], "train")
+    batches = RowStream(rows, batch_size=config.global_batch_size, seed=seed, symmetry=symmetry).batches(0)
+    first = [next(batches) for _ in range(8)]
+    state = TrainState(config, plan.shape, torch.device("cpu"))
+    return state.model.state_dict(), [batch.inputs.tobytes() + batch.labels.tobytes() for batch in first]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS[1:])
+def test_runs_of_one_seed_share_initial_weights_and_the_order_of_the_data(scenario: str, data: Path, tmp_path: Path):
+    """So that seeds are pairs, which a comparison rests on."""
+    weights, batches = begun(scenario, 3, data, tmp_path)
+    baseline, others = begun("baseline", 3, data, tmp_path)
+    assert_same(weights, baseline)
+    assert batches == others
+    of_another_seed = begun(scenario, 4, data, tmp_path)
+    assert batches != of_another_seed[1]
+    assert any(not torch.equal(weights[name], value) for name, value in of_another_seed[0].items())
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_scenario_s_command_and_its_steps_alone_end_in_the_same_bytes(scenario: str, data: Path, tmp_path: Path):
     trained = train(configured(scenario, data, tmp_path / "run"))

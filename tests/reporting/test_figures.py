@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from trm_ray.programs.compare import Comparison
+from trm_ray.programs.compare import Compared
 from trm_ray.reporting.pictures.comparison import draw_comparison, save_comparison
 from trm_ray.reporting.pictures.dashboard import draw_dashboard, save_dashboard
 from trm_ray.reporting.pictures.style import SCENARIO_COLOURS, group_looks
@@ -272,7 +272,7 @@ def test_variants_of_several_scenarios_share_its_colour_and_differ_in_dashes() -
 
 
 def test_a_report_holds_picture_json_and_markdown(five: list[Run], tmp_path: Path) -> None:
-    paths = Comparison.of(five, 0.5).write(tmp_path / "report")
+    paths = Compared.of(five, 0.5).write(tmp_path / "report")
     assert [path.name for path in paths] == ["comparison.png", "summary.md", "summary.json"]
     assert all(path.stat().st_size > 0 for path in paths)
 
@@ -281,7 +281,7 @@ def test_a_report_without_its_picture_has_its_tables_and_says_so(
     five: list[Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "comparison.png").mkdir()
-    assert [path.name for path in Comparison.of(five, 0.5).write(tmp_path)] == ["summary.md", "summary.json"]
+    assert [path.name for path in Compared.of(five, 0.5).write(tmp_path)] == ["summary.md", "summary.json"]
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(f"no picture of the comparison was drawn; the tables are in {tmp_path} (Is")
     assert "\n" not in caplog.messages[0]
@@ -291,7 +291,7 @@ def test_names_with_signs_of_mathematics_and_tables_are_names(make_run: MakeRun,
     rows = [{"step": step, "wall_s": 1.0 * step, "eval/loss": 1 / step, "eval/exact_accuracy": 0.1} for step in (1, 2)]
     odd = ["a$x_$b", "c^$_{$", "|[/x]|"]
     runs = [make_run(rows, f"r{i} $x_$", data_paths=[name]) for i, name in enumerate(odd)]
-    Comparison.of(runs, 0.5).write(tmp_path / "report")
+    Compared.of(runs, 0.5).write(tmp_path / "report")
     lines = (tmp_path / "report" / "summary.md").read_text(encoding="utf-8").splitlines()
     cells = [line.replace("\\|", "/").count("|") for line in lines if line.startswith("|")]
     assert len(cells) == 5

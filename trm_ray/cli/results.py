@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trm_ray.cli.common import app, is_given, reported
+from trm_ray.cli.common import app, check_place, is_given, reported, write_text
 from trm_ray.reporting.terminal import say, show
 
 
@@ -112,17 +112,26 @@ def compare(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Held-out exact accuracy that steps and seconds count to.")
     ] = 0.5,
+    baseline: Annotated[str, typer.Option(help="Scenario that the others are compared with.")] = "baseline",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="File for all numbers and verdicts.")
+    ] = None,
 ) -> None:
-    """Rank runs on held-out puzzles and draw them beside each other; seeds become a mean with a band.
+    """Say what runs tell about each other on held-out puzzles, rank them, and draw them beside each other.
 
     Example: `trm-ray compare runs/five_scenarios --save comparison.png`
     """
     from trm_ray.programs.compare import compare as compare_runs
-    from trm_ray.reporting.numbers.summary import summary_table
+    from trm_ray.reporting.numbers.tables import comparison_json, show_comparison
     from trm_ray.reporting.pictures.style import is_drawn_by_us
 
     if not is_given(ctx, "save") and save.exists() and not is_drawn_by_us(save):
         raise ValueError(f"{save} was not drawn by trm-ray; to replace it all the same use --save {save}")
-    compared, console = compare_runs(runs, threshold), Console()
-    show(console, summary_table(compared.ranking), names=2)
+    check_place(json_file, "--json")
+    compared, console = compare_runs(runs, threshold, baseline), Console()
+    names = {name for group in compared.comparison.ranking for name in (group.scenario, group.label)}
+    if is_given(ctx, "baseline") and baseline not in names:
+        raise ValueError(f"--baseline {baseline} is no scenario of these runs; use one of {', '.join(sorted(names))}")
+    show_comparison(console, compared.comparison)
+    write_text(console, json_file, comparison_json(compared.comparison))
     say(console, f"Wrote {compared.draw(save)}")

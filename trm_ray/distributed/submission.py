@@ -116,7 +116,7 @@ def _carried(given: Mapping[str, Any]) -> Iterator[str]:
             continue
         if place == "-":
             raise ConfigError(f"{option} - is the standard input, which a job has not; name a file")
-        if option in _WRITTEN:
+        if option in (*_WRITTEN, "--json"):  # that of `predict` names no place
             raise ConfigError(f"{option} {place} {_LOST}; use e.g. {option} /mnt/shared/{PurePath(place).name}")
         path = Path(place)
         if not (path.is_file() and place.endswith(_CARRIED)):

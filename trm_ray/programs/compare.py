@@ -1,4 +1,4 @@
-"""Compare runs on held-out puzzles: read them, rank their groups, draw them beside each other."""
+"""Compare runs on held-out puzzles: read them, set them against the baseline, draw them beside each other."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trm_ray.reporting.aside import aside
-from trm_ray.reporting.numbers.summary import ScenarioSummary, summarise, summary_json, summary_markdown
+from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, Comparison, compare_runs
+from trm_ray.reporting.numbers.tables import comparison_json, comparison_markdown
+from trm_ray.reporting.numbers.verdicts import BASELINE
 from trm_ray.reporting.run_log import Run, find_runs
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Runs, and their groups with the best first; `threshold` is the accuracy that steps and seconds count to."""
+class Compared:
+    """Runs that were read, and what they tell."""
 
     runs: Sequence[Run]
-    ranking: list[ScenarioSummary]
-    threshold: float
+    comparison: Comparison
 
     @classmethod
-    def of(cls, runs: Sequence[Run], threshold: float) -> Comparison:
-        """Rank them."""
-        return cls(runs, summarise(runs, threshold=threshold), threshold)
+    def of(cls, runs: Sequence[Run], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE) -> Compared:
+        """Compare them."""
+        return cls(runs, compare_runs(runs, threshold, baseline))
 
     def draw(self, picture: Path) -> Path:
         """Draw them into a file; its ending chooses the format."""
         from trm_ray.reporting.pictures.comparison import save_comparison  # here: matplotlib may be what fails
 
-        return save_comparison(self.runs, picture, self.threshold)
+        return save_comparison(self.runs, picture, self.comparison.threshold)
 
     def write(self, folder: Path) -> list[Path]:
         """Write what a sweep leaves: comparison.png, summary.md and summary.json.
@@ -38,17 +39,17 @@ class Comparison:
         """
         folder.mkdir(parents=True, exist_ok=True)
         tables = [folder / "summary.md", folder / "summary.json"]
-        tables[0].write_text(summary_markdown(self.ranking), encoding="utf-8")
-        tables[1].write_text(summary_json(self.ranking), encoding="utf-8")
+        tables[0].write_text(comparison_markdown(self.comparison), encoding="utf-8")
+        tables[1].write_text(comparison_json(self.comparison), encoding="utf-8")
         words = f"no picture of the comparison was drawn; the tables are in {folder}"
         picture = aside(words, lambda: self.draw(folder / "comparison.png"))
         return tables if picture is None else [picture, *tables]
 
 
-def compare(paths: Sequence[Path], threshold: float) -> Comparison:
-    """Read and rank the runs at or below some paths.
+def compare(places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE) -> Compared:
+    """Read and compare the runs at or below some paths.
 
     Raises:
         ValueError: a path does not exist, or there is no run.
     """
-    return Comparison.of(find_runs(paths), threshold)
+    return Compared.of(find_runs(places), threshold, baseline)

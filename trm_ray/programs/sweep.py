@@ -15,14 +15,14 @@ from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, 
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
-from trm_ray.reporting.terminal import say, show
+from trm_ray.reporting.terminal import say
 from trm_ray.runs.data import complete, complete_trials, make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
-    from trm_ray.reporting.numbers.summary import ScenarioSummary
+    from trm_ray.reporting.numbers.summary import Comparison
 
 SWEEP_FILE = "sweep.yaml"
 
@@ -38,11 +38,11 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep that has ended: how, and its groups of trials with the best first."""
+    """A sweep that has ended: how, and its trials compared; None where no trial has logged anything."""
 
     plan: SweepPlan
     outcome: Outcome
-    ranking: list[ScenarioSummary]
+    comparison: Comparison | None
 
 
 def sweep(config: SweepConfig, console: Console, *, resume: bool = False, overwrite: bool = False) -> Swept:
@@ -162,24 +162,24 @@ def _has_trained(folder: Path) -> bool:
     return any(has_checkpoint(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> list[ScenarioSummary]:
-    """Print the ranking, the best trial as a command, and where the report is; return the ranking."""
+def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> Comparison | None:
+    """Print what the trials tell, the best one as a command, and where the report is."""
     from trm_ray.programs.compare import compare
-    from trm_ray.reporting.numbers.summary import summary_table
+    from trm_ray.reporting.numbers.tables import show_comparison
     from trm_ray.reporting.run_log import is_run
 
     for name, error in outcome.failed.items():
         say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
-        return []
+        return None
     compared = compare([plan.folder], plan.sweep.threshold)
-    show(console, summary_table(compared.ranking), names=2)
-    best = next(run for run in compared.runs if str(run.folder) == compared.ranking[0].best_run)
+    show_comparison(console, compared.comparison)
+    best = next(run for run in compared.runs if str(run.folder) == compared.comparison.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
     say(console, f"  {best_command(best.config)}")
     picture, *_ = compared.write(plan.folder / "report")
     say(console, f"Comparison: {picture}")
-    return compared.ranking
+    return compared.comparison
 
 
 def best_command(values: dict[str, object]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from trm_ray.config import UNREADABLE, load_yaml
+from trm_ray.reporting.event_files import has_event_files, named_by_folder, read_event_rows
 from trm_ray.storage import as_path, is_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -341,10 +342,14 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Read a run's folder; of two rows of one step the last counts, and a torn last line does not.
 
+    A folder that has no log of ours but TensorBoard's event files is the run of another trainer.
+
     Raises:
         ValueError: `folder` is no run, or one of its files is damaged.
     """
     folder = as_path(folder)
+    if _is_foreign(folder):
+        return _read_foreign(folder)
     _check_is_run(folder)
     rows = {int(row["step"]): row for row in _raw_rows(folder / METRICS_FILE)}
     return Run(
@@ -356,6 +361,17 @@ def read_run(folder: Path) -> Run:
         environment=_read_environment(folder / ENVIRONMENT_FILE),
         depths=_read_depths(folder / DEPTHS_FILE),
     )
+
+
+def _is_foreign(folder: Path) -> bool:
+    return not (folder / METRICS_FILE).is_file() and has_event_files(folder)
+
+
+def _read_foreign(folder: Path) -> Run:
+    """Read another trainer's run; its files tell nothing of its config, and that it has ended is taken for granted."""
+    scenario, seed = named_by_folder(folder)
+    rows = tuple(read_event_rows(folder))
+    return Run(folder, folder.resolve().name, {"config_name": scenario, "seed": seed}, rows, finished=True)
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
@@ -382,7 +398,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 def _run_folders(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Walk to the runs at or below `path`; nothing inside a run is another run, and a link back up leads nowhere."""
-    if is_run(path):
+    if is_run(path) or _is_foreign(path):
         yield path
     elif path.is_dir() and not path.name.startswith(".") and (here := path.resolve()) not in above:
         for child in _children(path):

@@ -23,6 +23,7 @@ _PER_RUN_KEYS = {
 }
 # Keys that scenarios are made of: they differ between scenarios by definition.
 _SCENARIO_KEYS = ("deep_supervision_", "curriculum_")
+_LENGTH_KEYS = {"max_steps", "epochs"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,14 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 def scenario_name(run: Run) -> str:
     """Shorten the name of the scenario's config file: `deep_supervision_linear` is `linear`."""
     return run.config_name.removeprefix("deep_supervision_")
+
+
+def num_differences(one: Run, other: Run) -> int:
+    """Count the keys in which two runs differ beside seed, scenario and length."""
+    flat, others = flatten(one.config), flatten(other.config)
+    compared = [key for key in flat.keys() | others.keys() if not key.startswith(_SCENARIO_KEYS)]
+    left_out = _PER_RUN_KEYS | _LENGTH_KEYS
+    return sum(flat.get(key) != others.get(key) for key in compared if key not in left_out)
 
 
 def _identity(run: Run) -> str:

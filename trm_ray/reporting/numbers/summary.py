@@ -1,229 +1,280 @@
-"""Scenarios compared: what each group of runs came to, ranked."""
+"""Scenarios compared: what each group of runs came to, ranked, and what may be said of it against the baseline."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from trm_ray.reporting.numbers.groups import Group, group_runs
-from trm_ray.reporting.numbers.json_text import json_text
+from trm_ray.reporting.numbers.curves import (
+    ANYTIME,
+    EXACT,
+    FIRST_CYCLE,
+    LOSS,
+    Axis,
+    Crossing,
+    Curves,
+    Number,
+    first_crossing,
+    seconds_per_step,
+)
+from trm_ray.reporting.numbers.groups import group_runs
+from trm_ray.reporting.numbers.statistics import (
+    ALPHA,
+    MIN_SEEDS,
+    Difference,
+    Spread,
+    censored_median,
+    holm,
+    paired_difference,
+    unpaired_difference,
+)
+from trm_ray.reporting.numbers.statistics import spread as spread  # the pictures take it from here
+from trm_ray.reporting.numbers.unfinished import ReadGroup, Unfinished, known, placed, state_of
+from trm_ray.reporting.numbers.verdicts import BASELINE, Finished, Verdict, finished_of, judge
 from trm_ray.reporting.run_log import Run, Series
-from trm_ray.reporting.terminal import as_it_is
 
 DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over `count` seeds; `sd` is NaN for one, `mean` too for none."""
+class Waited(Spread):
+    """What it took to reach a threshold, spread over the seeds that did.
 
-    mean: float
-    sd: float
-    count: int
+    median: over all seeds (Kaplan–Meier); NaN where fewer than half got there.
+    censored: how far each of the others was followed.
+    """
+
+    median: float = math.nan
+    censored: tuple[float, ...] = ()
 
 
-def spread(values: Iterable[float]) -> Spread:
-    """Take mean and sample standard deviation; one value that is not finite makes both NaN, on purpose."""
-    numbers = np.array(list(values), dtype=np.float64)
-    mean = float(numbers.mean()) if len(numbers) else math.nan
-    deviation = float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
-    return Spread(mean, deviation, len(numbers))
+@dataclass(frozen=True)
+class DepthMatrix:
+    """Held-out numbers by training step and depth, each the mean over the seeds.
+
+    `steps` are the (n,) evaluations that all of the runs have; the others are (n, D): after 1 … D H-cycles.
+    """
+
+    steps: tuple[int, ...]
+    loss: tuple[tuple[float, ...], ...]
+    accuracy: tuple[tuple[float, ...], ...]
+    exact_accuracy: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class ScenarioSummary:
-    """What a group reached, over its seeds.
+    """What a group reached, over the seeds whose runs are finished; over all where none is.
 
+    rank: 1 + the number of groups that are shown to solve more puzzles; None with fewer than three seeds.
+    num_seeds: that the numbers are over; `is_ranked` where those have finished.
     final_*, best_*: held-out numbers at the last evaluation, and the best of all evaluations.
-    steps_to_threshold, seconds_to_threshold: over the seeds that reached it, which `count` numbers.
-    planned_steps, done_steps, saved_steps: sums over the seeds; a run that ends short saves the rest.
+    steps_to_threshold, seconds_to_threshold: between two evaluations on a line; seconds are those in steps.
+    planned_steps, done_steps: sums over all runs; `saved_steps` are left by those that were stopped early.
+    num_stopped_early, num_running: runs that are in no number here, unless all are.
     seconds_per_step: over the seeds, of each one's median.
-    best_run: folder of the seed with the lowest final held-out loss.
+    training_steps, training_seconds, training_flops: of a whole run; evaluations are in none of them.
+    best_run: folder of the run that solves most puzzles.
+    depths: None where the runs have not measured them.
     """
 
     label: str
     scenario: str
+    rank: int | None
     num_seeds: int
-    final_loss: Spread
-    best_loss: Spread
+    is_ranked: bool
     final_exact_accuracy: Spread
     best_exact_accuracy: Spread
+    final_anytime_accuracy: Spread
+    final_first_cycle_exact_accuracy: Spread
+    final_loss: Spread
+    best_loss: Spread
     threshold: float
-    steps_to_threshold: Spread
-    seconds_to_threshold: Spread
+    steps_to_threshold: Waited
+    seconds_to_threshold: Waited
     planned_steps: int
     done_steps: int
     saved_steps: int
     num_stopped_early: int
+    num_running: int
     seconds_per_step: Spread
+    training_steps: Spread
+    training_seconds: Spread
+    training_flops: Spread
     best_run: str
+    depths: DepthMatrix | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Some runs compared: groups with the best first, those that have no finished run last.
+
+    Args:
+        baseline: scenario or label that the verdicts are against.
+    """
+
+    ranking: list[ScenarioSummary]
+    unfinished: list[Unfinished]
+    verdicts: list[Verdict]
+    threshold: float
+    baseline: str
+
+
+def compare_runs(
+    runs: Iterable[Run], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE, total_steps: int | None = None
+) -> Comparison:
+    """Compare runs by their held-out numbers: finished ones with each other, each scenario with the baseline.
+
+    Args:
+        threshold: exact accuracy that steps and seconds count to.
+        baseline: a scenario, or the label of a group.
+        total_steps: planned steps of each run, where its folder does not tell.
+    """
+    groups = [ReadGroup.of(group, total_steps) for group in group_runs(runs)]
+    done = [group.finished for group in groups if group.finished.by_seed]
+    ranks = dict(zip((group.label for group in done), _ranks(done), strict=True))
+    ranking = [replace(_summarise(group, threshold), rank=ranks.get(group.finished.label)) for group in groups]
+    unfinished = [placed(curves, group, groups) for group in groups for curves in group.unfinished]
+    return Comparison(sorted(ranking, key=_order), unfinished, judge(done, threshold, baseline), threshold, baseline)
 
 
 def summarise(
-    runs: Iterable[Run],
-    threshold_tag: str = "eval/exact_accuracy",
-    threshold: float = DEFAULT_THRESHOLD,
-    total_steps: int | None = None,
+    runs: Iterable[Run], threshold: float = DEFAULT_THRESHOLD, total_steps: int | None = None
 ) -> list[ScenarioSummary]:
-    """Summarise each group of runs and rank the groups by the mean of their final held-out loss.
-
-    The held-out loss (cross-entropy of the last H-cycle) is also what a sweep's scheduler judges by; it tells
-    runs apart long before puzzles get solved. Groups without an evaluation, or with a seed whose loss is not
-    finite, come last.
-
-    Args:
-        threshold_tag: tag that has to rise to `threshold`.
-        total_steps: planned steps of each run, where its folder does not tell.
-    """
-    summaries = [_summarise_group(group, threshold_tag, threshold, total_steps) for group in group_runs(runs)]
-    return sorted(summaries, key=_ranking_key)
+    """Summarise each group of runs, the best first: what `compare_runs` ranks."""
+    return compare_runs(runs, threshold, total_steps=total_steps).ranking
 
 
-def _ranking_key(summary: ScenarioSummary) -> float:
-    return summary.final_loss.mean if math.isfinite(summary.final_loss.mean) else math.inf
+# ---- a group's numbers -----------------------------------------------------------------------------------
 
 
-def _summarise_group(group: Group, tag: str, threshold: float, total_steps: int | None) -> ScenarioSummary:
-    reached = [found for run in group.runs if (found := reach(run.series(tag), threshold)) is not None]
-    planned = sum(_planned(run, total_steps) for run in group.runs)
-    done = sum(run.last_step for run in group.runs)
+def _summarise(group: ReadGroup, threshold: float) -> ScenarioSummary:
+    done, stopped = group.finished, [one for one in group.unfinished if state_of(one.run) == "stopped early"]
+    counted = done if done.by_seed else finished_of(done.group, group.unfinished)
+    best = min(counted.curves, key=_goodness)
     return ScenarioSummary(
-        label=group.label,
-        scenario=group.scenario,
-        num_seeds=len(group.runs),
-        final_loss=_over_seeds(group, "eval/loss", _final),
-        best_loss=_over_seeds(group, "eval/loss", np.nanmin),
-        final_exact_accuracy=_over_seeds(group, "eval/exact_accuracy", _final),
-        best_exact_accuracy=_over_seeds(group, "eval/exact_accuracy", np.nanmax),
+        label=done.label,
+        scenario=done.group.scenario,
+        rank=None,
+        num_seeds=len(counted.by_seed),
+        is_ranked=bool(done.by_seed),
+        final_exact_accuracy=_final(counted, EXACT),
+        best_exact_accuracy=_best(counted, EXACT),
+        final_anytime_accuracy=_final(counted, ANYTIME),
+        final_first_cycle_exact_accuracy=_final(counted, FIRST_CYCLE),
+        final_loss=_final(counted, LOSS),
+        best_loss=_best(counted, LOSS),
         threshold=threshold,
-        steps_to_threshold=spread(step for step, _ in reached),
-        seconds_to_threshold=spread(seconds for _, seconds in reached),
-        planned_steps=planned,
-        done_steps=done,
-        saved_steps=planned - done,
-        num_stopped_early=sum(_planned(run, total_steps) > run.last_step for run in group.runs),
-        seconds_per_step=spread(rate for run in group.runs if (rate := seconds_per_step(run)) is not None),
-        best_run=str(min(group.runs, key=_final_loss).folder),
+        steps_to_threshold=_waited(counted, "steps", threshold),
+        seconds_to_threshold=_waited(counted, "seconds", threshold),
+        planned_steps=sum(group.planned.values()),
+        done_steps=sum(curves.run.last_step for curves in group.all),
+        saved_steps=sum(group.planned[one.run.folder] - one.run.last_step for one in stopped),
+        num_stopped_early=len(stopped),
+        num_running=len(group.unfinished) - len(stopped),
+        seconds_per_step=spread(counted.of_seeds(lambda curves: seconds_per_step(curves.run)).values()),
+        training_steps=_length(counted, "steps"),
+        training_seconds=_length(counted, "seconds"),
+        training_flops=_length(counted, "flops"),
+        best_run=str(best.run.folder),
+        depths=_depths(counted),
     )
 
 
-def _over_seeds(group: Group, tag: str, choose: Any) -> Spread:
-    """Spread one number of each seed that has the tag."""
-    columns = [run.series(tag).values for run in group.runs]
-    return spread(float(choose(values)) if np.isfinite(values).any() else math.nan for values in columns if len(values))
+def _final(group: Finished, number: Number) -> Spread:
+    return spread(group.of_seeds(lambda curves: curves.final(number.name)).values())
 
 
-def _final(values: np.ndarray) -> float:
-    return float(values[-1])
+def _length(group: Finished, at: Axis) -> Spread:
+    return spread(group.of_seeds(lambda curves: curves.length(at)).values())
 
 
-def _final_loss(run: Run) -> float:
-    values = run.series("eval/loss").values
-    return float(values[-1]) if len(values) and math.isfinite(values[-1]) else math.inf
+def _best(group: Finished, number: Number) -> Spread:
+    def best(curves: Curves) -> float | None:
+        if number.name not in curves.numbers:
+            return None
+        values = curves.numbers[number.name].values
+        values = values[np.isfinite(values)]
+        return float(values.max() if number.higher_is_better else values.min()) if len(values) else math.nan
+
+    return spread(group.of_seeds(best).values())
 
 
-def _planned(run: Run, total_steps: int | None) -> int:
-    """Tell the planned steps; a finished run did what it planned, and nothing saves less than no step."""
-    if run.finished:
-        return run.last_step
-    return max(run.last_step, run.planned_steps or total_steps or 0)
-
-
-def reach(series: Series, threshold: float) -> tuple[int, float] | None:
-    """Find step and seconds of the first evaluation at or above `threshold`."""
-    above = np.flatnonzero(series.values >= threshold)
-    return (int(series.steps[above[0]]), float(series.wall_s[above[0]])) if len(above) else None
-
-
-def seconds_per_step(run: Run) -> float | None:
-    """Take the median over the logs, which one slow moment of the machine does not move."""
-    rates = run.series("throughput/steps_per_s").values
-    rates = rates[np.isfinite(rates) & (rates > 0)]
-    if len(rates):
-        return float(np.median(1 / rates))
-    return run.wall_s / run.last_step if run.last_step else None
-
-
-def summary_table(summaries: Sequence[ScenarioSummary]) -> Table:
-    """Lay the ranking out as a table of about 80 characters, with what it takes to read it underneath."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.title, table.title_style, table.title_justify = "Ranking by final held-out loss", "bold", "left"
-    table.caption, table.caption_justify = "\n".join(summary_notes(summaries)), "left"
-    for heading in _headings(summaries):
-        is_name = heading == "Scenario"
-        table.add_column(
-            heading.replace("|", "\n"), justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"
-        )
-    for rank, summary in enumerate(summaries, start=1):
-        table.add_row(*(Text(as_it_is(cell)) for cell in _cells(rank, summary)))
-    return table
-
-
-def summary_markdown(summaries: Sequence[ScenarioSummary]) -> str:
-    """Lay the ranking out as a Markdown table with its notes."""
-    headings = [heading.replace("|", " ") for heading in _headings(summaries)]
-    rule = [":--" if heading == "Scenario" else "--:" for heading in headings]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (headings, rule)]
-    rows = ([as_it_is(cell).replace("|", "\\|") for cell in _cells(rank, one)] for rank, one in enumerate(summaries, 1))
-    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in summary_notes(summaries)), ""])
-
-
-def summary_json(summaries: Sequence[ScenarioSummary]) -> str:
-    """Write the ranking as JSON; a number that does not exist is null."""
-    scenarios = [asdict(summary) for summary in summaries]
-    return json_text({"format_version": 1, "ranked_by": "final_loss", "scenarios": scenarios})
-
-
-def summary_notes(summaries: Sequence[ScenarioSummary]) -> list[str]:
-    """Say in words what a reader of the ranking has to know."""
-    notes = ["Held-out numbers of the last H-cycle, at the last evaluation; mean ± sd over seeds."]
-    if any(summary.num_seeds == 1 for summary in summaries):
-        notes.append("One seed: differences under 3 to 5 points of exact accuracy are noise.")
-    if any(summary.num_stopped_early for summary in summaries):
-        notes.append("Runs stopped early count with their last evaluation, and save the steps they did not take.")
-    if any(summary.steps_to_threshold.count not in (0, summary.num_seeds) for summary in summaries):
-        notes.append("(k/n): only k of the n seeds got there; the mean is over those.")
-    return notes
-
-
-def _headings(summaries: Sequence[ScenarioSummary]) -> list[str]:
-    """Name the columns; a `|` is where a narrow table breaks the name."""
-    goal = f"{100 * summaries[0].threshold:g} %" if summaries else "goal"
-    return [
-        *("#", "Scenario", "n", "Held-out|loss", "Exact|%"),
-        *(f"Steps to|{goal}", f"s to|{goal}", "Steps|saved", "s per|step"),
+def _waited(group: Finished, at: Axis, threshold: float) -> Waited:
+    """Spread what the seeds needed; of a seed with several runs, one that never got there tells that it did not."""
+    of_seeds = [
+        [found for curves in runs if (found := curves.crossing(EXACT.name, at, threshold)) is not None]
+        for runs in group.by_seed.values()
     ]
+    seeds = [_one_crossing(found) for found in of_seeds if found]
+    reached = [one.at for one in seeds if one.reached]
+    censored = tuple(one.at for one in seeds if not one.reached)
+    return Waited(**asdict(spread(reached)), median=censored_median(reached, censored), censored=censored)
 
 
-def _cells(rank: int, summary: ScenarioSummary) -> list[str]:
-    reached = summary.steps_to_threshold.count
-    some = f" ({reached}/{summary.num_seeds})" if 0 < reached < summary.num_seeds else ""
-    nothing = "never" if summary.final_exact_accuracy.count else "–"
-    return [
-        str(rank),
-        summary.label,
-        str(summary.num_seeds),
-        _number(summary.final_loss, "{:.3f}"),
-        _number(summary.final_exact_accuracy, "{:.1f}", scale=100),
-        _number(summary.steps_to_threshold, "{:,.0f}", none=nothing, with_sd=False) + some,
-        _number(summary.seconds_to_threshold, "{:,.0f}", with_sd=False),
-        f"{summary.saved_steps:,}",
-        _number(summary.seconds_per_step, "{:.3f}", with_sd=False),
-    ]
+def _one_crossing(found: Sequence[Crossing]) -> Crossing:
+    lacking = [one for one in found if not one.reached]
+    return Crossing(float(np.mean([one.at for one in lacking or found])), not lacking)
 
 
-def _number(numbers: Spread, pattern: str, scale: float = 1, none: str = "–", with_sd: bool = True) -> str:
-    if numbers.count == 0:
-        return none
-    if not math.isfinite(numbers.mean):
-        return "diverged"
-    deviation = " ± " + pattern.format(scale * numbers.sd) if with_sd and math.isfinite(numbers.sd) else ""
-    return pattern.format(scale * numbers.mean) + deviation
+def _depths(group: Finished) -> DepthMatrix | None:
+    of_runs = [{row.step: row for row in getattr(curves.run, "depths", ())} for curves in group.curves]
+    steps = sorted(set.intersection(*map(set, of_runs))) if of_runs else []
+    if not steps:
+        return None
+
+    def mean(name: str) -> tuple[tuple[float, ...], ...]:
+        found = [np.mean([np.asarray(getattr(rows[step], name)) for rows in of_runs], axis=0) for step in steps]
+        return tuple(tuple(map(float, row)) for row in found)
+
+    return DepthMatrix(tuple(map(int, steps)), mean("loss"), mean("accuracy"), mean("exact_accuracy"))
+
+
+def _goodness(curves: Curves) -> tuple[float, float]:
+    """Order runs: those that solve more first, of equals the one of lower loss."""
+    exact, loss = known(curves.final(EXACT.name)), known(curves.final(LOSS.name))
+    return (-exact if math.isfinite(exact) else math.inf, loss if math.isfinite(loss) else math.inf)
+
+
+# ---- the ranking -----------------------------------------------------------------------------------------
+
+
+def _order(summary: ScenarioSummary) -> tuple[bool, float, float, float]:
+    """Order groups: finished ones first, then by puzzles solved, anytime accuracy and loss; what is unknown last."""
+    best_first = (-summary.final_exact_accuracy.mean, -summary.final_anytime_accuracy.mean, summary.final_loss.mean)
+    exact, anytime, loss = (value if math.isfinite(value) else math.inf for value in best_first)
+    return not summary.is_ranked, exact, anytime, loss
+
+
+def _ranks(groups: Sequence[Finished]) -> list[int | None]:
+    """Rank groups: 1 + the number of those that are shown to solve more puzzles (Holm, over all pairs of groups)."""
+    solved = [group.of_seeds(lambda curves: curves.final(EXACT.name)) for group in groups]
+    pairs = [(i, j) for i in range(len(groups)) for j in range(i)]
+    found = [_between(solved[i], solved[j]) for i, j in pairs]
+    ranks = [1] * len(groups)
+    for (i, j), difference, p in zip(pairs, found, holm([one.p for one in found]), strict=True):
+        if p < ALPHA:
+            ranks[j if difference.mean > 0 else i] += 1
+    return [rank if len(solved[i]) >= MIN_SEEDS else None for i, rank in enumerate(ranks)]
+
+
+def _between(ours: dict[int, float], theirs: dict[int, float]) -> Difference:
+    """Compare two groups by the seeds that both have; with fewer than three of those, by all they have."""
+    common = sorted(ours.keys() & theirs.keys())
+    if len(common) >= MIN_SEEDS:
+        return paired_difference([ours[seed] for seed in common], [theirs[seed] for seed in common])
+    if not ours or not theirs:
+        return Difference(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+    return unpaired_difference(list(ours.values()), list(theirs.values()))
+
+
+# ---- for the pictures ------------------------------------------------------------------------------------
+
+
+def reach(series: Series, threshold: float) -> tuple[float, float] | None:
+    """Find step and seconds where a series first reached `threshold`, on the line between two evaluations."""
+    step = first_crossing(series.steps, series.values, threshold)
+    seconds = first_crossing(series.wall_s, series.values, threshold)
+    return None if step is None or seconds is None else (step, seconds)

@@ -191,7 +191,7 @@ def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: flo
     axes.annotate(words, (1, row), (0, 1), ha="right", **place)
 
 
-def _bar_words(series: Sequence[Series], reached: Sequence[tuple[int, float]], last_step: int) -> str:
+def _bar_words(series: Sequence[Series], reached: Sequence[tuple[float, float]], last_step: int) -> str:
     evaluated = [one for one in series if len(one.values)]
     if not evaluated:
         return "not evaluated"

@@ -1,0 +1,102 @@
+"""Which runs have finished; of the others, where they stand and who was ahead of them there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from trm_ray.reporting.numbers.curves import EXACT, LOSS, Curves, curves_of
+from trm_ray.reporting.numbers.groups import Group
+from trm_ray.reporting.numbers.verdicts import Finished, finished_of
+from trm_ray.reporting.run_log import Run
+
+STOPPED_MARK = "stopped_early.json"  # in the folder of a trial that a sweep has stopped
+
+State = Literal["finished", "stopped early", "running"]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that has not finished, at its last evaluation, and the run that was furthest ahead of it there.
+
+    ahead: label of that run's group; None where no other run got there, or none solved more.
+    behind: share of puzzles that it solved more at that step.
+    """
+
+    run: str
+    label: str
+    seed: int
+    state: State
+    step: int
+    planned_steps: int | None
+    exact_accuracy: float
+    loss: float
+    ahead: str | None = None
+    behind: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class ReadGroup:
+    """A group's runs, read once: those that are finished, and the others; `planned` steps by folder."""
+
+    finished: Finished
+    unfinished: tuple[Curves, ...]
+    planned: dict[Path, int]
+
+    @classmethod
+    def of(cls, group: Group, total_steps: int | None) -> ReadGroup:
+        """Read a group; `total_steps` are those planned of a run whose folder does not tell."""
+        all_curves = [curves_of(run) for run in group.runs]
+        planned = {run.folder: _planned(run, total_steps) for run in group.runs}
+        states = [state_of(curves.run, planned[curves.run.folder]) for curves in all_curves]
+        pairs = list(zip(all_curves, states, strict=True))
+        done = finished_of(group, (curves for curves, state in pairs if state == "finished"))
+        return cls(done, tuple(curves for curves, state in pairs if state != "finished"), planned)
+
+    @property
+    def all(self) -> tuple[Curves, ...]:
+        """All runs."""
+        return (*self.finished.curves, *self.unfinished)
+
+
+def state_of(run: Run, planned_steps: int | None = None) -> State:
+    """Tell whether a run has ended, was stopped by its sweep, or runs; an interrupted one cannot be told from that."""
+    planned = planned_steps or run.planned_steps
+    if run.finished or (planned and run.last_step >= planned):
+        return "finished"
+    return "stopped early" if (run.folder / STOPPED_MARK).is_file() else "running"
+
+
+def _planned(run: Run, total_steps: int | None) -> int:
+    """Tell the planned steps; a finished run did what it planned, and nothing saves less than no step."""
+    if run.finished:
+        return run.last_step
+    return max(run.last_step, run.planned_steps or total_steps or 0)
+
+
+def placed(curves: Curves, group: ReadGroup, groups: Sequence[ReadGroup]) -> Unfinished:
+    """Say where a run stands, and who was ahead of it at that step: of the same seed where there is one."""
+    run = curves.run
+    step = curves.end(EXACT.name, "steps") or curves.end(LOSS.name, "steps") or run.last_step
+    exact, loss = known(curves.final(EXACT.name)), known(curves.final(LOSS.name))
+    planned = group.planned[run.folder] or None
+    label, state = group.finished.label, state_of(run, planned)
+    told = Unfinished(str(run.folder), label, run.seed, state, int(step), planned, exact, loss)
+    others = [(other.finished.label, one) for other in groups if other is not group for one in other.all]
+    same_seed = [entry for entry in others if entry[1].run.seed == run.seed]
+    solved = _solved(same_seed, step) or _solved(others, step)
+    best, ahead = max(solved, key=lambda entry: entry[0], default=(math.nan, None))
+    return replace(told, ahead=ahead, behind=best - exact) if best > exact else told
+
+
+def _solved(runs: Sequence[tuple[str, Curves]], step: float) -> list[tuple[float, str]]:
+    """Read what runs solved at a step, of those that got there."""
+    return [(value, label) for label, one in runs if (value := one.value(EXACT.name, "steps", step)) is not None]
+
+
+def known(value: float | None) -> float:
+    """Write NaN for a number that is not there."""
+    return math.nan if value is None else value

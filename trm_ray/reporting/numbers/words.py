@@ -1,0 +1,246 @@
+"""A comparison in words: what may be claimed of each scenario, what it would take to claim more, what to mind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from trm_ray.reporting.numbers.curves import ANYTIME, AXES, EXACT, FIRST_CYCLE, LOSS
+from trm_ray.reporting.numbers.statistics import MIN_SEEDS
+from trm_ray.reporting.numbers.summary import Comparison, ScenarioSummary
+from trm_ray.reporting.numbers.verdicts import Verdict
+
+MOST_TOLD = 8  # scenarios; the files have all of them
+_WORTH_ADDING = 20  # seeds
+_DEPTHS = (1, 2, 4, 8, 16, 32, 64)
+_UNEVEN = 1.2  # times the seconds of the baseline: from here on a remark is worth its lines
+_AXIS_WORDS = {"steps": "at equal steps", "seconds": "at equal seconds", "flops": "at equal FLOPs"}
+
+Told = dict[str, Verdict]  # the verdicts of one number of one scenario, by axis
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """Say for each scenario what its runs tell about it against the baseline, the best first."""
+    told = [line for summary in comparison.ranking if (line := _of_scenario(summary, comparison))]
+    if len(told) > MOST_TOLD:
+        told[MOST_TOLD:] = [f"{len(told) - MOST_TOLD} more are in the JSON (--json FILE, report/summary.json)."]
+    return told or [why] if (why := _why_no_verdict(comparison)) else told
+
+
+def _why_no_verdict(comparison: Comparison) -> str | None:
+    """Say why nothing is compared with the baseline, where something could be."""
+    ranked, name = [summary for summary in comparison.ranking if summary.is_ranked], comparison.baseline
+    if len(ranked) < 2 or comparison.verdicts:
+        return None
+    if not any(name in (summary.scenario, summary.label) for summary in ranked):
+        return f"No finished run is of {name}: `--baseline NAME` compares with another scenario."
+    return f"No scenario shares task and seed with a finished run of {name}: there is nothing to pair."
+
+
+def _of_scenario(summary: ScenarioSummary, comparison: Comparison) -> str | None:
+    numbers: dict[str, Told] = {}
+    for verdict in comparison.verdicts:
+        if verdict.scenario == summary.label:
+            numbers.setdefault(verdict.number, {})[verdict.at] = verdict
+    main = numbers.get(EXACT.name) or numbers.get(LOSS.name)
+    if main is None:
+        return None
+    parts = [_main(summary.label, main), _first_cycle(numbers.get(FIRST_CYCLE.name, {}))]
+    parts += [_anytime(numbers.get(ANYTIME.name, {})), _by_depth(summary, main, comparison)]
+    return " ".join(part for part in (*parts, _to_add(main), _left_out(main)) if part)
+
+
+# ---- parts of what is said of a scenario -----------------------------------------------------------------
+
+
+def _main(label: str, told: Told) -> str:
+    """Say axis by axis how many more puzzles a scenario solves; without accuracies, how its loss differs."""
+    first, *rest = (told[at] for at in AXES if at in told)
+    if all(map(_is_open, told.values())):
+        sizes = ", ".join(f"{_size(one, signed=True)} {_AXIS_WORDS[one.at]}" for one in (first, *rest))
+        points = "" if first.number == LOSS.name else "points: "
+        return f"{label} and {first.baseline} cannot be told apart ({points}{sizes}; {_seeds(first)}, {_p(first.p)})."
+    lead = f"{label} against {first.baseline}:" if _is_open(first) else label
+    words = [_on_axis(first, f" than {first.baseline}"), *map(_on_axis, rest)]
+    return f"{lead} {'; '.join(words)}."
+
+
+def _on_axis(verdict: Verdict, than: str = "") -> str:
+    where = _AXIS_WORDS[verdict.at]
+    if _is_open(verdict):
+        return f"{where} no difference can be claimed ({_size(verdict, signed=True)})"
+    return f"{_outcome(verdict)}{than} {where} ({_basis(verdict)})"
+
+
+def _outcome(verdict: Verdict) -> str:
+    if verdict.number == LOSS.name:
+        return f"has a loss {_size(verdict)} {'lower' if verdict.difference < 0 else 'higher'}"
+    return f"solves {_size(verdict)} points {'more' if verdict.difference >= 0 else 'fewer'}"
+
+
+def _basis(verdict: Verdict) -> str:
+    """Say what a difference rests on."""
+    if math.isfinite(verdict.p):
+        return f"{_seeds(verdict)}, {_p(verdict.p)}"
+    return f"{_seeds(verdict)}, one of them diverged" if verdict.n >= MIN_SEEDS else f"{_seeds(verdict)}: no verdict"
+
+
+def _is_open(verdict: Verdict) -> bool:
+    """Tell whether there were seeds enough for a claim, and none can be made."""
+    return verdict.claim == "none" and math.isfinite(verdict.p)
+
+
+def _seeds(verdict: Verdict) -> str:
+    return f"{verdict.n} seed{'s' * (verdict.n != 1)}"
+
+
+def _size(verdict: Verdict, signed: bool = False) -> str:
+    """Write a difference with the half of its interval, accuracies in points."""
+    scale, digits = (1, 3) if verdict.number == LOSS.name else (100, 1)
+    value = scale * verdict.difference
+    half = f" ± {scale * (verdict.high - verdict.low) / 2:.{digits}f}" if math.isfinite(verdict.high) else ""
+    return f"{value:+.{digits}f}{half}".replace("-", "−") if signed else f"{abs(value):.{digits}f}{half}"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.095 else f"p = {p:.2f}"
+
+
+def _first_cycle(told: Told) -> str:
+    """Say what the very first H-cycle solves, on both sides."""
+    if not told:
+        return ""
+    first, *rest = (told[at] for at in AXES if at in told and at != "flops")
+    already = "already " if first.claim == "better" else ""
+    theirs = f"{first.baseline}'s" if " " not in first.baseline else f"that of {first.baseline}"
+    words = f"Its first cycle {already}solves {_percent(first.ours)} where {theirs} solves {_percent(first.theirs)}"
+    others = [f"{_AXIS_WORDS[one.at]} {_percent(one.ours)} and {_percent(one.theirs)}{_doubt(one)}" for one in rest]
+    return "; ".join([words + _doubt(first), *others]) + "."
+
+
+def _doubt(verdict: Verdict) -> str:
+    return " (no claim)" if _is_open(verdict) else ""
+
+
+def _anytime(told: Told) -> str:
+    """Say how the mean over depths differs."""
+    shown = [told[at] for at in AXES if at in told and at != "flops"]
+    words = [f"{_size(one, signed=True)} {_AXIS_WORDS[one.at]}{_doubt(one)}" for one in shown]
+    return f"Anytime accuracy: {', '.join(words)}." if words else ""
+
+
+def _by_depth(summary: ScenarioSummary, told: Told, comparison: Comparison) -> str:
+    """Say what both solve with equally many H-cycles: what an answer costs once the training is over."""
+    baseline = next(iter(told.values())).baseline
+    theirs = next((other for other in comparison.ranking if other.label == baseline), None)
+    if theirs is None or summary.depths is None or theirs.depths is None:
+        return ""
+    sides = [one.depths.exact_accuracy[-1] for one in (summary, theirs) if one.depths is not None]
+    deepest = min(map(len, sides))
+    depths = [depth for depth in _DEPTHS if depth < deepest] + [deepest]
+    ours, others = (" / ".join(f"{100 * side[depth - 1]:.0f}" for depth in depths) for side in sides)
+    return f"After {' / '.join(map(str, depths))} H-cycles it solves {ours} %, {baseline} {others} %."
+
+
+def _to_add(told: Told) -> str:
+    """Say how many more seeds would decide what is open, where that is worth training them."""
+    open_ones = [told[at] for at in AXES if at in told and told[at].more_seeds is not None]
+    worth = [one for one in open_ones if one.more_seeds is not None and one.more_seeds <= _WORTH_ADDING]
+    if not worth:
+        return ""
+    words = ", ".join(f"{one.more_seeds} {_AXIS_WORDS[one.at]}" for one in worth)
+    return f"To claim a difference of that size would take about so many more seeds: {words}."
+
+
+def _left_out(told: Told) -> str:
+    """Name the seeds that are in no pair."""
+    seeds = next(iter(told.values())).unpaired_seeds
+    return f"In no pair, as only one side has them: seed{'s' * (len(seeds) > 1)} {_listed(seeds)}." if seeds else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _listed(numbers: Sequence[int], most: int = 6) -> str:
+    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
+
+
+# ---- notes -----------------------------------------------------------------------------------------------
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Say in words what a reader of the table has to know."""
+    ranked = [summary for summary in comparison.ranking if summary.is_ranked]
+    found = ["Held-out numbers of finished runs at their last evaluation; mean ± sd over n seeds."] if ranked else []
+    if any(math.isfinite(one.p) for one in comparison.verdicts):
+        found.append(
+            "Claims: paired t test over the seeds, p corrected for all scenarios (Holm); ±: 95 % of one alone."
+        )
+    found += [*_about_ranks(ranked), *_about_threshold(ranked), *_about_loss(ranked), *_about_seconds(comparison)]
+    return [*found, *_about_stops(comparison)]
+
+
+def _about_ranks(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
+    if any(summary.num_seeds < MIN_SEEDS for summary in ranked):
+        yield "Fewer than 3 seeds get no rank and no verdict: gaps under 3 to 5 points are noise."
+    if len([summary for summary in ranked if summary.rank is not None]) > 1:
+        yield "#: 1 + how many are shown to solve more (95 %, all pairs); who shares a rank cannot be told apart."
+    if len({round(summary.training_steps.mean) for summary in ranked}) > 1:
+        yield "The runs are not equally long: the table has them at their ends, the words above at equal cost."
+
+
+def _about_threshold(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
+    if any(summary.steps_to_threshold.censored for summary in ranked):
+        yield "(k/n): k of n seeds got there, medians count the others as longer; >: half of them did not."
+
+
+def _about_loss(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
+    """Say where loss and accuracy name different winners, and why that can be."""
+    both = [
+        one for one in ranked if math.isfinite(one.final_loss.mean) and math.isfinite(one.final_exact_accuracy.mean)
+    ]
+    if len(both) < 2:
+        return
+    by_loss, by_exact = min(both, key=lambda one: one.final_loss.mean), both[0]
+    if by_loss is not by_exact and by_loss.final_exact_accuracy.mean < by_exact.final_exact_accuracy.mean:
+        yield (
+            f"By loss {by_loss.label} comes first ({by_loss.final_loss.mean:.3f}), by puzzles solved {by_exact.label} "
+            f"(loss {by_exact.final_loss.mean:.3f}): a wrong answer costs the more loss the surer the model is of it."
+        )
+
+
+def _about_seconds(comparison: Comparison) -> Iterator[str]:
+    """Say that who is read before its end is read with a high learning rate, and what would be fair."""
+    groups = {summary.label: summary for summary in comparison.ranking}
+    read = [one for one in comparison.verdicts if (one.at, one.number) == ("seconds", EXACT.name)]
+    pairs = [(groups[one.scenario], groups[one.baseline]) for one in read]
+    pairs = [(ours, theirs) for ours, theirs in pairs if theirs.training_seconds.mean > 0]
+    if not pairs:
+        return
+    ratios = [ours.training_seconds.mean / theirs.training_seconds.mean for ours, theirs in pairs]
+    ratio, (ours, theirs) = max(zip(ratios, pairs, strict=True), key=lambda entry: entry[0])
+    if ratio > _UNEVEN:
+        steps = round(ratio * theirs.training_steps.mean, -1)
+        yield (
+            f"{ours.label} takes {ratio:.1f} times the seconds of {theirs.label}: at equal seconds it is read before "
+            f"its end, its learning rate still high. A {theirs.scenario} of max_steps={steps:.0f} would be as long."
+        )
+
+
+def _about_stops(comparison: Comparison) -> Iterator[str]:
+    stopped = sum(summary.num_stopped_early for summary in comparison.ranking)
+    saved, planned = (
+        sum(getattr(one, name) for one in comparison.ranking) for name in ("saved_steps", "planned_steps")
+    )
+    if stopped:
+        yield f"Stopped early: {_runs(stopped)}, which saves {saved:,} of {planned:,} steps."
+    if any(one.is_ranked and one.num_stopped_early for one in comparison.ranking):
+        yield "Where some seeds of a scenario were stopped, the others flatter it."
+    running = sum(summary.num_running for summary in comparison.ranking)
+    if running:
+        yield f"{_runs(running)} not finished: running, interrupted or failed."
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
