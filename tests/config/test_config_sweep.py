@@ -84,6 +84,7 @@ SWEEP_MISTAKES = [
     (["num_samples=2"], "num_samples=2 needs a distribution"),
     (["asha.mode=max"], "asha.mode=max must be min for asha.metric=eval/loss"),
     (["asha.metric=eval/accuracy"], "asha.mode=min must be max for asha.metric=eval/accuracy"),
+    (["asha.metric=eval/anytime_accuracy"], "asha.mode=min must be max for asha.metric=eval/anytime_accuracy"),
     (["asha.metric=train/total_loss"], "asha.metric=train/total_loss must be one of eval/loss"),
     (["asha.reduction_factor=1"], "asha.reduction_factor=1 must be a number above 1"),
     (["asha.max_t=100"], "asha.grace_period=400 must be at most asha.max_t=100; use asha.grace_period=50"),

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from run_helpers import TINY_RUN
 
 from trm_ray.config import SweepConfig, trial_configs
 from trm_ray.data.format import DatasetInfo
-from trm_ray.distributed.tuner import PLAN, GroupedScheduler, build_scheduler
+from trm_ray.distributed.scheduler import PLAN, GroupedScheduler, build_scheduler
 from trm_ray.runs.plan import RunPlan
 
 BASELINE, LINEAR = "deep_supervision_baseline", "deep_supervision_linear"
@@ -91,13 +92,17 @@ def test_the_last_evaluation_does_not_stop_a_trial_that_is_at_its_end():
     assert decisions(scheduler_of(sweep()), [(lone, step, 1.0) for step in (2, 4, 8)]) == [CONTINUE] * 3
 
 
-def test_accuracy_is_better_when_it_is_higher():
-    scheduler = scheduler_of(sweep(asha={"metric": "eval/accuracy", "mode": "max"}))
+ACCURACIES = ["eval/accuracy", "eval/anytime_accuracy", "eval/first_segment/step_0_exact_accuracy"]
+
+
+@pytest.mark.parametrize("metric", ACCURACIES)
+def test_accuracy_is_better_when_it_is_higher(metric: str):
+    scheduler = scheduler_of(sweep(asha={"metric": metric, "mode": "max"}))
     good, bad = Trial({PLAN: 0}), Trial({PLAN: 1})
     for trial in (good, bad):
         scheduler.on_trial_add(None, trial)
-    assert scheduler.on_trial_result(None, good, {"step": 2, "eval/accuracy": 0.9}) == CONTINUE
-    assert scheduler.on_trial_result(None, bad, {"step": 2, "eval/accuracy": 0.1}) == STOP
+    assert scheduler.on_trial_result(None, good, {"step": 2, metric: 0.9}) == CONTINUE
+    assert scheduler.on_trial_result(None, bad, {"step": 2, metric: 0.1}) == STOP
 
 
 def test_without_asha_nothing_is_stopped():

@@ -31,6 +31,13 @@ from trm_ray.config.keys import (
 from trm_ray.config.run import Config, known_keys
 
 Kind = Literal["uniform", "loguniform", "choice", "randint"]
+Metric = Literal[
+    "eval/loss",
+    "eval/accuracy",
+    "eval/exact_accuracy",
+    "eval/anytime_accuracy",
+    "eval/first_segment/step_0_exact_accuracy",
+]
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,16 @@ class Distribution:
         return self.values
 
 
+def best_mode(metric: str) -> Literal["min", "max"]:
+    """Tell whether less or more of a metric is better."""
+    return "min" if metric == "eval/loss" else "max"
+
+
 class AshaConfig(Settings):
     """Say when a trial is stopped for being behind (`asha.*`)."""
 
     enabled: bool = True  # false = every trial runs to its end
-    metric: Literal["eval/loss", "eval/accuracy", "eval/exact_accuracy"] = "eval/loss"  # what trials are judged by
+    metric: Metric = "eval/loss"  # what trials are judged by, on held-out puzzles
     mode: Literal["min", "max"] = "min"  # min for eval/loss, max for the others
     grace_period: Positive = 1000  # optimizer steps that every trial gets: past the warm-up
     reduction_factor: AboveOne = 2.0  # one trial in so many goes on past each rung
@@ -59,7 +71,7 @@ class AshaConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> AshaConfig:
-        best = "min" if self.metric == "eval/loss" else "max"
+        best = best_mode(self.metric)
         if self.mode != best:
             rule = f"must be {best} for asha.metric={self.metric}"
             raise ValueError(f"asha.mode={self.mode} {rule}; use asha.mode={best}")

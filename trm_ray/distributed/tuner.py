@@ -15,16 +15,16 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.trainable import wrap_function
 
-from trm_ray.config import SweepConfig, flat, with_overrides
+from trm_ray.config import SweepConfig, with_overrides
 from trm_ray.config.trials import TrialNames
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import ray_storage
 from trm_ray.distributed.ray_internals import HEAD_NODE
+from trm_ray.distributed.scheduler import PLAN, build_scheduler
 from trm_ray.distributed.trainer import build_trainer, load_splits, outcome_of
 from trm_ray.distributed.waiting import Clock, await_worker, has_room, wait_beside
 from trm_ray.distributed.worker import train_trial
@@ -39,8 +39,6 @@ from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSign
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
 NOTES = ".tune"
-# Which of the sweep's plans a trial follows; its other parameters are sampled run keys.
-PLAN = "plan"
 # Marks the folder of a trial that the scheduler stopped.
 STOPPED = "stopped_early.json"
 
@@ -328,87 +326,3 @@ def _report_again(folder: Path) -> None:
     for row in read_run(folder).rows:
         if "eval/loss" in row and row["step"] <= checkpoint_step(latest):
             tune.report(row)
-
-
-def build_scheduler(sweep: SweepConfig, plans: list[RunPlan]) -> TrialScheduler:
-    """Build the sweep's early stopping: one ASHA a value of `group_by`, and none for the scenarios to keep."""
-    if not sweep.asha.enabled:
-        return FIFOScheduler()
-    longest = max(plan.num_steps for plan in plans)
-
-    def asha() -> ASHAScheduler:
-        return ASHAScheduler(
-            time_attr="step",
-            # One beyond the last: ASHA would kill a trial that reaches `max_t` while it is closing its files.
-            max_t=max(sweep.asha.max_t or longest, sweep.asha.grace_period) + 1,
-            grace_period=sweep.asha.grace_period,
-            reduction_factor=sweep.asha.reduction_factor,
-        )
-
-    def group(trial: Trial) -> str:
-        if sweep.group_by is None:
-            return ""
-        return str(trial.config.get(sweep.group_by, flat(plans[trial.config[PLAN]].config)[sweep.group_by]))
-
-    def kept(trial: Trial) -> bool:
-        return plans[trial.config[PLAN]].config.config_name in sweep.keep
-
-    return GroupedScheduler(asha, group, kept)
-
-
-class GroupedScheduler(FIFOScheduler):
-    """One early-stopping scheduler a group of trials, so that a hard scenario is never judged against an easy one.
-
-    Args:
-        make: builds the scheduler of a group.
-        group: names the group of a trial.
-        kept: tells which trials are never stopped; the others are still measured against them.
-    """
-
-    def __init__(
-        self, make: Callable[[], TrialScheduler], group: Callable[[Trial], str], kept: Callable[[Trial], bool]
-    ):
-        super().__init__()
-        self._make, self._group, self._kept = make, group, kept
-        self._groups: dict[str, TrialScheduler] = {}
-        self._properties: tuple[Any, Any, dict[str, Any]] | None = None
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Remember what to optimise for the groups to come."""
-        self._properties = (metric, mode, spec)
-        return True
-
-    def _scheduler(self, trial: Trial) -> TrialScheduler:
-        name = self._group(trial)
-        if name not in self._groups:
-            scheduler = self._make()
-            if self._properties is not None:
-                metric, mode, spec = self._properties
-                scheduler.set_search_properties(metric, mode, **spec)
-            self._groups[name] = scheduler
-        return self._groups[name]
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Add a trial to its group."""
-        self._scheduler(trial).on_trial_add(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Tell the trial's group."""
-        self._scheduler(trial).on_trial_error(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Ask the trial's group whether it may go on."""
-        decision = self._scheduler(trial).on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.CONTINUE if self._kept(trial) else decision
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Tell the trial's group."""
-        self._scheduler(trial).on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """Tell the trial's group."""
-        self._scheduler(trial).on_trial_remove(tune_controller, trial)
-
-    def debug_string(self) -> str:
-        """Describe the groups."""
-        return " | ".join(f"{name}: {scheduler.debug_string()}" for name, scheduler in self._groups.items())
