@@ -1,7 +1,7 @@
 """The `trm-ray` command: parse, call one function, tell errors in one line. Heavy modules are imported late."""
 
 # Each adds its commands to the app.
-from trm_ray.cli import bench, checkpoints, grafana, plan, predict, prepare, results, selftest, submit, training  # noqa: F401
+from trm_ray.cli import bench, checkpoints, grafana, plan, predict, prepare, replay, results, selftest, submit, training  # noqa: F401
 from trm_ray.cli.common import app
 
 __all__ = ["app"]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Typer reads the annotations at run time, so what they name must be there.
-_ORDER = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "evaluate", "predict", "submit", "jobs")
+_ORDER: tuple[str, ...] = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "replay")
+_ORDER += ("evaluate", "predict", "submit", "jobs")
 
 
 class _InOrderOfUse(TyperGroup):
