@@ -582,6 +582,7 @@ RUNS = [
     Bad("replay two --reduction inf", r"reduction=inf must be above 1; use 2,3,4", two_runs()),
     Bad("replay two --metric eval/los", r"metric=eval/los must be one of eval/loss, eval/acc", two_runs()),
     Bad("replay two --metric eval/anytime_accuracy", "must be logged by all runs, and is not; use one of", two_runs()),
+    Bad("replay two --unit seed", "unit=seed must be one of trial, group", two_runs()),
     Bad("replay two --keep c", r"keep=c must name the scenario of a run; did you mean `a`", two_runs()),
     Bad("replay two --group-by ls", r"group_by=ls must be a run key; did you mean `lr`", two_runs()),
     Bad("replay two --save nowhere/x.png", "--save nowhere/x.png: there is no folder nowhere; make it first"),

@@ -88,6 +88,11 @@ SWEEP_MISTAKES = [
     (["asha.metric=train/total_loss"], "asha.metric=train/total_loss must be one of eval/loss"),
     (["asha.reduction_factor=1"], "asha.reduction_factor=1 must be a number above 1"),
     (["asha.max_t=100"], "asha.grace_period=400 must be at most asha.max_t=100; use asha.grace_period=50"),
+    (["asha.unit=seed"], "asha.unit=seed must be one of trial, group"),
+    (
+        ["asha.unit=group", "search_space.lr={uniform: [0.1,0.2]}"],
+        "asha.unit=group must not stand beside a distribution in search_space",
+    ),
     (["max_concurrent_trials=0"], "max_concurrent_trials=0 must be"),
     (["search_space=3"], "search_space=3 must be a mapping"),
     (["search_space.hidden_size=[1]"], "did you mean `search_space.arch.hidden_size`?"),

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from replay_helpers import ANYTIME, STEPS, rows_of, write_run, write_sweep
 
@@ -57,6 +58,36 @@ def test_leagues_do_not_compete():
     assert last_steps(ASHA, league, slots=1) == [600, 600]
 
 
+GROUPS = AshaConfig(grace_period=100, reduction_factor=2, unit="group")
+
+
+def team(name: str, *qualities: float, rows: int = 6) -> list[Entrant]:
+    contender = Contender("", False, name, len(qualities))
+    return [Entrant(contender, rows_of(quality)[:rows]) for quality in qualities]
+
+
+def test_a_group_is_judged_when_its_last_seed_is_there():
+    """With a slot each, the seed that is there last stops at the rung, and the other at its next report."""
+    both = [*team("good", 0.9, 0.8), *team("bad", 0.3, 0.7)]
+    assert last_steps(GROUPS, both, slots=4) == [600, 600, 200, 100]
+    assert last_steps(ASHA, both, slots=4) == [600, 100, 100, 100]
+
+
+def test_with_one_slot_the_first_seed_of_a_group_is_at_its_end_before_the_last_is_judged():
+    both = [*team("good", 0.9, 0.8), *team("bad", 0.3, 0.7)]
+    assert last_steps(GROUPS, both, slots=1) == [600, 600, 600, 100]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 20])
+def test_groups_come_to_their_end_with_any_number_of_slots_and_with_seeds_that_break_off(slots: int):
+    random = np.random.default_rng(slots)
+    for _ in range(20):
+        whole = [one for name in "abcd" for one in team(name, *random.random(3))]
+        broken = [Entrant(one.contender, one.evaluations[: random.integers(1, 7)]) for one in whole]
+        order = [broken[number] for number in random.permutation(len(broken))]
+        assert all(step >= 100 for step in last_steps(GROUPS, order, slots))
+
+
 # ---- sweeps ------------------------------------------------------------------------------------------------
 
 
@@ -73,13 +104,14 @@ def test_the_best_its_equal_and_what_a_setting_saves_are_found(tmp_path: Path):
 
 
 def test_as_the_sweep_came_the_numbers_are_those_worked_by_hand(tmp_path: Path):
-    """One trial at a time: `a` of seed 0 to the end, `b` stops at 100; of seed 1, too. 600 + 100 of 1,200 steps."""
+    """One trial at a time: `a` to its end and `b` to step 100, of both seeds: 1,400 of 2,400 steps."""
     sweep = write_sweep(tmp_path / "sweep", {"a": (0.8, 0.9), "b": (0.4, 0.3)})
     found = replay([sweep], grace=[100], reduction=[2.0], metrics=["eval/loss"], slots=1, orders=0)
-    (setting,) = found.settings
+    setting, by_groups = found.settings
     assert setting.as_they_came == setting.mean
     assert setting.mean.saved_steps == pytest.approx(5 / 12)
     assert (setting.mean.winner, setting.mean.equal, setting.mean.regret) == (1, 1, 0)
+    assert by_groups.mean.saved_steps == pytest.approx(500 / 2400)  # `b` is judged when its second seed is there
 
 
 def test_a_loss_that_misleads_early_costs_regret_and_the_advice_takes_another_number(tmp_path: Path):
@@ -87,7 +119,7 @@ def test_a_loss_that_misleads_early_costs_regret_and_the_advice_takes_another_nu
     lies = {100: -0.5, 200: -0.5}
     sweep = write_sweep(tmp_path / "sweep", QUALITIES, best=lies, good=lies)
     found = replay([sweep], grace=[100], reduction=[4.0], orders=20)
-    by_metric = {one.asha.metric: one.mean for one in found.settings}
+    by_metric = {one.asha.metric: one.mean for one in found.settings if one.asha.unit == "trial"}
     assert by_metric["eval/loss"].regret > 0.3
     assert by_metric[ANYTIME].regret < 0.05
     assert found.advised is not None
@@ -148,8 +180,8 @@ def test_the_command_tells_draws_and_writes(tmp_path: Path, capsys: pytest.Captu
     app(["replay", str(sweep), *words, "--save", str(picture), "--json", str(numbers)], standalone_mode=False)
     printed = capsys.readouterr().out
     assert "12 trials in 4 groups, 600 steps each" in printed
-    assert "Take asha.metric=" in printed
+    assert "Take asha.unit=" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
     content = json.loads(numbers.read_text())
-    assert (len(content["settings"]), content["format_version"]) == (4, 1)
+    assert (len(content["settings"]), content["format_version"]) == (8, 1)
     assert content["settings"][content["advised"]]["mean"]["equal"] >= 0.95

@@ -24,12 +24,13 @@ def replay(
     ],
     grace: Annotated[
         str | None,
-        typer.Option(metavar="N,N,…", help="Values of `asha.grace_period`; by default up to four."),
+        typer.Option(metavar="N,N,…", help="Values of `asha.grace_period`; by default up to three."),
     ] = None,
     reduction: Annotated[str, typer.Option(metavar="X,X,…", help="Values of `asha.reduction_factor`.")] = "2,3,4",
     metric: Annotated[
         str | None, typer.Option(metavar="TAG,TAG,…", help="Values of `asha.metric`; by default all that are logged.")
     ] = None,
+    unit: Annotated[str, typer.Option(metavar="UNIT,…", help="Values of `asha.unit`: trial, group.")] = "trial,group",
     keep: Annotated[
         str | None, typer.Option(metavar="NAME,…", help="Scenarios never stopped; by default as in the sweep.")
     ] = None,
@@ -65,6 +66,7 @@ def replay(
         grace=None if grace is None else [_whole("--grace", word) for word in _words(grace)],
         reduction=[_number("--reduction", word) for word in _words(reduction)],
         metrics=None if metric is None else _words(metric),
+        units=_words(unit),
         keep=None if keep is None else _words(keep),
         group_by=group_by,
         slots=slots,

@@ -63,6 +63,8 @@ class AshaConfig(Settings):
     """Say when a trial is stopped for being behind (`asha.*`)."""
 
     enabled: bool = True  # false = every trial runs to its end
+    # what competes: each trial by itself, or a group (a scenario or variant) by the mean over its seeds
+    unit: Literal["trial", "group"] = "trial"
     metric: Metric = "eval/loss"  # what trials are judged by, on held-out puzzles
     mode: Literal["min", "max"] = "min"  # min for eval/loss, max for the others
     grace_period: Positive = 1000  # optimizer steps that every trial gets: past the warm-up
@@ -121,16 +123,17 @@ class SweepConfig(Settings):
     def variants(self) -> list[dict[str, Any]]:
         """List the fixed part of every trial: `config_name`, `seed` and the grid's keys.
 
-        Seeds change slowest and scenarios fastest, so that a sweep compares all scenarios early.
+        Seeds change slowest and scenarios fastest, so that a sweep compares all scenarios early. Where groups compete
+        the seeds of each stand together, so that a group is whole early.
         """
         grid = {key: spec for key, spec in self.search_space.items() if isinstance(spec, list)}
         points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        return [
-            {"config_name": scenario, "seed": seed, **point}
-            for seed in self.seeds
-            for point in points
-            for scenario in self.scenarios
-        ]
+        groups = [(scenario, point) for point in points for scenario in self.scenarios]
+        if self.asha.unit == "group":
+            ordered = [(seed, *group) for group in groups for seed in self.seeds]
+        else:
+            ordered = [(seed, *group) for seed in self.seeds for group in groups]
+        return [{"config_name": scenario, "seed": seed, **point} for seed, scenario, point in ordered]
 
     def random_space(self) -> dict[str, Distribution]:
         """List the keys that are sampled, `num_samples` times for each variant."""
@@ -225,3 +228,6 @@ def _check_space(sweep: SweepConfig) -> None:
     if sweep.num_samples > 1 and not sweep.random_space():
         rule = "needs a distribution in search_space"
         raise ValueError(f"num_samples={sweep.num_samples} {rule}; for a spread use seeds")
+    if sweep.asha.unit == "group" and sweep.random_space():
+        rule = "must not stand beside a distribution in search_space, which draws other values for every seed"
+        raise ValueError(f"asha.unit=group {rule}; use lists of values, or asha.unit=trial")

@@ -24,7 +24,7 @@ from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import ray_storage
 from trm_ray.distributed.ray_internals import HEAD_NODE
-from trm_ray.distributed.scheduler import PLAN, build_scheduler
+from trm_ray.distributed.scheduler import ASHA, PLAN, STOPPED_BY, build_scheduler
 from trm_ray.distributed.trainer import build_trainer, load_splits, outcome_of
 from trm_ray.distributed.waiting import Clock, await_worker, has_room, wait_beside
 from trm_ray.distributed.worker import train_trial
@@ -199,7 +199,7 @@ class _Watch(tune.Callback):
             self._display.ended(str(trial), "interrupted")
             return
         self.num_ended += 1
-        mark, words = folder / STOPPED, json.dumps({"step": step, "by": "ASHA"}) + "\n"
+        mark, words = folder / STOPPED, json.dumps({"step": step, "by": ASHA}) + "\n"
         retried(lambda: mark.write_text(words, encoding="utf-8"), mark)
         self._display.ended(str(trial), f"stopped early at step {step}")
 
@@ -306,8 +306,9 @@ def _run_trial(plan: RunPlan, sampled: dict[str, Any], folder: Path, data: dict[
     config = with_overrides(plan.config, {**sampled, "log_dir": str(place)})
     plan = plan.vary(config, as_path(config.log_dir))
     claim_folder(plan, resume=is_ours(plan.folder, RUN))
-    _report_again(plan.folder)
-    if (plan.folder / STOPPED).is_file() or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
+    stopped_by = _stopped_by(plan.folder)
+    _report_again(plan.folder, {} if stopped_by is None else {STOPPED_BY: stopped_by})
+    if stopped_by is not None or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
         return
     train, test = data[plan.train_paths, plan.test_paths]
     if several:
@@ -318,11 +319,17 @@ def _run_trial(plan: RunPlan, sampled: dict[str, Any], folder: Path, data: dict[
         train_trial(plan, train, test, folder / STOP_FILE)
 
 
-def _report_again(folder: Path) -> None:
-    """Report the evaluations that a trial made before its sweep was interrupted."""
+def _report_again(folder: Path, ending: dict[str, str]) -> None:
+    """Report the evaluations that a trial made before its sweep was interrupted, and with the last how it had ended."""
     latest = latest_checkpoint(folder, verified=True)
     if latest is None:
         return
-    for row in read_run(folder).rows:
-        if "eval/loss" in row and row["step"] <= checkpoint_step(latest):
-            tune.report(row)
+    rows = [row for row in read_run(folder).rows if "eval/loss" in row and row["step"] <= checkpoint_step(latest)]
+    for row in rows:
+        tune.report({**row, **(ending if row is rows[-1] else {})})
+
+
+def _stopped_by(folder: Path) -> str | None:
+    """Tell who had stopped a trial for good, if somebody had."""
+    mark = folder / STOPPED
+    return str(json.loads(mark.read_text(encoding="utf-8"))["by"]) if mark.is_file() else None

@@ -34,6 +34,7 @@ from trm_ray.reporting.run_log import Run, find_runs
 if TYPE_CHECKING:
     from trm_ray.distributed.replay import Entrant
 
+UNITS = ("trial", "group")
 Shown = Callable[[Sequence[AshaConfig]], Iterable[AshaConfig]]
 
 
@@ -52,6 +53,7 @@ def replay(
     grace: Sequence[int] | None = None,
     reduction: Sequence[float] = (2.0, 3.0, 4.0),
     metrics: Sequence[str] | None = None,
+    units: Sequence[str] = UNITS,
     keep: Sequence[str] | None = None,
     group_by: str | None = None,
     slots: int = 2,
@@ -63,8 +65,9 @@ def replay(
 
     Args:
         paths: folders of runs, or folders that hold runs, such as a sweep's.
-        grace: values of `asha.grace_period`; up to four of the steps at which the runs were evaluated, if not given.
+        grace: values of `asha.grace_period`; up to three of the steps at which the runs were evaluated, if not given.
         metrics: of `asha.metric`; all that every run has logged, if not given.
+        units: of `asha.unit`.
         keep, group_by: as in a sweep; those of the sweep that is replayed, if not given.
         slots: trials that train at a time.
         orders: random orders besides that of a sweep; `seed` draws them.
@@ -75,7 +78,7 @@ def replay(
     """
     groups = _groups(find_runs(paths))
     rules = _rules(groups, paths, keep, group_by, slots)
-    settings = _settings(_runs(groups), grace, reduction, metrics)
+    settings = _settings(_runs(groups), grace, reduction, metrics, units)
     field = _Field(groups, rules, orders, seed)
     return Replay(
         finals=field.finals,
@@ -119,7 +122,7 @@ class _Field:
 
     def __init__(self, groups: Sequence[Group], rules: Rules, orders: int, seed: int):
         self._groups, self._rules, self._orders, self._seed = groups, rules, orders, seed
-        self._entrants = {run.folder: _entrant(run, rules) for run in _runs(groups)}
+        self._entrants = {run.folder: _entrant(run, group, rules) for group in groups for run in group.runs}
         self._compute = Compute(_runs(groups))
         self.finals = finals(groups)
 
@@ -128,28 +131,37 @@ class _Field:
         from trm_ray.distributed.replay import last_steps
 
         outcomes = []
-        for runs in self._all_orders():
+        for runs in self._all_orders(asha.unit):
             steps = last_steps(asha, [self._entrants[run.folder] for run in runs], self._rules.slots)
             last = {run.folder: step for run, step in zip(runs, steps, strict=True)}
             outcomes.append(outcome(self._groups, self.finals, self._compute, last))
         return Replayed(asha, outcomes[0], mean_outcome(outcomes))
 
-    def _all_orders(self) -> Iterator[list[Run]]:
-        """Yield the order of a sweep, which begins with the first seed of every group, then random ones."""
-        by_seed = itertools.zip_longest(*(group.runs for group in self._groups))
-        runs = [run for row in by_seed for run in row if run is not None]
-        yield runs
+    def _all_orders(self, unit: str) -> Iterator[list[Run]]:
+        """Yield the order of a sweep, then random ones.
+
+        A sweep begins with the first seed of every group; where groups compete, with all seeds of the first one.
+        """
+        rows: Sequence[Sequence[Run | None]] = [group.runs for group in self._groups]
+        if unit == "trial":
+            rows = [(run,) for row in itertools.zip_longest(*rows) for run in row]
+        yield _flat(rows)
         random = np.random.default_rng(self._seed)
         for _ in range(self._orders):
-            yield [runs[number] for number in random.permutation(len(runs))]
+            yield _flat([rows[number] for number in random.permutation(len(rows))])
 
 
-def _entrant(run: Run, rules: Rules) -> Entrant:
+def _flat(rows: Iterable[Sequence[Run | None]]) -> list[Run]:
+    return [run for row in rows for run in row if run is not None]
+
+
+def _entrant(run: Run, group: Group, rules: Rules) -> Entrant:
     from trm_ray.distributed.replay import Entrant
     from trm_ray.distributed.scheduler import Contender
 
     league = "" if rules.group_by is None else str(flatten(run.config)[rules.group_by])
-    return Entrant(Contender(league, _is_kept(run, rules)), [row for row in run.rows if SOLVED in row])
+    contender = Contender(league, _is_kept(run, rules), group.label, len(group.runs))
+    return Entrant(contender, [row for row in run.rows if SOLVED in row])
 
 
 def _is_kept(run: Run, rules: Rules) -> bool:
@@ -187,7 +199,11 @@ def _sweep_keys(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _settings(
-    runs: Sequence[Run], grace: Sequence[int] | None, reduction: Sequence[float], metrics: Sequence[str] | None
+    runs: Sequence[Run],
+    grace: Sequence[int] | None,
+    reduction: Sequence[float],
+    metrics: Sequence[str] | None,
+    units: Sequence[str],
 ) -> list[AshaConfig]:
     usable = [tag for tag in shared_tags(runs) if tag in get_args(Metric)]
     for metric in metrics or ():
@@ -200,10 +216,13 @@ def _settings(
     for factor in reduction:
         if not 1 < factor < math.inf:
             raise ConfigError(f"reduction={factor:g} must be above 1; use 2,3,4")
-    axes: tuple[Any, ...] = (metrics or usable, grace or _some(steps), reduction)
+    for unit in units:
+        if unit not in UNITS:
+            raise ConfigError(f"unit={unit} must be one of {', '.join(UNITS)}")
+    axes: tuple[Any, ...] = (units, metrics or usable, grace or _some(steps), reduction)
     return [
-        AshaConfig(metric=metric, mode=best_mode(metric), grace_period=steps, reduction_factor=float(factor))
-        for metric, steps, factor in itertools.product(*axes)
+        AshaConfig(unit=unit, metric=metric, mode=best_mode(metric), grace_period=first, reduction_factor=float(factor))
+        for unit, metric, first, factor in itertools.product(*axes)
     ]
 
 
@@ -215,6 +234,6 @@ def _check_metric(metric: str, usable: Sequence[str]) -> None:
 
 
 def _some(steps: Sequence[int]) -> list[int]:
-    """Choose up to four evaluations of the first two thirds."""
+    """Choose up to three evaluations of the first two thirds."""
     early = [step for step in steps if step <= 2 / 3 * max(steps)] or [steps[0]]
-    return [early[i] for i in sorted({round(i) for i in np.linspace(0, len(early) - 1, 4)})]
+    return [early[i] for i in sorted({round(i) for i in np.linspace(0, len(early) - 1, 3)})]

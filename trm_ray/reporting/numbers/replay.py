@@ -109,7 +109,7 @@ class Replayed:
     @property
     def words(self) -> str:
         """The setting, as words of a command line."""
-        keys = ("metric", "mode", "grace_period", "reduction_factor")
+        keys = ("unit", "metric", "mode", "grace_period", "reduction_factor")
         return " ".join(f"asha.{key}={_short(getattr(self.asha, key))}" for key in keys)
 
 
@@ -315,7 +315,7 @@ def _advice_lines(replay: Replay) -> list[str]:
 
 def settings_table(replay: Replay) -> Table:
     """Lay out the settings that no other beats, with the one to take marked."""
-    headings = ("grace", "factor", "steps saved", "FLOPs saved", "best kept", "as good kept", "regret")
+    headings = ("unit", "grace", "factor", "steps saved", "FLOPs saved", "best kept", "as good kept", "regret")
     table = number_table("metric", headings)
     line = pareto(replay.settings)
     chosen = replay.advised
@@ -329,7 +329,7 @@ def _cells(one: Replayed, mark: str) -> list[str]:
     shares = (got.saved_steps, flops, got.winner, got.equal)
     percent = ["–" if share is None else f"{100 * share:.0f} %" for share in shares]
     grace, factor = str(one.asha.grace_period), f"{one.asha.reduction_factor:g}"
-    return [mark + OMENS[one.asha.metric], grace, factor, *percent, f"{100 * got.regret:.1f}"]
+    return [mark + OMENS[one.asha.metric], one.asha.unit, grace, factor, *percent, f"{100 * got.regret:.1f}"]
 
 
 def omens_table(replay: Replay) -> Table:

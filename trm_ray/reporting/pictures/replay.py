@@ -15,6 +15,7 @@ from trm_ray.reporting.numbers.replay import ENOUGH, OMENS, Replay, Replayed, pa
 from trm_ray.reporting.pictures.style import INK, MUTED, legend_above, note, save, step_axis, styled
 
 _COLOURS = dict(zip(OMENS, ("#4D4D4D", "#E69F00", "#009E73", "#0072B2", "#CC79A7"), strict=True))
+_MARKERS = {"trial": "o", "group": "s"}
 
 
 def save_replay(replay: Replay, path: Path) -> Path:
@@ -41,13 +42,18 @@ def _draw_settings(axes: Axes, replay: Replay) -> None:
         axes.scatter(*_places([replay.advised]), s=170, facecolors="none", edgecolors=INK, linewidths=1.5, zorder=4)
     axes.set_xlabel("% of the steps saved")
     axes.set_ylabel("expected regret, points of exact accuracy")
-    note(axes, f"filled: the best or its equal kept in {100 * ENOUGH:.0f} % of the orders; ring: the setting to take")
+    note(
+        axes,
+        f"filled: the best or its equal kept in {100 * ENOUGH:.0f} % of the orders; squares: groups; ring: take",
+    )
 
 
 def _scatter(axes: Axes, settings: Sequence[Replayed], colour: str, label: str) -> None:
     for good in (True, False):
         chosen, face = [one for one in settings if (one.mean.equal >= ENOUGH) == good], colour if good else "none"
-        axes.scatter(*_places(chosen), s=32, facecolors=face, edgecolors=colour, zorder=3)
+        for unit, marker in _MARKERS.items():
+            places = _places([one for one in chosen if one.asha.unit == unit])
+            axes.scatter(*places, s=32, marker=marker, facecolors=face, edgecolors=colour, zorder=3)
     if settings:
         axes.scatter([], [], color=colour, label=label)
 
