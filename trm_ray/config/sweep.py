@@ -21,6 +21,7 @@ from trm_ray.config.keys import (
     Names,
     Positive,
     PositiveOrNull,
+    Reasons,
     Seed,
     Settings,
     Share,
@@ -97,6 +98,8 @@ class SweepConfig(Settings):
     num_samples: Positive = 1  # samples of the distributions for each point of the grid
     group_by: TextOrNull = None  # a run key: trials compete only with those of equal value
     keep: Names = []  # scenarios that are never stopped early
+    # ends a hopeless trial for good, a kept one too: its loss is not finite; or it has lost what it had learned
+    stop_on: Reasons = ["non_finite", "diverging"]
     asha: AshaConfig = AshaConfig()
     threshold: Share = 0.5  # exact accuracy that "steps to threshold" counts to
     max_concurrent_trials: PositiveOrNull = None  # at once; null = as many as the resources hold

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,19 @@ from trm_ray.replacement import RUN, drop_replaced, is_ours
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.hopeless import REASONS, past_hope
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import as_path, is_whole, remove_tree, retried
 from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, has_checkpoint, latest_checkpoint
+from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
 NOTES = ".tune"
-# Marks the folder of a trial that the scheduler stopped.
+# Marks the folder of a trial that was stopped for good.
 STOPPED = "stopped_early.json"
+# In the words of a `NonFiniteError`.
+_STEP = re.compile(r"\bstep=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -107,16 +113,24 @@ class _Stopper(tune.Stopper):
     Also where there is room for a trial and no worker comes up, which the clock tells.
     """
 
-    def __init__(self, stop_file: Path, watch: _Watch, clock: Clock):
-        self._stop_file, self._watch, self._clock = StopFile(stop_file), watch, clock
+    def __init__(self, stop_file: Path, watch: _Watch, clock: Clock, stop_on: Sequence[str]):
+        self._stop_file, self._watch, self._clock, self._stop_on = StopFile(stop_file), watch, clock, stop_on
+        self._losses: dict[str, dict[int, float]] = {}  # by trial and step: after a fault a trial reports again
         self._to_wait_for: set[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as `_Watch`
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial by itself."""
-        return False
+        """Stop a trial that is past hope."""
+        if "eval/loss" not in result:
+            return False
+        losses = self._losses.setdefault(trial_id, {})
+        losses[result["step"]] = result["eval/loss"]
+        reason = past_hope(list(losses.values()), self._watch.num_tokens[trial_id], self._stop_on)
+        if reason is not None:
+            self._watch.past_hope[trial_id] = reason
+        return reason is not None
 
     def stop_all(self) -> bool:
         """Tell whether all is saved. A trial that Tune starts in the meantime has nothing to save."""
@@ -133,6 +147,33 @@ class _Stopper(tune.Stopper):
         return self._watch.in_vain
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """Where a trial was stopped for good, and by what: ASHA, or one of `stop_on`."""
+
+    step: int
+    by: str
+
+    @classmethod
+    def read(cls, folder: Path) -> _Mark | None:
+        """Read the mark in a trial's folder, if there is one."""
+        file = folder / STOPPED
+        return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def write(self, folder: Path) -> None:
+        """Leave the mark in a trial's folder."""
+        (folder / STOPPED).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @property
+    def told(self) -> str:
+        """The state, for the table of trials."""
+        return (
+            f"stopped: {REASONS[self.by]} at step {self.step}"
+            if self.by in REASONS
+            else f"stopped early at step {self.step}"
+        )
+
+
 class _Watch(tune.Callback):
     """Pass Tune's events on to the display, and leave a mark in the folder of a trial that was stopped early."""
 
@@ -140,6 +181,8 @@ class _Watch(tune.Callback):
         self._sweep, self._plans, self._folder, self._display = sweep, plans, folder, display
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
+        self.num_tokens: dict[str, int] = {}  # of each trial's vocabulary
+        self.past_hope: dict[str, str] = {}  # why a trial is being stopped, if not by ASHA
         self.num_ended = 0
         self.in_vain = False  # whether trials were waited for too long
         self._staging: Path | None = None
@@ -171,6 +214,7 @@ class _Watch(tune.Callback):
         """Show that a trial runs."""
         plan = self._plans[trial.config[PLAN]]
         self.running.add(str(trial))
+        self.num_tokens[trial.trial_id] = plan.info.vocab_size
         self._display.started(str(trial), self._folder / str(trial), plan.num_steps)
 
     def on_trial_result(
@@ -190,18 +234,20 @@ class _Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show the end of a trial, which the scheduler may have brought about."""
         self.running.discard(str(trial))
-        step, folder = (trial.last_result or {}).get("step", 0), self._folder / str(trial)
+        folder = self._folder / str(trial)
         if retried(lambda: is_whole(folder / FINAL_MODEL, MANIFEST_FILE), folder, done="read"):
             self.num_ended += 1
             self._display.ended(str(trial), "finished")
             return
-        if retried((self._folder / STOP_FILE).exists, self._folder, done="read"):
+        mark = retried(lambda: _Mark.read(folder), folder, done="read")
+        if mark is None and retried((self._folder / STOP_FILE).exists, self._folder, done="read"):
             self._display.ended(str(trial), "interrupted")
             return
         self.num_ended += 1
-        mark, words = folder / STOPPED, json.dumps({"step": step, "by": ASHA}) + "\n"
-        retried(lambda: mark.write_text(words, encoding="utf-8"), mark)
-        self._display.ended(str(trial), f"stopped early at step {step}")
+        if mark is None:
+            mark = _Mark((trial.last_result or {}).get("step", 0), self.past_hope.get(trial.trial_id, ASHA))
+            retried(partial(mark.write, folder), folder)
+        self._display.ended(str(trial), mark.told)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show why a trial failed."""
@@ -222,7 +268,7 @@ def _tuner(
         return names.of(trial.trial_id, plans[trial.config[PLAN]].config, trial.config)
 
     return tune.Tuner(
-        _trial_class(plans, folder, data),
+        _trial_class(plans, folder, data, sweep.stop_on),
         param_space={PLAN: tune.grid_search(list(range(len(plans)))), **_distributions(sweep)},
         tune_config=tune.TuneConfig(
             metric=sweep.asha.metric,
@@ -243,7 +289,7 @@ def _tuner(
             name=f"{NOTES}-{secrets.token_hex(4)}",
             **ray_storage(folder),
             callbacks=[watch],
-            stop=_Stopper(folder / STOP_FILE, watch, clock),
+            stop=_Stopper(folder / STOP_FILE, watch, clock, sweep.stop_on),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures or 0),
         ),
@@ -270,13 +316,13 @@ def _most_concurrent(plan: RunPlan) -> int:
     )
 
 
-def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any]) -> type[Any]:
+def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any], stop_on: Sequence[str]) -> type[Any]:
     """Build the class of the actor that Tune starts for each trial."""
     several = plans[0].config.ray.most_workers > 1
 
     def run(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
-        _run_trial(plans[parameters[PLAN]], sampled, folder, data, several)
+        _run_trial(plans[parameters[PLAN]], sampled, folder, data, several, stop_on)
 
     run_with_data = tune.with_parameters(run, data=data)  # through the object store, once for all trials
     # A trial with workers of its own only waits for them.
@@ -294,29 +340,48 @@ def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any]) -> ty
     return Trial
 
 
-def _run_trial(plan: RunPlan, sampled: dict[str, Any], folder: Path, data: dict[Any, Any], several: bool) -> None:
+def _run_trial(
+    plan: RunPlan,
+    sampled: dict[str, Any],
+    folder: Path,
+    data: dict[Any, Any],
+    several: bool,
+    stop_on: Sequence[str],
+) -> None:
     """Train one trial, in this process.
 
     Args:
         sampled: keys of the plan's config with the trial's own values.
         folder: the sweep's.
         several: on workers of its own instead, by an inner TorchTrainer.
+        stop_on: of the sweep. A trial that ends for such a reason has ended well: Tune does not try it again.
     """
     place = folder / tune.get_context().get_trial_name()
     config = with_overrides(plan.config, {**sampled, "log_dir": str(place)})
     plan = plan.vary(config, as_path(config.log_dir))
     claim_folder(plan, resume=is_ours(plan.folder, RUN))
-    stopped_by = _stopped_by(plan.folder)
-    _report_again(plan.folder, {} if stopped_by is None else {STOPPED_BY: stopped_by})
-    if stopped_by is not None or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
+    mark = _Mark.read(plan.folder)
+    _report_again(plan.folder, {} if mark is None else {STOPPED_BY: mark.by})
+    if mark is not None or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
         return
-    train, test = data[plan.train_paths, plan.test_paths]
+    try:
+        _train(plan, folder / STOP_FILE, data[plan.train_paths, plan.test_paths], several)
+    except NonFiniteError as error:  # it would come again
+        if "non_finite" not in stop_on:
+            raise
+        step = _STEP.search(str(error))
+        mark = _Mark(int(step[1]) if step else 0, "non_finite")
+        retried(partial(mark.write, plan.folder), plan.folder)
+
+
+def _train(plan: RunPlan, stop_file: Path, data: tuple[Any, Any], several: bool) -> None:
+    train, test = data
     if several:
-        trainer = build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()])
+        trainer = build_trainer(plan, train, test, stop_file, [TuneReportCallback()])
         with suppress(Interrupted):  # before there were workers
-            outcome_of(trainer, plan, folder / STOP_FILE)
+            outcome_of(trainer, plan, stop_file)
     else:
-        train_trial(plan, train, test, folder / STOP_FILE)
+        train_trial(plan, train, test, stop_file)
 
 
 def _report_again(folder: Path, ending: dict[str, str]) -> None:
@@ -327,9 +392,3 @@ def _report_again(folder: Path, ending: dict[str, str]) -> None:
     rows = [row for row in read_run(folder).rows if "eval/loss" in row and row["step"] <= checkpoint_step(latest)]
     for row in rows:
         tune.report({**row, **(ending if row is rows[-1] else {})})
-
-
-def _stopped_by(folder: Path) -> str | None:
-    """Tell who had stopped a trial for good, if somebody had."""
-    mark = folder / STOPPED
-    return str(json.loads(mark.read_text(encoding="utf-8"))["by"]) if mark.is_file() else None
