@@ -93,6 +93,12 @@ SWEEP_MISTAKES = [
         ["asha.unit=group", "search_space.lr={uniform: [0.1,0.2]}"],
         "asha.unit=group must not stand beside a distribution in search_space",
     ),
+    (["final.seeds=1", "seeds=[0,1]"], "final.seeds=1 must be at least the number of seeds, 2; use final.seeds=2"),
+    (
+        ["final.top_k=1", "search_space.lr={uniform: [0.1,0.2]}"],
+        "final.top_k=1 must not stand beside a distribution in search_space",
+    ),
+    (["final.best=1"], "final.best=1 has an unknown key"),
     (["max_concurrent_trials=0"], "max_concurrent_trials=0 must be"),
     (["search_space=3"], "search_space=3 must be a mapping"),
     (["search_space.hidden_size=[1]"], "did you mean `search_space.arch.hidden_size`?"),

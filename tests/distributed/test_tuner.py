@@ -216,6 +216,24 @@ def test_a_scenario_that_is_behind_over_its_seeds_is_stopped_whole(by_groups: Sw
     assert all(lines_of(by_groups, f"{GOOD}-seed{seed}") == ["started", "finished"] for seed in (0, 1))
 
 
+def test_the_second_stage_trains_on_what_was_stopped_and_adds_seeds(puzzles: Path, tmp_path: Path):
+    """One after the other: the scenario that is behind is stopped, and then goes on; a resume finds nothing left."""
+    sweep = sweep_config(puzzles, tmp_path / "stages", [GOOD, KEPT]).model_dump()
+    staged = SweepConfig.model_validate({**sweep, "keep": [], "final": {"top_k": 2, "seeds": 2}})
+    done = swept(staged)
+    assert lines_of(done, trial(KEPT)) == ["started", "stopped early at step 3", "started", "finished"]
+    assert lines_of(done, trial(GOOD)) == ["started", "finished"]
+    assert "Final stage: good, kept, 3 trials to train" in done.printed.splitlines()
+    runs = find_runs([done.plan.folder])
+    assert [(run.name, run.finished) for run in runs] == [
+        (f"{name}-seed{n}", True) for name in (GOOD, KEPT) for n in (0, 1)
+    ]
+    assert [int(row["step"]) for row in read_run(done.folder(KEPT)).rows] == [1, 2, 3, 4, 5, 6]
+    again = swept(staged, resume=True)
+    assert "Final stage: good, kept, 0 trials to train" in again.printed.splitlines()
+    assert "started" not in again.printed
+
+
 def test_a_resumed_sweep_finishes_what_was_begun_and_leaves_the_rest(
     done: Swept, puzzles: Path, tmp_path_factory: pytest.TempPathFactory
 ):

@@ -24,7 +24,7 @@ from trm_ray.config.errors import ConfigError, show
 from trm_ray.storage import check_url, with_home
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # keys that hold keys
+SECTIONS = ("arch", "ray", "generator", "asha", "final", "overrides", "search_space")  # keys that hold keys
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 NAME_RULE = "a name of letters, digits, `_`, `-` and `.`"

@@ -85,6 +85,13 @@ class AshaConfig(Settings):
         return self
 
 
+class FinalConfig(Settings):
+    """Say what is trained again, on more seeds and without stopping, once all trials have ended (`final.*`)."""
+
+    top_k: PositiveOrNull = None  # so many of the best groups, and those of `keep`; null = there is no second stage
+    seeds: PositiveOrNull = None  # of each; those of the first stage that ended count; null = as many as there
+
+
 class SweepConfig(Settings):
     """Hold what a sweep compares: scenarios × grid × seeds, and how it stops the bad ones."""
 
@@ -101,6 +108,7 @@ class SweepConfig(Settings):
     # ends a hopeless trial for good, a kept one too: its loss is not finite; or it has lost what it had learned
     stop_on: Reasons = ["non_finite", "diverging"]
     asha: AshaConfig = AshaConfig()
+    final: FinalConfig = FinalConfig()
     threshold: Share = 0.5  # exact accuracy that "steps to threshold" counts to
     max_concurrent_trials: PositiveOrNull = None  # at once; null = as many as the resources hold
     log_dir: Folder = "runs/sweep"  # filled in when loading: runs/NAME
@@ -225,6 +233,12 @@ def _check_names(sweep: SweepConfig) -> None:
 
 
 def _check_space(sweep: SweepConfig) -> None:
+    if sweep.final.top_k is not None and sweep.random_space():
+        rule = "must not stand beside a distribution in search_space, which draws other values for every seed"
+        raise ValueError(f"final.top_k={sweep.final.top_k} {rule}; use lists of values, or final.top_k=null")
+    if sweep.final.seeds is not None and sweep.final.seeds < len(sweep.seeds):
+        rule = f"must be at least the number of seeds, {len(sweep.seeds)}"
+        raise ValueError(f"final.seeds={sweep.final.seeds} {rule}; use final.seeds={len(sweep.seeds)}")
     for key in sorted(sweep.search_space.keys() & sweep.overrides.keys()):
         value = show(sweep.overrides[key])
         raise ValueError(f"{key}={value} must not stand beside search_space.{key}; remove one")

@@ -6,12 +6,12 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -56,55 +56,74 @@ class Outcome:
     failed: dict[str, str]
 
 
+class Round(Protocol):
+    """Trials that are run together: one a plan, in the order of `sweep.variants()`."""
+
+    @property
+    def sweep(self) -> SweepConfig: ...  # noqa: D102
+    @property
+    def runs(self) -> list[RunPlan]: ...  # noqa: D102
+
+
 def run_sweep(
-    sweep: SweepConfig,
-    plans: list[RunPlan],
+    first: Round,
+    rounds: Iterable[Round],
     folder: Path,
     display: SweepDisplay,
     begin: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Run every plan as a trial; each trial's folder is an ordinary run folder inside `folder`.
+    """Run every plan of each round as a trial; each trial's folder is an ordinary run folder inside `folder`.
 
     Trials that are already there go on from their last checkpoint. They report again what they had reported, so that
     the scheduler knows where they stand.
 
     Args:
-        plans: one a variant, in the order of `sweep.variants()`; all use the same `ray` section.
+        first: holds the data and the `ray` section that all rounds use.
+        rounds: are run one after the other in one Ray session; the next is asked for when the one before has ended.
         display: is told of every trial's start, results and end.
         begin: is called when Ray is there and has room: begins to write the sweep's folder.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came, and the running trials have saved where they stood.
     """
-    watch = _Watch(sweep, plans, folder, display)
+    plans = first.runs
     for plan in plans:
         fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
+    failed: dict[str, str] = {}
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
         check_resources(plans[0].config)
-        limit_s, stop_file = plans[0].config.ray.start_timeout_s, StopFile(folder / STOP_FILE)
+        stop_file, watch = StopFile(folder / STOP_FILE), _Watch(first.sweep, plans, folder, display)
 
         def look() -> None:
             if stop_file.requested():
                 raise Interrupted(f"{watch.num_left} trials did not finish")
 
-        try:
-            with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
-                await_worker(limit_s, look)
-                different = {(plan.train_paths, plan.test_paths): plan for plan in plans}
-                data = wait_beside(lambda: {paths: load_splits(plan) for paths, plan in different.items()}, look)
-                begin()
-                for notes in folder.glob(f"{NOTES}*"):
-                    remove_tree(notes, ignore_errors=True)
-                clock = Clock(limit_s)
-                _tuner(sweep, plans, folder, watch, data, clock).fit()
-        finally:
-            watch.remove_staging()
-        if watch.num_left and watch.in_vain:
-            raise clock.error()
-        if watch.num_left:
-            raise Interrupted(f"{watch.num_left} trials did not finish")
-    return Outcome(watch.failed)
+        with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
+            await_worker(plans[0].config.ray.start_timeout_s, look)
+            different = {(plan.train_paths, plan.test_paths): plan for plan in plans}
+            data = wait_beside(lambda: {paths: load_splits(plan) for paths, plan in different.items()}, look)
+            begin()
+        for one in rounds:
+            watch = _Watch(one.sweep, one.runs, folder, display)
+            _run_round(one, folder, watch, data)
+            failed = {name: why for name, why in failed.items() if name not in watch.ended} | watch.failed
+    return Outcome(failed)
+
+
+def _run_round(one: Round, folder: Path, watch: _Watch, data: dict[Any, Any]) -> None:
+    for notes in folder.glob(f"{NOTES}*"):
+        remove_tree(notes, ignore_errors=True)
+    clock = Clock(one.runs[0].config.ray.start_timeout_s)
+    try:
+        with RoomWatch(one.runs[0].config, watch.num_at_once, watch.tell):
+            _tuner(one.sweep, one.runs, folder, watch, data, clock).fit()
+    finally:
+        watch.remove_staging()
+    if watch.num_left and watch.in_vain:
+        raise clock.error()
+    if watch.num_left:
+        raise Interrupted(f"{watch.num_left} trials did not finish")
 
 
 class _Stopper(tune.Stopper):
@@ -183,7 +202,7 @@ class _Watch(tune.Callback):
         self.running: set[str] = set()
         self.num_tokens: dict[str, int] = {}  # of each trial's vocabulary
         self.past_hope: dict[str, str] = {}  # why a trial is being stopped, if not by ASHA
-        self.num_ended = 0
+        self.ended: set[str] = set()
         self.in_vain = False  # whether trials were waited for too long
         self._staging: Path | None = None
         self._stands = False
@@ -191,7 +210,7 @@ class _Watch(tune.Callback):
     @property
     def num_left(self) -> int:
         """Trials that have not ended."""
-        return len(self._plans) * self._sweep.num_samples - self.num_ended
+        return len(self._plans) * self._sweep.num_samples - len(self.ended)
 
     def num_at_once(self) -> int:
         """Trials that would run now if there was room for all."""
@@ -199,6 +218,10 @@ class _Watch(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore that we never ask for; a display cannot be pickled
+
+    def tell(self, text: str) -> None:
+        """Say what concerns no single trial."""
+        self._display.tell(text)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Remember where Tune has put its files."""
@@ -236,14 +259,14 @@ class _Watch(tune.Callback):
         self.running.discard(str(trial))
         folder = self._folder / str(trial)
         if retried(lambda: is_whole(folder / FINAL_MODEL, MANIFEST_FILE), folder, done="read"):
-            self.num_ended += 1
+            self.ended.add(str(trial))
             self._display.ended(str(trial), "finished")
             return
         mark = retried(lambda: _Mark.read(folder), folder, done="read")
         if mark is None and retried((self._folder / STOP_FILE).exists, self._folder, done="read"):
             self._display.ended(str(trial), "interrupted")
             return
-        self.num_ended += 1
+        self.ended.add(str(trial))
         if mark is None:
             mark = _Mark((trial.last_result or {}).get("step", 0), self.past_hope.get(trial.trial_id, ASHA))
             retried(partial(mark.write, folder), folder)
@@ -252,7 +275,7 @@ class _Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show why a trial failed."""
         self.running.discard(str(trial))
-        self.num_ended += 1
+        self.ended.add(str(trial))
         # Not `trial.get_error()`: Tune copies the file to where that looks only after this call.
         trace = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "unknown error"
         self.failed[str(trial)] = trace.strip().splitlines()[-1]
@@ -268,7 +291,7 @@ def _tuner(
         return names.of(trial.trial_id, plans[trial.config[PLAN]].config, trial.config)
 
     return tune.Tuner(
-        _trial_class(plans, folder, data, sweep.stop_on),
+        _trial_class(plans, folder, data, sweep),
         param_space={PLAN: tune.grid_search(list(range(len(plans)))), **_distributions(sweep)},
         tune_config=tune.TuneConfig(
             metric=sweep.asha.metric,
@@ -316,13 +339,13 @@ def _most_concurrent(plan: RunPlan) -> int:
     )
 
 
-def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any], stop_on: Sequence[str]) -> type[Any]:
+def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any], sweep: SweepConfig) -> type[Any]:
     """Build the class of the actor that Tune starts for each trial."""
     several = plans[0].config.ray.most_workers > 1
 
     def run(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
-        _run_trial(plans[parameters[PLAN]], sampled, folder, data, several, stop_on)
+        _run_trial(plans[parameters[PLAN]], sampled, folder, data, several, sweep)
 
     run_with_data = tune.with_parameters(run, data=data)  # through the object store, once for all trials
     # A trial with workers of its own only waits for them.
@@ -346,7 +369,7 @@ def _run_trial(
     folder: Path,
     data: dict[Any, Any],
     several: bool,
-    stop_on: Sequence[str],
+    sweep: SweepConfig,
 ) -> None:
     """Train one trial, in this process.
 
@@ -354,20 +377,24 @@ def _run_trial(
         sampled: keys of the plan's config with the trial's own values.
         folder: the sweep's.
         several: on workers of its own instead, by an inner TorchTrainer.
-        stop_on: of the sweep. A trial that ends for such a reason has ended well: Tune does not try it again.
+        sweep: with its `stop_on`. A trial that ends for such a reason has ended well: Tune does not try it again. One
+            that ASHA had stopped goes on where there is no ASHA any more.
     """
     place = folder / tune.get_context().get_trial_name()
     config = with_overrides(plan.config, {**sampled, "log_dir": str(place)})
     plan = plan.vary(config, as_path(config.log_dir))
     claim_folder(plan, resume=is_ours(plan.folder, RUN))
     mark = _Mark.read(plan.folder)
+    if mark is not None and mark.by == ASHA and not sweep.asha.enabled:
+        (plan.folder / STOPPED).unlink()
+        mark = None
     _report_again(plan.folder, {} if mark is None else {STOPPED_BY: mark.by})
     if mark is not None or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
         return
     try:
         _train(plan, folder / STOP_FILE, data[plan.train_paths, plan.test_paths], several)
     except NonFiniteError as error:  # it would come again
-        if "non_finite" not in stop_on:
+        if "non_finite" not in sweep.stop_on:
             raise
         step = _STEP.search(str(error))
         mark = _Mark(int(step[1]) if step else 0, "non_finite")
