@@ -28,6 +28,7 @@ import pytest
 import torch
 from helpers import SHAPE, tiny_config
 from prediction_helpers import checkpoint
+from replay_helpers import SOLVED, write_run
 from run_helpers import some_puzzles, tiny_overrides
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
@@ -113,6 +114,17 @@ class Ran:
 
 def put(path: str, content: str | bytes) -> Spoil:
     return lambda: Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def two_runs(of: int = 3) -> Spoil:
+    """Put two finished runs there, or two that end at half of their steps."""
+
+    def make() -> None:
+        for name, quality in (("a", 0.5), ("b", 0.4)):
+            rows = [{"step": step, "wall_s": 1.0 * step, "eval/loss": 1.0, SOLVED: quality} for step in (1, 2, 3)]
+            write_run(Path("two") / name, name, 0, rows, max_steps=of)
+
+    return make
 
 
 def gone(path: str) -> Spoil:
@@ -558,6 +570,23 @@ RUNS = [
     Bad("dashboard run", r"config\.yaml is not YAML", put("run/config.yaml", b"\xff\xfe\x00")),
     Bad("compare nowhere", "nowhere does not exist; name a run's folder"),
     Bad("compare data", "no run in data: a run's folder holds"),
+    Bad("replay run", "run has no eval/exact_accuracy and must be evaluated"),
+    Bad("replay two/a", "all 1 runs are of one group, a; name at least two", two_runs()),
+    Bad("replay nowhere", "nowhere does not exist"),
+    Bad("replay two", r"two.a ends at step 3 of 6 and must be trained to its end.*asha\.enabled=false", two_runs(of=6)),
+    Bad("replay two --grace 0", r"grace=0 must be from 1 to below the last step, 3; use 1,2", two_runs()),
+    Bad("replay two --grace 3", r"grace=3 must be from 1 to below the last step, 3; use 1,2", two_runs()),
+    Bad("replay two --grace soon", r"--grace=soon must be whole numbers of at least 1, such as --grace 100,200,400"),
+    Bad("replay two --reduction 1", r"reduction=1 must be above 1; use 2,3,4", two_runs()),
+    Bad("replay two --reduction half", r"--reduction=half must be numbers above 1, such as --reduction 2,3,4"),
+    Bad("replay two --reduction inf", r"reduction=inf must be above 1; use 2,3,4", two_runs()),
+    Bad("replay two --metric eval/los", r"metric=eval/los must be one of eval/loss, eval/acc", two_runs()),
+    Bad("replay two --metric eval/anytime_accuracy", "must be logged by all runs, and is not; use one of", two_runs()),
+    Bad("replay two --unit seed", "unit=seed must be one of trial, group", two_runs()),
+    Bad("replay two --keep c", r"keep=c must name the scenario of a run; did you mean `a`", two_runs()),
+    Bad("replay two --group-by ls", r"group_by=ls must be a run key; did you mean `lr`", two_runs()),
+    Bad("replay two --save nowhere/x.png", "--save nowhere/x.png: there is no folder nowhere; make it first"),
+    Bad("replay two --save x.bmp", r"cannot save a picture as x\.bmp: its name must end with", two_runs()),
     Bad("bench --shapes cube", "shapes=cube is unknown; use one of"),
     Bad("bench --scenarios none", "scenarios=none is unknown; use one of baseline"),
     Bad("bench --steps 0", "steps=0 must be at least 1"),
@@ -586,6 +615,8 @@ USAGE = [
     Bad("evaluate run --workers -1", "'--workers'", usage=True),
     Bad("evaluate run --batch-size 0", "'--batch-size'", usage=True),
     Bad("predict run puzzle.txt --segments 0", "'--segments'", usage=True),
+    Bad("replay", "(?i)Missing argument '{?sweep", usage=True),
+    Bad("replay run --orders -1", "'--orders'", usage=True),
     Bad("compare run --threshold 2", "'--threshold'", usage=True),
     Bad("compare run --threshold nan", "'--threshold'", usage=True),
     Bad("export-checkpoint run --output x --format onnx", "'--format'.*'onnx'", usage=True),

@@ -1,7 +1,7 @@
 """Train Tiny Recursive Models with deep supervision: one run, a sweep on Ray, the comparison.
 
-The Python API is `load_config`, `train`, `sweep`, `compare`, `evaluate`, `load_model` and `solve`. Importing this
-package loads nothing heavy; the first use of one of them does.
+The Python API is `load_config`, `train`, `sweep`, `replay`, `compare`, `evaluate`, `load_model` and `solve`.
+Importing this package loads nothing heavy; the first use of one of them does.
 """
 
 import sys
@@ -14,10 +14,10 @@ if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "saf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trm_ray.api import compare, evaluate, load_config, load_model, solve, sweep, train
+    from trm_ray.api import compare, evaluate, load_config, load_model, replay, solve, sweep, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "evaluate", "load_config", "load_model", "solve", "sweep", "train"]
+__all__ = ["__version__", "compare", "evaluate", "load_config", "load_model", "replay", "solve", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:

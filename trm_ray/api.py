@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trm_ray.config import Config, SweepConfig
     from trm_ray.interop.loading import LoadedModel
     from trm_ray.model.trm import TinyRecursiveModel
+    from trm_ray.reporting.numbers.replay import Replay
     from trm_ray.reporting.numbers.summary import ScenarioSummary
     from trm_ray.reporting.numbers.verdicts import Verdict
     from trm_ray.training.inference import Solution
@@ -161,6 +162,27 @@ def compare(*places: str | os.PathLike[str], threshold: float = 0.5, baseline: s
 
     compared = compare_runs([as_path(place) for place in places], threshold, baseline)
     return json.loads(comparison_json(compared.comparison))
+
+
+@stops_at_once()
+@_left_as_found()
+def replay(paths: Sequence[str | os.PathLike[str]], **options: Any) -> Replay:
+    """Replay early stopping on runs that were trained to their end: what each setting would have saved and lost.
+
+    Args:
+        paths: folders of runs, or folders that hold runs, such as a sweep's.
+        options: of `trm_ray.programs.replay.replay`: `grace`, `reduction`, `metrics`, `keep`, `orders` …
+
+    Returns:
+        Every setting with its outcome, what foretells the end, and in `advised` the setting to take.
+
+    Raises:
+        ValueError: a run was not trained to its end, there is nothing to compare, or a value does not fit.
+    """
+    from trm_ray.programs.replay import replay as replay_runs
+    from trm_ray.storage import as_path
+
+    return replay_runs([as_path(path) for path in paths], **options)
 
 
 @_left_as_found()

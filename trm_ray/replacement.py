@@ -47,7 +47,10 @@ _RUN_FILES = "|".join(
         r"\.ray/.+",
     )
 )
-_SWEEP_FILES = rf"sweep\.yaml|\.sweep\.yaml\.tmp|stop_requested|report/{_REPORT_FILES}|\.tune(-[0-9a-f]+)?/.+"
+_SWEEP_FILES = (
+    r"sweep\.yaml|\.sweep\.yaml\.tmp|final\.json|\.final\.json\.tmp|stop_requested"
+    rf"|report/{_REPORT_FILES}|\.tune(-[0-9a-f]+)?/.+"
+)
 
 _LOG = logging.getLogger("trm_ray")
 

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from run_helpers import TINY_RUN
 
 from trm_ray.config import SweepConfig, trial_configs
 from trm_ray.data.format import DatasetInfo
-from trm_ray.distributed.tuner import PLAN, GroupedScheduler, build_scheduler
+from trm_ray.distributed.scheduler import PLAN, GroupedScheduler, build_scheduler
 from trm_ray.runs.plan import RunPlan
 
 BASELINE, LINEAR = "deep_supervision_baseline", "deep_supervision_linear"
@@ -23,9 +24,13 @@ class Trial:
     config: dict[str, Any]
     trial_id: str = field(default="")
     status: str = "RUNNING"
+    tried_again: bool = False
 
     def __post_init__(self) -> None:
         self.trial_id = str(id(self))
+
+    def should_recover(self) -> bool:
+        return self.tried_again
 
 
 def sweep(**changes: Any) -> SweepConfig:
@@ -91,13 +96,17 @@ def test_the_last_evaluation_does_not_stop_a_trial_that_is_at_its_end():
     assert decisions(scheduler_of(sweep()), [(lone, step, 1.0) for step in (2, 4, 8)]) == [CONTINUE] * 3
 
 
-def test_accuracy_is_better_when_it_is_higher():
-    scheduler = scheduler_of(sweep(asha={"metric": "eval/accuracy", "mode": "max"}))
+ACCURACIES = ["eval/accuracy", "eval/anytime_accuracy", "eval/first_segment/step_0_exact_accuracy"]
+
+
+@pytest.mark.parametrize("metric", ACCURACIES)
+def test_accuracy_is_better_when_it_is_higher(metric: str):
+    scheduler = scheduler_of(sweep(asha={"metric": metric, "mode": "max"}))
     good, bad = Trial({PLAN: 0}), Trial({PLAN: 1})
     for trial in (good, bad):
         scheduler.on_trial_add(None, trial)
-    assert scheduler.on_trial_result(None, good, {"step": 2, "eval/accuracy": 0.9}) == CONTINUE
-    assert scheduler.on_trial_result(None, bad, {"step": 2, "eval/accuracy": 0.1}) == STOP
+    assert scheduler.on_trial_result(None, good, {"step": 2, metric: 0.9}) == CONTINUE
+    assert scheduler.on_trial_result(None, bad, {"step": 2, metric: 0.1}) == STOP
 
 
 def test_without_asha_nothing_is_stopped():
@@ -116,3 +125,111 @@ def test_the_end_of_a_trial_reaches_its_group():
     scheduler.on_trial_remove(None, late)
     scheduler.on_trial_error(None, late)
     assert "Rung" in scheduler.debug_string() or "Bracket" in scheduler.debug_string()
+
+
+# ---- groups that compete by their means over the seeds ---------------------------------------------------------
+
+
+STEADY, MIXED, BAD = BASELINE, LINEAR, "deep_supervision_constant"
+
+
+def of_groups(**changes: Any) -> tuple[TrialScheduler, dict[tuple[str, int], Trial]]:
+    """A scheduler of three scenarios with two seeds each, and the trials by scenario and seed."""
+    of = sweep(scenarios=[STEADY, MIXED, BAD], seeds=[0, 1], asha={"unit": "group"}, **changes)
+    return scheduler_of(of), {
+        (plan.config.config_name, plan.config.seed): Trial({PLAN: number}) for number, plan in enumerate(plans(of))
+    }
+
+
+def told(scheduler: TrialScheduler, trial: Trial, step: int, loss: float, **more: Any) -> str:
+    return str(scheduler.on_trial_result(None, trial, {"step": step, "eval/loss": loss, **more}))
+
+
+def test_seeds_of_a_group_begin_together():
+    _, trials = of_groups()
+    assert list(trials)[:3] == [(STEADY, 0), (STEADY, 1), (MIXED, 0)]
+
+
+def test_an_unlucky_seed_does_not_end_its_scenario_and_a_bad_scenario_ends_whole():
+    """Means at the rung: 2, then 1.75, which is better, then 3, which is above the median of those two, 1.875."""
+    scheduler, trials = of_groups()
+    asked = [(STEADY, 0, 2.0), (STEADY, 1, 2.0), (MIXED, 0, 1.0), (MIXED, 1, 2.5), (BAD, 0, 1.5)]
+    results = [(trials[name, seed], 2, loss) for name, seed, loss in asked]
+    assert decisions(scheduler, results) == [CONTINUE] * 5
+    assert decisions(scheduler, [(trials[BAD, 0], 3, 0.1)]) == [CONTINUE]  # it goes on until its sibling is there
+    assert decisions(scheduler, [(trials[BAD, 1], 2, 4.5)]) == [STOP]
+    assert decisions(scheduler, [(trials[BAD, 0], 4, 0.1)]) == [STOP]
+    assert decisions(scheduler, [(trials[MIXED, 1], 3, 9.0)]) == [CONTINUE]
+
+
+def stand(scheduler: TrialScheduler, trials: dict[tuple[str, int], Trial]) -> None:
+    """Bring one group to the rung, with a mean of 2, and the first seed of another that is behind."""
+    asked = [(STEADY, 0, 2.0), (STEADY, 1, 2.0), (BAD, 0, 3.0)]
+    decisions(scheduler, [(trials[name, seed], 2, loss) for name, seed, loss in asked])
+
+
+def test_a_seed_that_fails_for_good_is_not_waited_for():
+    scheduler, trials = of_groups()
+    stand(scheduler, trials)
+    scheduler.on_trial_error(None, trials[BAD, 1])
+    assert told(scheduler, trials[BAD, 0], 3, 3.0) == STOP
+
+
+def test_a_seed_that_is_tried_again_is_waited_for():
+    scheduler, trials = of_groups()
+    stand(scheduler, trials)
+    trials[BAD, 1].tried_again = True
+    scheduler.on_trial_error(None, trials[BAD, 1])
+    assert told(scheduler, trials[BAD, 0], 3, 3.0) == CONTINUE
+    assert told(scheduler, trials[BAD, 1], 2, 0.5) == CONTINUE  # the mean is 1.75
+    assert told(scheduler, trials[BAD, 0], 4, 3.0) == CONTINUE
+
+
+def test_a_trial_that_ends_by_itself_is_not_waited_for_and_what_it_reported_counts():
+    scheduler, trials = of_groups()
+    stand(scheduler, trials)
+    assert told(scheduler, trials[BAD, 1], 1, 9.0) == CONTINUE
+    scheduler.on_trial_complete(None, trials[BAD, 1], {"step": 1, "eval/loss": 9.0})
+    assert told(scheduler, trials[BAD, 0], 3, 3.0) == STOP
+
+
+def test_a_seed_whose_loss_is_not_finite_does_not_count():
+    scheduler, trials = of_groups()
+    stand(scheduler, trials)
+    assert told(scheduler, trials[BAD, 1], 2, float("nan")) == STOP  # the mean is 3, that of the other
+
+
+def test_reports_that_come_again_change_nothing():
+    """As after a fault, and in a sweep that is resumed."""
+    scheduler, trials = of_groups()
+    stand(scheduler, trials)
+    again = [told(scheduler, trials[STEADY, 0], step, 50.0) for step in (1, 2)]
+    assert [*again, told(scheduler, trials[BAD, 1], 2, 3.0)] == [CONTINUE, CONTINUE, STOP]
+
+
+def test_a_group_that_had_been_stopped_before_a_resume_stays_stopped():
+    scheduler, trials = of_groups()
+    decisions(scheduler, [(trials[BAD, 0], 1, 1.0)])
+    assert told(scheduler, trials[BAD, 1], 2, 1.0, stopped_by="ASHA") == STOP
+    assert told(scheduler, trials[BAD, 0], 2, 1.0) == STOP
+
+
+def test_a_kept_group_goes_on_and_others_are_measured_against_it_at_every_rung():
+    scheduler, trials = of_groups(keep=[BAD])
+    stand(scheduler, trials)
+    assert told(scheduler, trials[BAD, 1], 2, 3.0) == CONTINUE
+    for seed in (0, 1):
+        assert told(scheduler, trials[BAD, seed], 4, 1.0) == CONTINUE
+    asked = [(trials[STEADY, seed], 4, 1.5) for seed in (0, 1)]
+    assert decisions(scheduler, asked) == [CONTINUE, STOP]
+
+
+def test_groups_of_different_leagues_do_not_compete():
+    scheduler, trials = of_groups(group_by="config_name")
+    stand(scheduler, trials)
+    assert told(scheduler, trials[BAD, 1], 2, 30.0) == CONTINUE
+
+
+def test_no_trial_of_a_group_goes_beyond_the_most_steps():
+    scheduler, trials = of_groups()
+    assert decisions(scheduler, [(trials[STEADY, 0], 9, 1.0)]) == [STOP]

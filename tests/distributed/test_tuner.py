@@ -64,6 +64,7 @@ def sweep_config(data: Path, folder: Path, scenarios: Sequence[str], **more: Any
         "scenarios": list(scenarios),
         "overrides": {**common, "data_paths": [str(data)], **more},
         "asha": {"grace_period": 3},
+        "stop_on": [],
         "keep": [KEPT] if KEPT in scenarios else [],
         "max_concurrent_trials": 1,
         "log_dir": str(folder),
@@ -181,6 +182,56 @@ def test_a_sweep_ends_with_a_ranking_a_command_and_a_picture(done: Swept):
     assert f"failed {trial(WILD)}: " in printed
     assert "trm-ray train --config-name good" in printed
     assert (done.plan.folder / "report" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def lines_of(done: Swept, name: str) -> list[str]:
+    """What was told of a trial, without its evaluations."""
+    lines = [line.split(maxsplit=1) for line in done.printed.splitlines() if line.startswith(name)]
+    return [told for _, told in lines if not told.startswith("step")]
+
+
+@pytest.fixture(scope="module")
+def by_groups(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """Scenarios compete over two seeds, and hopeless trials are ended. What failed would be tried twice more."""
+    folder = tmp_path_factory.mktemp("sweeps") / "by_groups"
+    sweep = sweep_config(puzzles, folder, [GOOD, IDLE, WILD], **{"ray.max_failures": 2}).model_dump()
+    asha = {"grace_period": 3, "unit": "group"}
+    told = {"seeds": [0, 1], "asha": asha, "stop_on": ["non_finite"], "max_concurrent_trials": 2}
+    return swept(SweepConfig.model_validate({**sweep, **told}))
+
+
+def test_a_hopeless_trial_is_stopped_for_good_and_is_no_failure(by_groups: Swept):
+    assert by_groups.outcome.failed == {}
+    for seed in (0, 1):
+        mark = json.loads((by_groups.plan.folder / f"{WILD}-seed{seed}" / STOPPED).read_text())
+        assert mark["by"] == "non_finite"
+        state = f"stopped: not finite at step {mark['step']}"
+        assert lines_of(by_groups, f"{WILD}-seed{seed}") == ["started", state]
+
+
+def test_a_scenario_that_is_behind_over_its_seeds_is_stopped_whole(by_groups: Swept):
+    steps = [json.loads((by_groups.plan.folder / f"{IDLE}-seed{seed}" / STOPPED).read_text()) for seed in (0, 1)]
+    assert min(mark["step"] for mark in steps) == 3
+    assert all(mark["by"] == "ASHA" and mark["step"] < STEPS[IDLE] for mark in steps)
+    assert all(lines_of(by_groups, f"{GOOD}-seed{seed}") == ["started", "finished"] for seed in (0, 1))
+
+
+def test_the_second_stage_trains_on_what_was_stopped_and_adds_seeds(puzzles: Path, tmp_path: Path):
+    """One after the other: the scenario that is behind is stopped, and then goes on; a resume finds nothing left."""
+    sweep = sweep_config(puzzles, tmp_path / "stages", [GOOD, KEPT]).model_dump()
+    staged = SweepConfig.model_validate({**sweep, "keep": [], "final": {"top_k": 2, "seeds": 2}})
+    done = swept(staged)
+    assert lines_of(done, trial(KEPT)) == ["started", "stopped early at step 3", "started", "finished"]
+    assert lines_of(done, trial(GOOD)) == ["started", "finished"]
+    assert "Final stage: good, kept, 3 trials to train" in done.printed.splitlines()
+    runs = find_runs([done.plan.folder])
+    assert [(run.name, run.finished) for run in runs] == [
+        (f"{name}-seed{n}", True) for name in (GOOD, KEPT) for n in (0, 1)
+    ]
+    assert [int(row["step"]) for row in read_run(done.folder(KEPT)).rows] == [1, 2, 3, 4, 5, 6]
+    again = swept(staged, resume=True)
+    assert "Final stage: good, kept, 0 trials to train" in again.printed.splitlines()
+    assert "started" not in again.printed
 
 
 def test_a_resumed_sweep_finishes_what_was_begun_and_leaves_the_rest(

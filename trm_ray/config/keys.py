@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -24,7 +24,7 @@ from trm_ray.config.errors import ConfigError, show
 from trm_ray.storage import check_url, with_home
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-SECTIONS = ("arch", "ray", "generator", "asha", "overrides", "search_space")  # keys that hold keys
+SECTIONS = ("arch", "ray", "generator", "asha", "final", "overrides", "search_space")  # keys that hold keys
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 NAME_RULE = "a name of letters, digits, `_`, `-` and `.`"
@@ -152,6 +152,10 @@ Workers = Annotated[
 ]
 Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
 Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]
+
+Reasons = Annotated[
+    list[Literal["non_finite", "diverging"]], Field(description="a list of non_finite, diverging, or both"), _Listed
+]
 
 
 def check_address(named: str, address: str) -> None:

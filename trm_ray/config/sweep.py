@@ -21,6 +21,7 @@ from trm_ray.config.keys import (
     Names,
     Positive,
     PositiveOrNull,
+    Reasons,
     Seed,
     Settings,
     Share,
@@ -31,6 +32,13 @@ from trm_ray.config.keys import (
 from trm_ray.config.run import Config, is_of_kind, known_keys
 
 Kind = Literal["uniform", "loguniform", "choice", "randint"]
+Metric = Literal[
+    "eval/loss",
+    "eval/accuracy",
+    "eval/exact_accuracy",
+    "eval/anytime_accuracy",
+    "eval/first_segment/step_0_exact_accuracy",
+]
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,18 @@ class Distribution:
         return self.values
 
 
+def best_mode(metric: str) -> Literal["min", "max"]:
+    """Tell whether less or more of a metric is better."""
+    return "min" if metric == "eval/loss" else "max"
+
+
 class AshaConfig(Settings):
     """Say when a trial is stopped for being behind (`asha.*`)."""
 
     enabled: bool = True  # false = every trial runs to its end
-    metric: Literal["eval/loss", "eval/accuracy", "eval/exact_accuracy"] = "eval/loss"  # what trials are judged by
+    # what competes: each trial by itself, or a group (a scenario or variant) by the mean over its seeds
+    unit: Literal["trial", "group"] = "trial"
+    metric: Metric = "eval/loss"  # what trials are judged by, on held-out puzzles
     mode: Literal["min", "max"] = "min"  # min for eval/loss, max for the others
     grace_period: Positive = 1000  # optimizer steps that every trial gets: past the warm-up
     reduction_factor: AboveOne = 2.0  # one trial in so many goes on past each rung
@@ -59,7 +74,7 @@ class AshaConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> AshaConfig:
-        best = "min" if self.metric == "eval/loss" else "max"
+        best = best_mode(self.metric)
         if self.mode != best:
             rule = f"must be {best} for asha.metric={self.metric}"
             raise ValueError(f"asha.mode={self.mode} {rule}; use asha.mode={best}")
@@ -68,6 +83,13 @@ class AshaConfig(Settings):
             way_out = f"use asha.grace_period={max(most // 2, 1)}"
             raise ValueError(f"asha.grace_period={grace} must be at most asha.max_t={most}; {way_out}")
         return self
+
+
+class FinalConfig(Settings):
+    """Say what is trained again, on more seeds and without stopping, once all trials have ended (`final.*`)."""
+
+    top_k: PositiveOrNull = None  # so many of the best groups, and those of `keep`; null = there is no second stage
+    seeds: PositiveOrNull = None  # of each; those of the first stage that ended count; null = as many as there
 
 
 class SweepConfig(Settings):
@@ -83,7 +105,10 @@ class SweepConfig(Settings):
     num_samples: Positive = 1  # samples of the distributions for each point of the grid
     group_by: TextOrNull = None  # a run key: trials compete only with those of equal value
     keep: Names = []  # scenarios that are never stopped early
+    # ends a hopeless trial for good, a kept one too: its loss is not finite; or it has lost what it had learned
+    stop_on: Reasons = ["non_finite", "diverging"]
     asha: AshaConfig = AshaConfig()
+    final: FinalConfig = FinalConfig()
     threshold: Share = 0.5  # exact accuracy that "steps to threshold" counts to
     max_concurrent_trials: PositiveOrNull = None  # at once; null = as many as the resources hold
     log_dir: Folder = "runs/sweep"  # filled in when loading: runs/NAME
@@ -109,16 +134,17 @@ class SweepConfig(Settings):
     def variants(self) -> list[dict[str, Any]]:
         """List the fixed part of every trial: `config_name`, `seed` and the grid's keys.
 
-        Seeds change slowest and scenarios fastest, so that a sweep compares all scenarios early.
+        Seeds change slowest and scenarios fastest, so that a sweep compares all scenarios early. Where groups compete
+        the seeds of each stand together, so that a group is whole early.
         """
         grid = {key: spec for key, spec in self.search_space.items() if isinstance(spec, list)}
         points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        return [
-            {"config_name": scenario, "seed": seed, **point}
-            for seed in self.seeds
-            for point in points
-            for scenario in self.scenarios
-        ]
+        groups = [(scenario, point) for point in points for scenario in self.scenarios]
+        if self.asha.unit == "group":
+            ordered = [(seed, *group) for group in groups for seed in self.seeds]
+        else:
+            ordered = [(seed, *group) for seed in self.seeds for group in groups]
+        return [{"config_name": scenario, "seed": seed, **point} for seed, scenario, point in ordered]
 
     def random_space(self) -> dict[str, Distribution]:
         """List the keys that are sampled, `num_samples` times for each variant."""
@@ -209,9 +235,18 @@ def _check_names(sweep: SweepConfig) -> None:
 
 
 def _check_space(sweep: SweepConfig) -> None:
+    if sweep.final.top_k is not None and sweep.random_space():
+        rule = "must not stand beside a distribution in search_space, which draws other values for every seed"
+        raise ValueError(f"final.top_k={sweep.final.top_k} {rule}; use lists of values, or final.top_k=null")
+    if sweep.final.seeds is not None and sweep.final.seeds < len(sweep.seeds):
+        rule = f"must be at least the number of seeds, {len(sweep.seeds)}"
+        raise ValueError(f"final.seeds={sweep.final.seeds} {rule}; use final.seeds={len(sweep.seeds)}")
     for key in sorted(sweep.search_space.keys() & sweep.overrides.keys()):
         value = show(sweep.overrides[key])
         raise ValueError(f"{key}={value} must not stand beside search_space.{key}; remove one")
     if sweep.num_samples > 1 and not sweep.random_space():
         rule = "needs a distribution in search_space"
         raise ValueError(f"num_samples={sweep.num_samples} {rule}; for a spread use seeds")
+    if sweep.asha.unit == "group" and sweep.random_space():
+        rule = "must not stand beside a distribution in search_space, which draws other values for every seed"
+        raise ValueError(f"asha.unit=group {rule}; use lists of values, or asha.unit=trial")

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.trainable import wrap_function
 
-from trm_ray.config import SweepConfig, flat, with_overrides
+from trm_ray.config import SweepConfig, with_overrides
 from trm_ray.config.trials import TrialNames
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import ray_storage
 from trm_ray.distributed.ray_internals import HEAD_NODE
+from trm_ray.distributed.scheduler import ASHA, PLAN, STOPPED_BY, build_scheduler
 from trm_ray.distributed.trainer import build_trainer, load_splits, outcome_of
 from trm_ray.distributed.waiting import Clock, await_worker, has_room, wait_beside
 from trm_ray.distributed.worker import train_trial
@@ -32,17 +34,19 @@ from trm_ray.replacement import RUN, drop_replaced, is_ours
 from trm_ray.reporting.console import SweepDisplay
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.hopeless import REASONS, past_hope
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import is_whole, remove_tree, retried
 from trm_ray.training.checkpoint import FINAL_MODEL, MANIFEST_FILE, checkpoint_step, has_checkpoint
+from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals
 
 # Tune's own notes on the experiment. A resume does not read them: the trials' folders are the truth.
 NOTES = ".tune"
-# Which of the sweep's plans a trial follows; its other parameters are sampled run keys.
-PLAN = "plan"
-# Marks the folder of a trial that the scheduler stopped.
+# Marks the folder of a trial that was stopped for good.
 STOPPED = "stopped_early.json"
+# In the words of a `NonFiniteError`.
+_STEP = re.compile(r"\bstep=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -52,55 +56,74 @@ class Outcome:
     failed: dict[str, str]
 
 
+class Round(Protocol):
+    """Trials that are run together: one a plan, in the order of `sweep.variants()`."""
+
+    @property
+    def sweep(self) -> SweepConfig: ...  # noqa: D102
+    @property
+    def runs(self) -> list[RunPlan]: ...  # noqa: D102
+
+
 def run_sweep(
-    sweep: SweepConfig,
-    plans: list[RunPlan],
+    first: Round,
+    rounds: Iterable[Round],
     folder: Path,
     display: SweepDisplay,
     begin: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Run every plan as a trial; each trial's folder is an ordinary run folder inside `folder`.
+    """Run every plan of each round as a trial; each trial's folder is an ordinary run folder inside `folder`.
 
     Trials that are already there go on from their last checkpoint. They report again what they had reported, so that
     the scheduler knows where they stand.
 
     Args:
-        plans: one a variant, in the order of `sweep.variants()`; all use the same `ray` section.
+        first: holds the data and the `ray` section that all rounds use.
+        rounds: are run one after the other in one Ray session; the next is asked for when the one before has ended.
         display: is told of every trial's start, results and end.
         begin: is called when Ray is there and has room: begins to write the sweep's folder.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came, and the running trials have saved where they stood.
     """
-    watch = _Watch(sweep, plans, folder, display)
+    plans = first.runs
     for plan in plans:
         fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
+    failed: dict[str, str] = {}
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
         check_resources(plans[0].config)
-        limit_s, stop_file = plans[0].config.ray.start_timeout_s, StopFile(folder / STOP_FILE)
+        stop_file, watch = StopFile(folder / STOP_FILE), _Watch(first.sweep, plans, folder, display)
 
         def look() -> None:
             if stop_file.requested():
                 raise Interrupted(f"{watch.num_left} trials did not finish")
 
-        try:
-            with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
-                await_worker(limit_s, look)
-                different = {(plan.train_paths, plan.test_paths): plan for plan in plans}
-                data = wait_beside(lambda: {paths: load_splits(plan) for paths, plan in different.items()}, look)
-                begin()
-                for notes in folder.glob(f"{NOTES}*"):
-                    remove_tree(notes, ignore_errors=True)
-                clock = Clock(limit_s)
-                _tuner(sweep, plans, folder, watch, data, clock).fit()
-        finally:
-            watch.remove_staging()
-        if watch.num_left and watch.in_vain:
-            raise clock.error()
-        if watch.num_left:
-            raise Interrupted(f"{watch.num_left} trials did not finish")
-    return Outcome(watch.failed)
+        with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
+            await_worker(plans[0].config.ray.start_timeout_s, look)
+            different = {(plan.train_paths, plan.test_paths): plan for plan in plans}
+            data = wait_beside(lambda: {paths: load_splits(plan) for paths, plan in different.items()}, look)
+            begin()
+        for one in rounds:
+            watch = _Watch(one.sweep, one.runs, folder, display)
+            _run_round(one, folder, watch, data)
+            failed = {name: why for name, why in failed.items() if name not in watch.ended} | watch.failed
+    return Outcome(failed)
+
+
+def _run_round(one: Round, folder: Path, watch: _Watch, data: dict[Any, Any]) -> None:
+    for notes in folder.glob(f"{NOTES}*"):
+        remove_tree(notes, ignore_errors=True)
+    clock = Clock(one.runs[0].config.ray.start_timeout_s)
+    try:
+        with RoomWatch(one.runs[0].config, watch.num_at_once, watch.tell):
+            _tuner(one.sweep, one.runs, folder, watch, data, clock).fit()
+    finally:
+        watch.remove_staging()
+    if watch.num_left and watch.in_vain:
+        raise clock.error()
+    if watch.num_left:
+        raise Interrupted(f"{watch.num_left} trials did not finish")
 
 
 class _Stopper(tune.Stopper):
@@ -109,16 +132,24 @@ class _Stopper(tune.Stopper):
     Also where there is room for a trial and no worker comes up, which the clock tells.
     """
 
-    def __init__(self, stop_file: Path, watch: _Watch, clock: Clock):
-        self._stop_file, self._watch, self._clock = StopFile(stop_file), watch, clock
+    def __init__(self, stop_file: Path, watch: _Watch, clock: Clock, stop_on: Sequence[str]):
+        self._stop_file, self._watch, self._clock, self._stop_on = StopFile(stop_file), watch, clock, stop_on
+        self._losses: dict[str, dict[int, float]] = {}  # by trial and step: after a fault a trial reports again
         self._to_wait_for: set[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as `_Watch`
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial by itself."""
-        return False
+        """Stop a trial that is past hope."""
+        if "eval/loss" not in result:
+            return False
+        losses = self._losses.setdefault(trial_id, {})
+        losses[result["step"]] = result["eval/loss"]
+        reason = past_hope(list(losses.values()), self._watch.num_tokens[trial_id], self._stop_on)
+        if reason is not None:
+            self._watch.past_hope[trial_id] = reason
+        return reason is not None
 
     def stop_all(self) -> bool:
         """Tell whether all is saved. A trial that Tune starts in the meantime has nothing to save."""
@@ -135,6 +166,33 @@ class _Stopper(tune.Stopper):
         return self._watch.in_vain
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """Where a trial was stopped for good, and by what: ASHA, or one of `stop_on`."""
+
+    step: int
+    by: str
+
+    @classmethod
+    def read(cls, folder: Path) -> _Mark | None:
+        """Read the mark in a trial's folder, if there is one."""
+        file = folder / STOPPED
+        return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def write(self, folder: Path) -> None:
+        """Leave the mark in a trial's folder."""
+        (folder / STOPPED).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @property
+    def told(self) -> str:
+        """The state, for the table of trials."""
+        return (
+            f"stopped: {REASONS[self.by]} at step {self.step}"
+            if self.by in REASONS
+            else f"stopped early at step {self.step}"
+        )
+
+
 class _Watch(tune.Callback):
     """Pass Tune's events on to the display, and leave a mark in the folder of a trial that was stopped early."""
 
@@ -142,7 +200,9 @@ class _Watch(tune.Callback):
         self._sweep, self._plans, self._folder, self._display = sweep, plans, folder, display
         self.failed: dict[str, str] = {}
         self.running: set[str] = set()
-        self.num_ended = 0
+        self.num_tokens: dict[str, int] = {}  # of each trial's vocabulary
+        self.past_hope: dict[str, str] = {}  # why a trial is being stopped, if not by ASHA
+        self.ended: set[str] = set()
         self.in_vain = False  # whether trials were waited for too long
         self._staging: Path | None = None
         self._stands = False
@@ -150,7 +210,7 @@ class _Watch(tune.Callback):
     @property
     def num_left(self) -> int:
         """Trials that have not ended."""
-        return len(self._plans) * self._sweep.num_samples - self.num_ended
+        return len(self._plans) * self._sweep.num_samples - len(self.ended)
 
     def num_at_once(self) -> int:
         """Trials that would run now if there was room for all."""
@@ -158,6 +218,10 @@ class _Watch(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore that we never ask for; a display cannot be pickled
+
+    def tell(self, text: str) -> None:
+        """Say what concerns no single trial."""
+        self._display.tell(text)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Remember where Tune has put its files."""
@@ -173,6 +237,7 @@ class _Watch(tune.Callback):
         """Show that a trial runs."""
         plan = self._plans[trial.config[PLAN]]
         self.running.add(str(trial))
+        self.num_tokens[trial.trial_id] = plan.info.vocab_size
         self._display.started(str(trial), self._folder / str(trial), plan.num_steps)
 
     def on_trial_result(
@@ -192,23 +257,25 @@ class _Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show the end of a trial, which the scheduler may have brought about."""
         self.running.discard(str(trial))
-        step, folder = (trial.last_result or {}).get("step", 0), self._folder / str(trial)
+        folder = self._folder / str(trial)
         if retried(lambda: is_whole(folder / FINAL_MODEL, MANIFEST_FILE), folder, done="read"):
-            self.num_ended += 1
+            self.ended.add(str(trial))
             self._display.ended(str(trial), "finished")
             return
-        if retried((self._folder / STOP_FILE).exists, self._folder, done="read"):
+        mark = retried(lambda: _Mark.read(folder), folder, done="read")
+        if mark is None and retried((self._folder / STOP_FILE).exists, self._folder, done="read"):
             self._display.ended(str(trial), "interrupted")
             return
-        self.num_ended += 1
-        mark, words = folder / STOPPED, json.dumps({"step": step, "by": "ASHA"}) + "\n"
-        retried(lambda: mark.write_text(words, encoding="utf-8"), mark)
-        self._display.ended(str(trial), f"stopped early at step {step}")
+        self.ended.add(str(trial))
+        if mark is None:
+            mark = _Mark((trial.last_result or {}).get("step", 0), self.past_hope.get(trial.trial_id, ASHA))
+            retried(partial(mark.write, folder), folder)
+        self._display.ended(str(trial), mark.told)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Show why a trial failed."""
         self.running.discard(str(trial))
-        self.num_ended += 1
+        self.ended.add(str(trial))
         # Not `trial.get_error()`: Tune copies the file to where that looks only after this call.
         trace = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "unknown error"
         self.failed[str(trial)] = trace.strip().splitlines()[-1]
@@ -224,7 +291,7 @@ def _tuner(
         return names.of(trial.trial_id, plans[trial.config[PLAN]].config, trial.config)
 
     return tune.Tuner(
-        _trial_class(plans, folder, data),
+        _trial_class(plans, folder, data, sweep),
         param_space={PLAN: tune.grid_search(list(range(len(plans)))), **_distributions(sweep)},
         tune_config=tune.TuneConfig(
             metric=sweep.asha.metric,
@@ -245,7 +312,7 @@ def _tuner(
             name=f"{NOTES}-{secrets.token_hex(4)}",
             **ray_storage(folder),
             callbacks=[watch],
-            stop=_Stopper(folder / STOP_FILE, watch, clock),
+            stop=_Stopper(folder / STOP_FILE, watch, clock, sweep.stop_on),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=plans[0].config.ray.max_failures or 0),
         ),
@@ -272,13 +339,13 @@ def _most_concurrent(plan: RunPlan) -> int:
     )
 
 
-def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any]) -> type[Any]:
+def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any], sweep: SweepConfig) -> type[Any]:
     """Build the class of the actor that Tune starts for each trial."""
     several = plans[0].config.ray.most_workers > 1
 
     def run(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
         sampled = {key: value for key, value in parameters.items() if key != PLAN}
-        _run_trial(plans[parameters[PLAN]], sampled, folder, data, several)
+        _run_trial(plans[parameters[PLAN]], sampled, folder, data, several, sweep)
 
     run_with_data = tune.with_parameters(run, data=data)  # through the object store, once for all trials
     # A trial with workers of its own only waits for them.
@@ -296,116 +363,56 @@ def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any]) -> ty
     return Trial
 
 
-def _run_trial(plan: RunPlan, sampled: dict[str, Any], folder: Path, data: dict[Any, Any], several: bool) -> None:
+def _run_trial(
+    plan: RunPlan,
+    sampled: dict[str, Any],
+    folder: Path,
+    data: dict[Any, Any],
+    several: bool,
+    sweep: SweepConfig,
+) -> None:
     """Train one trial, in this process.
 
     Args:
         sampled: keys of the plan's config with the trial's own values.
         folder: the sweep's.
         several: on workers of its own instead, by an inner TorchTrainer.
+        sweep: with its `stop_on`. A trial that ends for such a reason has ended well: Tune does not try it again. One
+            that ASHA had stopped goes on where there is no ASHA any more.
     """
     place = folder / tune.get_context().get_trial_name()
     plan = plan.vary(with_overrides(plan.config, {**sampled, "log_dir": str(place)}), place)
     latest = claim_folder(plan, resume=is_ours(plan.folder, RUN))
+    mark = _Mark.read(plan.folder)
+    if mark is not None and mark.by == ASHA and not sweep.asha.enabled:
+        (plan.folder / STOPPED).unlink()
+        mark = None
     if latest is not None:
-        _report_again(plan.folder, checkpoint_step(latest))
-    if (plan.folder / STOPPED).is_file() or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
+        _report_again(plan.folder, checkpoint_step(latest), {} if mark is None else {STOPPED_BY: mark.by})
+    if mark is not None or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
         return
-    train, test = data[plan.train_paths, plan.test_paths]
+    try:
+        _train(plan, latest, folder / STOP_FILE, data[plan.train_paths, plan.test_paths], several)
+    except NonFiniteError as error:  # it would come again
+        if "non_finite" not in sweep.stop_on:
+            raise
+        step = _STEP.search(str(error))
+        mark = _Mark(int(step[1]) if step else 0, "non_finite")
+        retried(partial(mark.write, plan.folder), plan.folder)
+
+
+def _train(plan: RunPlan, latest: Path | None, stop_file: Path, data: tuple[Any, Any], several: bool) -> None:
+    train, test = data
     if several:
-        trainer = build_trainer(plan, train, test, folder / STOP_FILE, [TuneReportCallback()])
+        trainer = build_trainer(plan, train, test, stop_file, [TuneReportCallback()])
         with suppress(Interrupted):  # before there were workers
-            outcome_of(trainer, plan, folder / STOP_FILE)
+            outcome_of(trainer, plan, stop_file)
     else:
-        train_trial(plan, latest, train, test, folder / STOP_FILE)
+        train_trial(plan, latest, train, test, stop_file)
 
 
-def _report_again(folder: Path, last_step: int) -> None:
-    """Report the evaluations that a trial made before its sweep was interrupted."""
-    for row in read_run(folder).rows:
-        if "eval/loss" in row and row["step"] <= last_step:
-            tune.report(row)
-
-
-def build_scheduler(sweep: SweepConfig, plans: list[RunPlan]) -> TrialScheduler:
-    """Build the sweep's early stopping: one ASHA a value of `group_by`, and none for the scenarios to keep."""
-    if not sweep.asha.enabled:
-        return FIFOScheduler()
-    longest = max(plan.num_steps for plan in plans)
-
-    def asha() -> ASHAScheduler:
-        return ASHAScheduler(
-            time_attr="step",
-            # One beyond the last: ASHA would kill a trial that reaches `max_t` while it is closing its files.
-            max_t=max(sweep.asha.max_t or longest, sweep.asha.grace_period) + 1,
-            grace_period=sweep.asha.grace_period,
-            reduction_factor=sweep.asha.reduction_factor,
-        )
-
-    def group(trial: Trial) -> str:
-        if sweep.group_by is None:
-            return ""
-        return str(trial.config.get(sweep.group_by, flat(plans[trial.config[PLAN]].config)[sweep.group_by]))
-
-    def kept(trial: Trial) -> bool:
-        return plans[trial.config[PLAN]].config.config_name in sweep.keep
-
-    return GroupedScheduler(asha, group, kept)
-
-
-class GroupedScheduler(FIFOScheduler):
-    """One early-stopping scheduler a group of trials, so that a hard scenario is never judged against an easy one.
-
-    Args:
-        make: builds the scheduler of a group.
-        group: names the group of a trial.
-        kept: tells which trials are never stopped; the others are still measured against them.
-    """
-
-    def __init__(
-        self, make: Callable[[], TrialScheduler], group: Callable[[Trial], str], kept: Callable[[Trial], bool]
-    ):
-        super().__init__()
-        self._make, self._group, self._kept = make, group, kept
-        self._groups: dict[str, TrialScheduler] = {}
-        self._properties: tuple[Any, Any, dict[str, Any]] | None = None
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Remember what to optimise for the groups to come."""
-        self._properties = (metric, mode, spec)
-        return True
-
-    def _scheduler(self, trial: Trial) -> TrialScheduler:
-        name = self._group(trial)
-        if name not in self._groups:
-            scheduler = self._make()
-            if self._properties is not None:
-                metric, mode, spec = self._properties
-                scheduler.set_search_properties(metric, mode, **spec)
-            self._groups[name] = scheduler
-        return self._groups[name]
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Add a trial to its group."""
-        self._scheduler(trial).on_trial_add(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Tell the trial's group."""
-        self._scheduler(trial).on_trial_error(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Ask the trial's group whether it may go on."""
-        decision = self._scheduler(trial).on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.CONTINUE if self._kept(trial) else decision
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Tell the trial's group."""
-        self._scheduler(trial).on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """Tell the trial's group."""
-        self._scheduler(trial).on_trial_remove(tune_controller, trial)
-
-    def debug_string(self) -> str:
-        """Describe the groups."""
-        return " | ".join(f"{name}: {scheduler.debug_string()}" for name, scheduler in self._groups.items())
+def _report_again(folder: Path, last_step: int, ending: dict[str, str]) -> None:
+    """Report the evaluations that a trial made before its sweep was interrupted, and with the last how it had ended."""
+    rows = [row for row in read_run(folder).rows if "eval/loss" in row and row["step"] <= last_step]
+    for row in rows:
+        tune.report({**row, **(ending if row is rows[-1] else {})})

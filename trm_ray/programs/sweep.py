@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.console import Console
 from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, typed
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
+from trm_ray.programs.stages import Stage, counted, final_config, stages
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.reporting.terminal import say
 from trm_ray.runs.data import complete, complete_trials, make_missing
@@ -34,6 +35,7 @@ class SweepPlan:
     sweep: SweepConfig
     folder: Path
     runs: list[RunPlan]
+    final: Stage | None = None  # what a second stage may train
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,17 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     Raises:
         ValueError: a trial's data is missing or bad.
     """
-    configs = complete_trials(sweep)
+    runs = _plans(complete_trials(sweep))
+    final = final_config(sweep) if sweep.final.top_k is not None else None
+    return SweepPlan(
+        sweep,
+        resolved(join(runs[0].config.ray.storage_path, sweep.log_dir)),
+        runs,
+        None if final is None else Stage(final, _plans(complete_trials(final))),
+    )
+
+
+def _plans(configs: Iterable[Config]) -> list[RunPlan]:
     by_data: dict[str, RunPlan] = {}
     runs = []
     for config in configs:
@@ -70,7 +82,7 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
         if key not in by_data:
             by_data[key] = plan_run(config)
         runs.append(by_data[key].vary(config, run_dir(config)))
-    return SweepPlan(sweep, resolved(join(configs[0].ray.storage_path, sweep.log_dir)), runs)
+    return runs
 
 
 def _data_of(config: Config) -> str:
@@ -106,7 +118,10 @@ def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> 
             begin()
             shown.enter_context(display)
 
-        return run_sweep(plan.sweep, plan.runs, plan.folder, display, begin_and_show)
+        first = Stage(plan.sweep, plan.runs)
+        return run_sweep(
+            first, stages(first, plan.final, plan.folder, display.tell), plan.folder, display, begin_and_show
+        )
 
 
 @contextmanager
@@ -164,15 +179,15 @@ def _has_trained(folder: Path) -> bool:
 
 def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> Comparison | None:
     """Print what the trials tell, the best one as a command, and where the report is."""
-    from trm_ray.programs.compare import compare
+    from trm_ray.programs.compare import Compared
     from trm_ray.reporting.numbers.tables import show_comparison
-    from trm_ray.reporting.run_log import is_run
+    from trm_ray.reporting.run_log import find_runs, is_run
 
     for name, error in outcome.failed.items():
         say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return None
-    compared = compare([plan.folder], plan.sweep.threshold)
+    compared = Compared.of(counted(find_runs([plan.folder]), plan.final, plan.folder), plan.sweep.threshold)
     show_comparison(console, compared.comparison)
     best = next(run for run in compared.runs if str(run.folder) == compared.comparison.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")

@@ -1,0 +1,75 @@
+"""The figure of `trm-ray replay`: what each setting of early stopping saves, and what it loses."""
+
+from __future__ import annotations
+
+import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trm_ray.reporting.numbers.replay import ENOUGH, OMENS, Replay, Replayed, pareto
+from trm_ray.reporting.pictures.style import INK, MUTED, legend_above, note, save, step_axis, styled
+
+_COLOURS = dict(zip(OMENS, ("#4D4D4D", "#E69F00", "#009E73", "#0072B2", "#CC79A7"), strict=True))
+_MARKERS = {"trial": "o", "group": "s"}
+
+
+def save_replay(replay: Replay, path: Path) -> Path:
+    """Draw settings, saved × regret, beside what foretells the end; the file's ending chooses the format.
+
+    Raises:
+        ValueError: the ending is of no format.
+    """
+    with styled():
+        figure = Figure(figsize=(12, 4.8), dpi=130, layout="constrained")
+        settings, omens = figure.subplots(1, 2)
+        _draw_settings(settings, replay)
+        _draw_omens(omens, replay)
+    return save(figure, path)
+
+
+def _draw_settings(axes: Axes, replay: Replay) -> None:
+    axes.set_title("What a setting saves and loses", pad=25)
+    for metric, colour in _COLOURS.items():
+        _scatter(axes, [one for one in replay.settings if one.asha.metric == metric], colour, OMENS[metric])
+    line = pareto(replay.settings)
+    axes.plot(*_places(line), color=MUTED, linewidth=1, zorder=1)
+    if replay.advised is not None:
+        axes.scatter(*_places([replay.advised]), s=170, facecolors="none", edgecolors=INK, linewidths=1.5, zorder=4)
+    axes.set_xlabel("% of the steps saved")
+    axes.set_ylabel("expected regret, points of exact accuracy")
+    note(
+        axes,
+        f"filled: the best or its equal kept in {100 * ENOUGH:.0f} % of the orders; squares: groups; ring: take",
+    )
+
+
+def _scatter(axes: Axes, settings: Sequence[Replayed], colour: str, label: str) -> None:
+    for good in (True, False):
+        chosen, face = [one for one in settings if (one.mean.equal >= ENOUGH) == good], colour if good else "none"
+        for unit, marker in _MARKERS.items():
+            places = _places([one for one in chosen if one.asha.unit == unit])
+            axes.scatter(*places, s=32, marker=marker, facecolors=face, edgecolors=colour, zorder=3)
+    if settings:
+        axes.scatter([], [], color=colour, label=label)
+
+
+def _places(settings: Sequence[Replayed]) -> tuple[list[float], list[float]]:
+    return [100 * one.mean.saved_steps for one in settings], [100 * one.mean.regret for one in settings]
+
+
+def _draw_omens(axes: Axes, replay: Replay) -> None:
+    axes.set_title("What foretells the end (Spearman over trials)", pad=25)
+    for tag, colour in _COLOURS.items():
+        found = [omen for omen in replay.omens if omen.tag == tag and math.isfinite(omen.trials)]
+        if found:
+            steps, values = [omen.step for omen in found], [omen.trials for omen in found]
+            axes.plot(steps, values, color=colour, marker="o", label=OMENS[tag])
+    values = [omen.trials for omen in replay.omens if math.isfinite(omen.trials)]
+    axes.set_ylim(min([0.0, *values]) - 0.02, 1.02)
+    step_axis(axes)
+    legend_above(axes)
