@@ -16,7 +16,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,12 @@ def put(path: str, content: str | bytes) -> Spoil:
     return lambda: Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def two_runs(of: int = 3) -> Spoil:
+def two_runs(of: int = 3, steps: Sequence[int] = (1, 2, 3)) -> Spoil:
     """Put two finished runs there, or two that end at half of their steps."""
 
     def make() -> None:
         for name, quality in (("a", 0.5), ("b", 0.4)):
-            rows = [{"step": step, "wall_s": 1.0 * step, "eval/loss": 1.0, SOLVED: quality} for step in (1, 2, 3)]
+            rows = [{"step": step, "wall_s": 1.0 * step, "eval/loss": 1.0, SOLVED: quality} for step in steps]
             write_run(Path("two") / name, name, 0, rows, max_steps=of)
 
     return make
@@ -574,6 +574,7 @@ RUNS = [
     Bad("replay two/a", "all 1 runs are of one group, a; name at least two", two_runs()),
     Bad("replay nowhere", "nowhere does not exist"),
     Bad("replay two", r"two.a ends at step 3 of 6 and must be trained to its end.*asha\.enabled=false", two_runs(of=6)),
+    Bad("replay two", r"the 2 runs must all be evaluated at two steps or more, and share \[3\]", two_runs(steps=[3])),
     Bad("replay two --grace 0", r"grace=0 must be from 1 to below the last step, 3; use 1,2", two_runs()),
     Bad("replay two --grace 3", r"grace=3 must be from 1 to below the last step, 3; use 1,2", two_runs()),
     Bad("replay two --grace soon", r"--grace=soon must be whole numbers of at least 1, such as --grace 100,200,400"),

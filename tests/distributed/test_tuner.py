@@ -225,9 +225,8 @@ def test_the_second_stage_trains_on_what_was_stopped_and_adds_seeds(puzzles: Pat
     assert lines_of(done, trial(GOOD)) == ["started", "finished"]
     assert "Final stage: good, kept, 3 trials to train" in done.printed.splitlines()
     runs = find_runs([done.plan.folder])
-    assert [(run.name, run.finished) for run in runs] == [
-        (f"{name}-seed{n}", True) for name in (GOOD, KEPT) for n in (0, 1)
-    ]
+    names = [f"{name}-seed{seed}" for name in (GOOD, KEPT) for seed in (0, 1)]
+    assert [(run.name, run.finished) for run in runs] == [(name, True) for name in names]
     assert [int(row["step"]) for row in read_run(done.folder(KEPT)).rows] == [1, 2, 3, 4, 5, 6]
     again = swept(staged, resume=True)
     assert "Final stage: good, kept, 0 trials to train" in again.printed.splitlines()

@@ -64,9 +64,9 @@ def staged(plan: SweepPlan) -> tuple[list[Stage], list[str]]:
 def test_a_sweep_without_a_final_has_one_stage(data: Path, tmp_path: Path):
     plan = planned(data, tmp_path, final={})
     assert plan.final is None
-    assert [names(stage) for stage in staged(plan)[0]] == [
-        [path.name for path in Stage(plan.sweep, plan.runs).folders(tmp_path)]
-    ]
+    (stage,), _ = staged(plan)
+    assert names(stage) == [path.name for path in stage.folders(tmp_path)]
+    assert not (tmp_path / FINAL_FILE).exists()
 
 
 def test_the_second_stage_trains_what_is_missing_of_the_best_and_of_what_is_kept(data: Path, tmp_path: Path):
@@ -80,12 +80,8 @@ def test_the_second_stage_trains_what_is_missing_of_the_best_and_of_what_is_kept
 
 
 def test_new_seeds_follow_the_highest(data: Path, tmp_path: Path):
-    assert final_config(planned(data, tmp_path, seeds=[7, 3], final={"top_k": 1, "seeds": 4}).sweep).seeds == [
-        7,
-        3,
-        8,
-        9,
-    ]
+    more = planned(data, tmp_path, seeds=[7, 3], final={"top_k": 1, "seeds": 4})
+    assert final_config(more.sweep).seeds == [7, 3, 8, 9]
     assert final_config(planned(data, tmp_path, final={"top_k": 1}).sweep).seeds == [0, 1]
 
 

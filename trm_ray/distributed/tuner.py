@@ -186,11 +186,8 @@ class _Mark:
     @property
     def told(self) -> str:
         """The state, for the table of trials."""
-        return (
-            f"stopped: {REASONS[self.by]} at step {self.step}"
-            if self.by in REASONS
-            else f"stopped early at step {self.step}"
-        )
+        how = f": {REASONS[self.by]}" if self.by in REASONS else " early"
+        return f"stopped{how} at step {self.step}"
 
 
 class _Watch(tune.Callback):

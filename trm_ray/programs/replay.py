@@ -101,6 +101,9 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
     if len(groups) < 2:
         way_out = "name at least two, such as those of a sweep's folder"
         raise ConfigError(f"all {len(runs)} runs are of one group, {groups[0].label}; {way_out}")
+    if len(shared_steps(runs)) < 2:
+        rule = f"must all be evaluated at two steps or more, and share {shared_steps(runs) or 'none'}"
+        raise ConfigError(f"the {len(runs)} runs {rule}; name runs with the same eval_interval")
     return groups
 
 

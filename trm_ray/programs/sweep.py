@@ -119,9 +119,8 @@ def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> 
             shown.enter_context(display)
 
         first = Stage(plan.sweep, plan.runs)
-        return run_sweep(
-            first, stages(first, plan.final, plan.folder, display.tell), plan.folder, display, begin_and_show
-        )
+        rounds = stages(first, plan.final, plan.folder, display.tell)
+        return run_sweep(first, rounds, plan.folder, display, begin_and_show)
 
 
 @contextmanager
