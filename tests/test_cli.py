@@ -284,6 +284,7 @@ def test_training_leaves_what_a_run_s_folder_holds(trained: tuple[Path, Result])
     names = {path.name.partition(".out.")[0] for path in folder.iterdir()}
     assert names == {
         "config.yaml",
+        "depths.jsonl",
         "environment.json",
         "metrics.jsonl",
         "events",
@@ -299,6 +300,9 @@ def test_training_leaves_what_a_run_s_folder_holds(trained: tuple[Path, Result])
         "throughput/puzzles_per_s", "throughput/steps_per_s", "throughput/data_wait_fraction", "throughput/num_workers",
         *(f"train/deep_supervision/step_{i}_loss" for i in range(3)),
         *(f"eval/step_{i}_loss" for i in range(3)),
+        "eval/anytime_accuracy", "train/flops",
+        *(f"{split}/first_segment/step_{i}_loss" for split in ("train", "eval") for i in range(3)),
+        *(f"eval/first_segment/step_{i}_exact_accuracy" for i in range(3)),
         *(f"train/gradients/step_{i}_grad_norm_{kind}" for i in range(3) for kind in ("mean", "max", "min")),
     }  # fmt: skip
     told = {tag for tag in read_run(folder).rows[-1] if not tag.startswith("checkpoint/")}  # come when a save is over

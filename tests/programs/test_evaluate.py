@@ -141,6 +141,7 @@ def test_evaluating_a_run_repeats_its_last_evaluation(data: Path, tmp_path: Path
         "eval/exact_accuracy_first": first.exact_accuracy.value,
         "eval/exact_accuracy_halting": found.halting.exact_accuracy.value,
         "eval/act_steps": found.halting.mean_segment,
+        "eval/anytime_accuracy": found.anytime_accuracy,
     } == pytest.approx({tag: last[tag] for tag in last if "step_" not in tag and "q_halt" not in tag})
 
 

@@ -18,7 +18,7 @@ from trm_ray.measure.budget import plan_cost, told_ms
 from trm_ray.measure.scaling import WEAK, Case, measure_scaling
 from trm_ray.runs.data import complete, complete_trials, make_missing
 from trm_ray.runs.execute import train_in_process
-from trm_ray.runs.folder import claim_folder, is_finished
+from trm_ray.runs.folder import claim_folder, is_finished, start_step
 from trm_ray.runs.plan import plan_run
 
 MISTAKES = [
@@ -110,7 +110,7 @@ def test_a_run_s_config_holds_every_key_of_its_kind_as_the_kind_reads_it(tmp_pat
     assert train_in_process(plan)
     again = plan_run(config)
     claim_folder(again, resume=True)
-    assert is_finished(again)
+    assert is_finished(again, start_step(again))
 
 
 MAZE = "generator={name: maze, size: 6, min_length: 5, train: 12, test: 4}"

@@ -125,7 +125,7 @@ def test_overwrite_leaves_nothing_of_the_run_before_once_the_new_one_has_saved(d
         assert start_step(shorter) == 0
         train_in_process(shorter)
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if "tfevents" not in path.name) == [
-        *("checkpoint_step_2", "config.yaml", "environment.json", "final_model", "metrics.jsonl")
+        *("checkpoint_step_2", "config.yaml", "depths.jsonl", "environment.json", "final_model", "metrics.jsonl")
     ]
     assert config_from_run(tmp_path / "run").lr == 0.5
 

@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from trm_ray.reporting.numbers.tables import (
     unfinished_table,
 )
 from trm_ray.reporting.numbers.words import notes, sentences
-from trm_ray.reporting.run_log import Run
+from trm_ray.reporting.run_log import DepthRow, Run
 from trm_ray.reporting.terminal import show
 
 MakeRun = Callable[..., Run]
@@ -130,25 +130,11 @@ def test_a_series_reaches_a_threshold_between_two_evaluations(make_run: MakeRun)
     assert reach(series, 0.7) is None
 
 
-@dataclass(frozen=True)
-class Depths:
-    """An evaluation by depth, as a run has them."""
-
-    step: int
-    loss: np.ndarray
-    accuracy: np.ndarray
-    exact_accuracy: np.ndarray
-
-
-@dataclass(frozen=True)
-class DeepRun(Run):
-    depths: tuple[Depths, ...] = ()
-
-
 def deep(run: Run, *exact: Sequence[float]) -> Run:
     """A run with evaluations by depth at steps 100, 200, …"""
-    found = tuple(Depths(100 * (i + 1), 1 - np.array(one), np.array(one), np.array(one)) for i, one in enumerate(exact))
-    return DeepRun(**run.__dict__, depths=found)
+    shares = [np.array(one) for one in exact]
+    found = tuple(DepthRow(100 * (i + 1), 10.0, 1 - one, one, one) for i, one in enumerate(shares))
+    return replace(run, depths=found)
 
 
 def test_depths_are_the_means_over_the_seeds_at_evaluations_that_all_have(make_run: MakeRun) -> None:

@@ -145,12 +145,16 @@ class Halting:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All numbers of an evaluation; `by_segment[n - 1]` holds those after n segments."""
+    """All numbers of an evaluation; `by_segment[n - 1]` holds those after n segments.
+
+    anytime_accuracy: exact accuracy averaged over the trained depths with weights 1/d; NaN if fewer were measured.
+    """
 
     num_rows: int
     trained_segments: int
     requested_segments: list[int]
     by_segment: list[SegmentNumbers]
+    anytime_accuracy: float
     halting: Halting
     calibration: Calibration
     calibration_all_segments: Calibration
@@ -170,10 +174,17 @@ def summarise_evaluation(rows: RowResults, *, segments: Sequence[int], trained_s
         trained_segments=trained_segments,
         requested_segments=list(segments),
         by_segment=[_segment_numbers(rows, index) for index in range(len(solved))],
+        anytime_accuracy=_anytime(rows.solved[:trained_segments]) if len(solved) >= trained_segments else math.nan,
         halting=_halting(rows),
         calibration=calibrate(halt_logits[-1], solved[-1]),
         calibration_all_segments=calibrate(halt_logits[run], solved[run]),
     )
+
+
+def _anytime(solved: np.ndarray) -> float:
+    """Average what is solved, (S, C, N), over the depths d = 1, 2, …, each weighing 1/d."""
+    by_depth = [_mean(rows) for segment in solved for rows in segment]
+    return float(np.average(by_depth, weights=1 / np.arange(1, len(by_depth) + 1)))
 
 
 def _segment_numbers(rows: RowResults, index: int) -> SegmentNumbers:

@@ -220,7 +220,7 @@ def _one_crossing(found: Sequence[Crossing]) -> Crossing:
 
 
 def _depths(group: Finished) -> DepthMatrix | None:
-    of_runs = [{row.step: row for row in getattr(curves.run, "depths", ())} for curves in group.curves]
+    of_runs = [{row.step: row for row in curves.run.depths} for curves in group.curves]
     steps = sorted(set.intersection(*map(set, of_runs))) if of_runs else []
     if not steps:
         return None
