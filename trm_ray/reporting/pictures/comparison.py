@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from trm_ray.reporting.numbers.curves import curves_of
 from trm_ray.reporting.numbers.depth import exact_by_depth
 from trm_ray.reporting.numbers.groups import Band, Group, group_runs, spread_over_seeds
 from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, reach, spread, summarise
@@ -83,7 +84,13 @@ def _coloured(groups: list[Group], runs: Sequence[Run]) -> list[Styled]:
 
 
 def _reader(tag: str) -> Read:
-    return lambda run: run.series(tag)
+    """Read a tag over the seconds in steps, as the comparison counts time: evaluations and checkpoints left out."""
+
+    def read(run: Run) -> Series:
+        series = run.series(tag)
+        return series._replace(wall_s=curves_of(run).cost("seconds", series.steps))
+
+    return read
 
 
 # ---- panels ----------------------------------------------------------------------------------------------
@@ -150,7 +157,9 @@ def _draw_depths(axes: Axes, groups: Sequence[Styled]) -> None:
         style.say(axes, _why_none([run for group, _ in groups for run in group.runs]))
         return
     for band, look in drawn:
-        axes.plot(band.depths, band.mean, color=look.colour, linestyle=look.line_style, marker=look.marker or None)
+        marked = [2**k - 1 for k in range(len(band.depths).bit_length())]  # evenly far apart on the axis
+        line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style, "marker": look.marker or None}
+        axes.plot(band.depths, band.mean, markevery=marked, **line)
         if band.num_seeds > 1 and look.marker:
             axes.fill_between(band.depths, band.low, band.high, color=look.colour, alpha=0.16, linewidth=0)
     style.depth_axis(axes, max(len(band.depths) for band, _ in drawn))
@@ -175,7 +184,7 @@ def _draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> No
 
 def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: float) -> None:
     """Draw a group's name and words over its bar: there no word meets a bar or leaves the panel."""
-    series = [run.series("eval/exact_accuracy") for run in group.runs]
+    series = [_reader("eval/exact_accuracy")(run) for run in group.runs]
     reached = [found for one in series if (found := reach(one, threshold)) is not None]
     steps = [step for step, _ in reached]
     if steps:
