@@ -17,7 +17,7 @@ INSTALL = $(PYTHON) -m venv $(VENV) && \
 .PHONY: demo test test-slow check package format docs constraints test-lowest clean
 
 demo: $(RUNTIME)
-	$(BIN)/trm-ray sweep --config-name five_scenarios --overwrite
+	$(BIN)/trm-ray sweep --config-name demo --overwrite
 
 test: $(DEV)
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
