@@ -216,6 +216,7 @@ def test_a_scenario_that_is_behind_over_its_seeds_is_stopped_whole(by_groups: Sw
     assert all(lines_of(by_groups, f"{GOOD}-seed{seed}") == ["started", "finished"] for seed in (0, 1))
 
 
+@pytest.mark.slow
 def test_the_second_stage_trains_on_what_was_stopped_and_adds_seeds(puzzles: Path, tmp_path: Path):
     """One after the other: the scenario that is behind is stopped, and then goes on; a resume finds nothing left."""
     sweep = sweep_config(puzzles, tmp_path / "stages", [GOOD, KEPT]).model_dump()
