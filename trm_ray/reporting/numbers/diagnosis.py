@@ -16,7 +16,7 @@ MIN_FALL = 0.02  # relative fall of the training loss that counts as learning
 MAX_CLIPPED_SHARE = 0.5
 MAX_DATA_WAIT = 0.05
 ACCURACY_SLACK = 0.02  # a smaller loss of exact accuracy is noise
-HALTING_SLACK = 0.05  # what halting may cost for the segments that it saves
+HALTING_SLACK = 0.08  # what halting may cost: runs of sudoku6 pay −0.4 to 5.9 points for three quarters of the segments
 SOLVES_PUZZLES = 0.5
 OVERFIT_WARN, OVERFIT_BAD = 1.1, 1.5  # last held-out loss over the best one
 
