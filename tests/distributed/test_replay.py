@@ -13,6 +13,7 @@ from trm_ray.config import AshaConfig
 from trm_ray.distributed.replay import Entrant, last_steps
 from trm_ray.distributed.scheduler import Contender
 from trm_ray.programs.replay import replay
+from trm_ray.reporting.numbers.replay import replay_lines
 
 BASELINE = "deep_supervision_baseline"
 ASHA = AshaConfig(grace_period=100, reduction_factor=2)
@@ -135,6 +136,14 @@ def test_where_only_chance_is_left_no_setting_is_advised(tmp_path: Path):
     sweep = write_sweep(tmp_path / "sweep", {**QUALITIES, "good": (0.4, 0.4, 0.4)}, best=lies)
     found = replay([sweep], metrics=["eval/loss"], grace=[100], reduction=[4.0], orders=20)
     assert found.advised is None
+
+
+def test_where_no_group_can_be_told_from_the_best_no_setting_is_advised(tmp_path: Path):
+    sweep = write_sweep(tmp_path / "sweep", {"a": (0.9, 0.8, 0.7), "b": (0.8, 0.9, 0.69), "c": (0.7, 0.85, 0.8)})
+    found = replay([sweep], metrics=["eval/loss"], grace=[100], reduction=[4.0], orders=5)
+    assert found.settings[0].mean.saved_steps > 0
+    assert found.advised is None
+    assert replay_lines(found)[-1].startswith("No group can be told from the best")
 
 
 def test_the_sweep_s_own_keep_holds(tmp_path: Path):

@@ -31,6 +31,7 @@ OMENS = {
 ENOUGH = 0.95
 # Differences of exact accuracy that a single seed cannot show.
 NOISE = 0.05
+_WITHOUT = "Take asha.enabled=false, or let variants compete within a scenario: group_by=config_name"
 
 
 # ---- where the groups ended ------------------------------------------------------------------------------
@@ -260,9 +261,14 @@ class Replay:
     omens: tuple[Omen, ...]
 
     @property
+    def is_open(self) -> bool:
+        """Whether no group can be told from the best: then whatever survives is as good, and no setting is better."""
+        return len(self.finals.equals) == len(self.finals.labels)
+
+    @property
     def advised(self) -> Replayed | None:
         """The setting to take, None where early stopping is better left alone."""
-        return advised(self.settings)
+        return None if self.is_open else advised(self.settings)
 
 
 def replay_lines(replay: Replay) -> list[str]:
@@ -298,9 +304,12 @@ def _omen_lines(replay: Replay) -> list[str]:
 
 def _advice_lines(replay: Replay) -> list[str]:
     chosen, share = replay.advised, f"in {100 * ENOUGH:.0f} % of {replay.num_orders} orders"
+    if replay.is_open:
+        told = "No group can be told from the best, so every setting keeps one as good and none is to be preferred"
+        return [f"{told}. {_WITHOUT}; more seeds may tell them apart."]
     if chosen is None:
         told = f"No setting saves anything and keeps the best group, or one not to be told from it, {share}"
-        return [f"{told}. Take asha.enabled=false, or let variants compete within a scenario: group_by=config_name."]
+        return [f"{told}. {_WITHOUT}."]
     got = chosen.mean
     flops = "" if got.saved_flops is None else f" ({100 * got.saved_flops:.0f} % of the operations)"
     kept = (
