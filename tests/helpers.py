@@ -161,7 +161,9 @@ def metric_rows(run_dir: Path) -> dict[int, dict[str, float]]:
     rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return {
         row["step"]: {
-            tag: v for tag, v in row.items() if tag != "wall_s" and not tag.startswith(("throughput/", "checkpoint/"))
+            tag: v
+            for tag, v in row.items()
+            if tag != "wall_s" and not tag.startswith(("throughput/", "checkpoint/", "core_seconds/"))
         }
         for row in rows
     }

@@ -301,6 +301,7 @@ def test_training_leaves_what_a_run_s_folder_holds(trained: tuple[Path, Result])
         *(f"train/deep_supervision/step_{i}_loss" for i in range(3)),
         *(f"eval/step_{i}_loss" for i in range(3)),
         "eval/anytime_accuracy", "train/flops",
+        *(f"core_seconds/{part}" for part in ("start", "data", "steps", "gradient_stats", "evaluation", "checkpoints")),
         *(f"eval/first_segment/step_{i}_loss" for i in range(3)),
         *(f"eval/first_segment/step_{i}_exact_accuracy" for i in range(3)),
         *(f"train/gradients/step_{i}_grad_norm_{kind}" for i in range(3) for kind in ("mean", "max", "min")),
@@ -473,5 +474,5 @@ def test_a_run_that_is_stopped_ended_and_killed_arrives_at_the_bytes_of_one_that
 def logged(folder: Path) -> list[dict[str, float]]:
     """All lines, without what depends on the clock."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    timed = ("wall_s", "throughput/", "checkpoint/")
+    timed = ("wall_s", "throughput/", "checkpoint/", "core_seconds/")
     return [{tag: value for tag, value in row.items() if not tag.startswith(timed)} for row in rows]

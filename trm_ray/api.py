@@ -103,7 +103,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
             the step that was under way is saved.
     """
     from trm_ray.programs.train import train as train_run
+    from trm_ray.training.clock import leave_out_earlier
 
+    leave_out_earlier()
     trained = train_run(config, resume=resume, overwrite=overwrite)
     return TrainResult(trained.plan.folder, trained.metrics)
 

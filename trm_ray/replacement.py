@@ -48,7 +48,7 @@ _RUN_FILES = "|".join(
     )
 )
 _SWEEP_FILES = (
-    r"sweep\.yaml|\.sweep\.yaml\.tmp|final\.json|\.final\.json\.tmp|stop_requested"
+    r"sweep\.yaml|final\.json|core_seconds\.json|\.(sweep\.yaml|final\.json|core_seconds\.json)\.tmp|stop_requested"
     rf"|report/{_REPORT_FILES}|\.tune(-[0-9a-f]+)?/.+"
 )
 

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trm_ray.config import Config
 from trm_ray.training import store
 from trm_ray.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from trm_ray.training.clock import Clock
+from trm_ray.training.clock import PARTS, Clock, CoreSeconds
 from trm_ray.training.evaluation import evaluate
 from trm_ray.training.loop import run_training
 from trm_ray.training.losses import softmax_cross_entropy
@@ -327,7 +327,8 @@ def test_a_row_has_the_tags_that_the_reports_read(tmp_path):
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line)
     evaluation = {tag for tag in row if tag.startswith("eval/")}
-    assert set(row) - evaluation == TRAIN_TAGS | {"step", "wall_s"}
+    spent = {f"core_seconds/{part}" for part in PARTS}
+    assert set(row) - evaluation == TRAIN_TAGS | spent | {"step", "wall_s"}
     assert {f"eval/step_{i}_loss" for i in range(3)} < evaluation
     assert 0 < row["throughput/steps_per_s"] * 8 == pytest.approx(row["throughput/puzzles_per_s"])
     assert 0 <= row["throughput/data_wait_fraction"] < 1
@@ -355,12 +356,12 @@ def test_the_counted_operations_grow_with_the_steps_that_are_supervised(tmp_path
 def test_pauses_count_neither_as_busy_nor_as_exchange(monkeypatch):
     now, exchange = [0.0], ExchangeTime()
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Clock(0.0, exchange)
+    clock = Clock(0.0, exchange, CoreSeconds({}, lambda: 0.0))
     with clock.waiting():
         now[0] += 1
     now[0] += 5
     exchange.seconds += 3  # of those five
-    with clock.paused():
+    with clock.paused("evaluation"):
         now[0] += 10
         exchange.seconds += 8
     row = clock.throughput(12)
@@ -472,7 +473,7 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert metric_rows(first) == metric_rows(second)
     ours, theirs = (load_checkpoint(run / "final_model") for run in (first, second))
     for state in (ours, theirs):
-        del state["wall_s"]
+        del state["wall_s"], state["core_seconds"]
     assert_same(ours, theirs)
 
 

@@ -38,12 +38,21 @@ class Compared:
             The files written; the picture is left out, with a warning, where it cannot be drawn.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        tables = self.write_tables(folder)
+        picture = self.draw_aside(folder)
+        return tables if picture is None else [picture, *tables]
+
+    def draw_aside(self, folder: Path) -> Path | None:
+        """Draw them as comparison.png; None, with a warning, where that cannot be done."""
+        words = f"no picture of the comparison was drawn; the tables are in {folder}"
+        return aside(words, lambda: self.draw(folder / "comparison.png"))
+
+    def write_tables(self, folder: Path) -> list[Path]:
+        """Write summary.md and summary.json."""
         tables = [folder / "summary.md", folder / "summary.json"]
         tables[0].write_text(comparison_markdown(self.comparison), encoding="utf-8")
         tables[1].write_text(comparison_json(self.comparison), encoding="utf-8")
-        words = f"no picture of the comparison was drawn; the tables are in {folder}"
-        picture = aside(words, lambda: self.draw(folder / "comparison.png"))
-        return tables if picture is None else [picture, *tables]
+        return tables
 
 
 def compare(places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE) -> Compared:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, typed
+from trm_ray.config.surroundings import LOCAL, cluster_address
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.programs.stages import Stage, counted, final_config, stages
@@ -20,12 +21,15 @@ from trm_ray.reporting.terminal import say
 from trm_ray.runs.data import complete, complete_trials, make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
+from trm_ray.training.stopping import Interrupted
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
     from trm_ray.reporting.numbers.summary import Comparison
+    from trm_ray.runs.process_times import ProcessTimes
 
 SWEEP_FILE = "sweep.yaml"
+CORE_SECONDS_FILE = "core_seconds.json"
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,19 @@ def _data_of(config: Config) -> str:
 
 def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: bool) -> Swept:
     """Hold the sweep's folder, run its trials on Ray and compare them."""
+    from trm_ray.runs.process_times import ProcessTimes
+
     with owned_sweep(plan, resume=resume, overwrite=overwrite) as begin:
-        outcome = run_trials(plan, console, begin)
-        return Swept(plan, outcome, compare_trials(plan, outcome, console))
+        file = plan.folder / CORE_SECONDS_FILE
+        with ProcessTimes(file if resume else None) as times:
+            try:
+                outcome = run_trials(plan, console, begin)
+            except Interrupted:
+                times.write(file)
+                raise
+            comparison = compare_trials(plan, outcome, console, times)
+            times.write(file)
+        return Swept(plan, outcome, comparison)
 
 
 def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> Outcome:
@@ -176,9 +190,16 @@ def _has_trained(folder: Path) -> bool:
     return any(has_checkpoint(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> Comparison | None:
-    """Print what the trials tell, the best one as a command, and where the report is."""
+def compare_trials(
+    plan: SweepPlan, outcome: Outcome, console: Console, times: ProcessTimes | None = None
+) -> Comparison | None:
+    """Print what the trials tell, the best one as a command, and where the report is.
+
+    Args:
+        times: of all processes of the sweep; without it only the trials' own are told.
+    """
     from trm_ray.programs.compare import Compared
+    from trm_ray.reporting.numbers.spending import Spending
     from trm_ray.reporting.numbers.tables import show_comparison
     from trm_ray.reporting.run_log import find_runs, is_run
 
@@ -186,13 +207,21 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> Compa
         say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return None
-    compared = Compared.of(counted(find_runs([plan.folder]), plan.final, plan.folder), plan.sweep.threshold)
+    runs = find_runs([plan.folder])
+    compared = Compared.of(counted(runs, plan.final, plan.folder), plan.sweep.threshold)
+    report = plan.folder / "report"
+    report.mkdir(exist_ok=True)
+    picture = compared.draw_aside(report)  # first, since it belongs to what the sweep has cost
+    spending = Spending.of(runs)
+    if times and cluster_address(plan.runs[0].config.ray.address) == LOCAL:  # another cluster is out of sight
+        spending = replace(spending, total=times.total_s, available=times.available_s)
+    compared = replace(compared, comparison=replace(compared.comparison, spending=spending))
     show_comparison(console, compared.comparison)
     best = next(run for run in compared.runs if str(run.folder) == compared.comparison.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
     say(console, f"  {best_command(best.config)}")
-    picture, *_ = compared.write(plan.folder / "report")
-    say(console, f"Comparison: {picture}")
+    tables = compared.write_tables(report)
+    say(console, f"Comparison: {picture or tables[0]}")
     return compared.comparison
 
 

@@ -31,7 +31,7 @@ STATE_FILE = "state.pt"
 IDENTIFIERS_FILE = "identifiers.json"
 # What differs between two runs of the same steps; without it their states are the same file, byte for byte.
 RUN_FILE = "run.json"
-_RUN_KEYS = ("config", "wall_s")
+_RUN_KEYS = ("config", "wall_s", "core_seconds")
 # Size and SHA-256 of the other files. Written last; checkpoints of earlier versions have none.
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trm_ray.config import Config
+from trm_ray.model.trm import Batch
 from trm_ray.storage import retried
 from trm_ray.training.checkpoint import (
     FINAL_MODEL,
@@ -21,7 +22,7 @@ from trm_ray.training.checkpoint import (
     name_number,
     remove_leftovers,
 )
-from trm_ray.training.clock import Clock
+from trm_ray.training.clock import Clock, CoreSeconds
 from trm_ray.training.evaluation import HeldOut, evaluate
 from trm_ray.training.flops import train_flops
 from trm_ray.training.metrics import gpu_row, train_row
@@ -56,15 +57,18 @@ def run_training(
     _begin(state, session, initial_weights)
     evaluation: dict[str, float] = {}
     with _open_store(config, session) as store:
-        run = _Run(config, state, recipe, session, store, Clock(state.wall_s, session.exchange_time))
+        clock = Clock(state.wall_s, session.exchange_time, CoreSeconds(state.core_seconds, store.core_seconds))
+        run = _Run(config, state, recipe, session, store, clock)
         run.mend_end()
         for due, row in run.steps():  # raises on NaN; a request to stop saves, then raises
             held_out = run.evaluate() if due.evaluate else None  # first: a stop leaves the window to the resume
             measured = held_out.row if held_out else {}
             if due.log:
                 row |= run.window_row()
+            if due.evaluate:
+                row |= run.core_seconds_row()
             row |= measured
-            with run.clock.paused():
+            with run.clock.paused("checkpoints"):
                 run.log(row, held_out.depths if held_out else None)
                 if due.save:
                     run.save(checkpoint_name(state.step), measured["eval/loss"])
@@ -121,9 +125,13 @@ class _Run:
             with self.clock.waiting():
                 batch = next(batches)
             measure = config.compute_gradient_stats and (state.step + 1) % config.gradient_stats_interval == 0
-            state.unlogged = gradient_stats(state, self.recipe, batch, self.session) if measure else {}
+            state.unlogged = self._gradient_stats(batch) if measure else {}
             train_step(state, self.recipe, batch, self.session)
             yield self._due(), state.unlogged
+
+    def _gradient_stats(self, batch: Batch) -> dict[str, float]:
+        with self.clock.on("gradient_stats"):
+            return gradient_stats(self.state, self.recipe, batch, self.session)
 
     def _due(self) -> Due:
         due = Due.after(self.state.step, self.recipe.total_steps, self.config)
@@ -135,9 +143,14 @@ class _Run:
 
     def evaluate(self) -> HeldOut:
         """Measure the run on held-out puzzles; save and stop if a worker is asked to meanwhile."""
-        with self.clock.paused():
+        with self.clock.paused("evaluation"):
             held_out = evaluate_state(self.state, self.recipe, self.session)
         return self._save_and_stop() if held_out is None else held_out
+
+    def core_seconds_row(self) -> dict[str, float]:
+        """Tell what the workers' CPU seconds went into so far."""
+        self._count_time()
+        return {f"core_seconds/{part}": used for part, used in self.state.core_seconds_of_all(self.session).items()}
 
     def window_row(self) -> dict[str, float]:
         """Average the logging window that ends here. Synchronises with the device."""
@@ -153,7 +166,8 @@ class _Run:
 
     def log(self, row: dict[str, float], depths: Depths | None = None) -> None:
         """Write a line, if there is something to write; what was due at this step is done."""
-        self.state.wall_s, self.state.unlogged = self.clock.wall_s(), None
+        self._count_time()
+        self.state.unlogged = None
         if row:
             self.session.log(self.state.step, self.state.wall_s, row, depths)
 
@@ -171,6 +185,9 @@ class _Run:
             retried(self.session.sync_log, self.session.run_dir)  # not every evaluation saves
         self.session.report(self.state.step, row)
 
+    def _count_time(self) -> None:
+        self.state.wall_s, self.state.core_seconds = self.clock.wall_s(), self.clock.core_seconds()
+
     def mend_end(self) -> None:
         """Write the final model of a run that was killed before it did, or that is to end earlier than it did."""
         step, done = self.state.step, self.state.unlogged is None
@@ -180,7 +197,7 @@ class _Run:
     def _save_and_stop(self) -> NoReturn:
         """Save a step before anything that is due at it is done; a resume does it first."""
         self.state.guard.check()
-        self.state.wall_s = self.clock.wall_s()
+        self._count_time()
         self.save(checkpoint_name(self.state.step))
         self.store.wait()
         raise stopped_after(self.state.step)

@@ -16,6 +16,7 @@ from trm_ray.config import ArchConfig, Config
 from trm_ray.model.layers import AttentionMixer, MLPMixer, Rotary, swiglu_inner_size
 from trm_ray.model.puzzle_embedding import PuzzleEmbedding, sign_sgd
 from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel
+from trm_ray.training.clock import PARTS
 from trm_ray.training.losses import LOSSES, CellLoss
 from trm_ray.training.metrics import MetricSums, train_metric_names
 from trm_ray.training.optim import AveragedWeights, FiniteGuard, build_optimizer, learning_rate
@@ -158,6 +159,7 @@ class TrainState:
         self.carry: Carry | None = None
         self.step = 0
         self.wall_s = 0.0
+        self.core_seconds = dict.fromkeys(PARTS, 0.0)  # this worker's
         self.stop_votes = StopVotes(device)
         # What was measured aside at this step, until the row of the step has been logged.
         self.unlogged: dict[str, float] | None = None
@@ -217,6 +219,7 @@ class TrainState:
             "step": self.step,
             "shape": asdict(self.shape),
             "wall_s": self.wall_s,
+            "core_seconds": self.core_seconds_of_all(session),
             "unlogged": self.unlogged,
             "model": self.model.state_dict(),
             "ema": self.average.weights if self.average else None,
@@ -240,11 +243,18 @@ class TrainState:
         if self.average:
             self.average.weights = {name: w.to(session.device) for name, w in state["ema"].items()}
         self.generator.set_state(state["generator"].cpu())
-        if session.rank == 0:  # already a sum over the workers
+        if session.rank == 0:  # already sums over the workers
+            self.core_seconds |= state.get("core_seconds", {})
             self.sums.sums[: len(state["sums"])] = state["sums"]  # an older release kept fewer of them
         own = {name: session.own_rows(rows).to(session.device) for name, rows in state["carry"].items()}
         puzzles = Batch(*(own.pop(field.name) for field in fields(Batch)))
         self.carry = Carry(**own, puzzles=puzzles)
+
+    def core_seconds_of_all(self, session: Session) -> dict[str, float]:
+        """Add the CPU seconds by part over the workers; every rank must call it."""
+        totals = torch.tensor([*self.core_seconds.values()], dtype=torch.float64, device=session.device)
+        session.sum_over_ranks(totals)
+        return dict(zip(self.core_seconds, totals.tolist(), strict=True))
 
     def _carry_tensors(self, session: Session) -> dict[str, Tensor]:
         assert self.carry is not None, "a checkpoint is taken after a step"

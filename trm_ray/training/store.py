@@ -64,6 +64,7 @@ class CheckpointStore:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future[float] | None = None
         self._numbers: dict[str, float] = {}
+        self._core_s = 0.0
         self._stands = False
 
     def __enter__(self) -> CheckpointStore:
@@ -118,6 +119,10 @@ class CheckpointStore:
         numbers, self._numbers = self._numbers, {}
         return numbers
 
+    def core_seconds(self) -> float:
+        """CPU seconds of the thread that writes, in the saves that have ended."""
+        return self._core_s
+
     @contextmanager
     def _stalling(self) -> Iterator[None]:
         began = time.perf_counter()
@@ -136,6 +141,7 @@ class CheckpointStore:
                 self._thin_out(folder, self._keep_last)
             except OSError as error:
                 _LOG.warning("checkpoints in %s could not be thinned out (%s)", self._run_dir, error)
+        self._core_s = time.thread_time()
         return time.perf_counter() - began
 
     def _drop_replaced(self) -> None:

@@ -234,7 +234,7 @@ class Pauses:
             return otherwise
 
 
-TIMED = ("wall_s", "throughput/", "checkpoint/")
+TIMED = ("wall_s", "throughput/", "checkpoint/", "core_seconds/")
 
 
 def raw_rows(folder: Path) -> list[dict[str, float]]:

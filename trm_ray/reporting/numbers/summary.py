@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from trm_ray.reporting.numbers.curves import (
     seconds_per_step,
 )
 from trm_ray.reporting.numbers.groups import group_runs
+from trm_ray.reporting.numbers.spending import Spending
 from trm_ray.reporting.numbers.statistics import (
     ALPHA,
     MIN_SEEDS,
@@ -113,6 +114,7 @@ class Comparison:
 
     Args:
         baseline: scenario or label that the verdicts are against.
+        spending: where the CPU seconds of all runs went.
     """
 
     ranking: list[ScenarioSummary]
@@ -120,6 +122,7 @@ class Comparison:
     verdicts: list[Verdict]
     threshold: float
     baseline: str
+    spending: Spending = field(default_factory=lambda: Spending({}))
 
 
 def compare_runs(
@@ -132,12 +135,14 @@ def compare_runs(
         baseline: a scenario, or the label of a group.
         total_steps: planned steps of each run, where its folder does not tell.
     """
+    runs = list(runs)
     groups = [ReadGroup.of(group, total_steps) for group in group_runs(runs)]
     done = [group.finished for group in groups if group.finished.by_seed]
     ranks = dict(zip((group.label for group in done), _ranks(done), strict=True))
     ranking = [replace(_summarise(group, threshold), rank=ranks.get(group.finished.label)) for group in groups]
     unfinished = [placed(curves, group, groups) for group in groups for curves in group.unfinished]
-    return Comparison(sorted(ranking, key=_order), unfinished, judge(done, threshold, baseline), threshold, baseline)
+    verdicts = judge(done, threshold, baseline)
+    return Comparison(sorted(ranking, key=_order), unfinished, verdicts, threshold, baseline, Spending.of(runs))
 
 
 def summarise(

@@ -188,4 +188,5 @@ def comparison_content(comparison: Comparison) -> dict[str, Any]:
         "verdicts": [asdict(verdict) for verdict in comparison.verdicts],
         "scenarios": [asdict(summary) for summary in comparison.ranking],
         "unfinished": [asdict(run) for run in comparison.unfinished],
+        "core_seconds": comparison.spending.content(),
     }

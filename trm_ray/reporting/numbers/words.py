@@ -178,7 +178,7 @@ def notes(comparison: Comparison) -> list[str]:
             "Claims: paired t test over the seeds, p corrected for all scenarios (Holm); ±: 95 % of one alone."
         )
     found += [*_about_ranks(ranked), *_about_threshold(ranked), *_about_loss(ranked), *_about_seconds(comparison)]
-    return [*found, *_about_stops(comparison)]
+    return [*found, *_about_stops(comparison), *filter(None, [comparison.spending.told()])]
 
 
 def _about_ranks(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
