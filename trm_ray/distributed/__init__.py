@@ -21,6 +21,8 @@ _ALWAYS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # SIGTERM while Ray starts ends it at once, instead of waiting for what has not begun.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # A process takes the next trial once the one before is done with saving; Tune's default of 2 s fails the next one.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
     # Ctrl-C asks the trials to save first.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }

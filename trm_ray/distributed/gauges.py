@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 
@@ -49,24 +50,24 @@ class RunGauges:
     def __init__(self, plan: RunPlan):
         places = (plan.folder.parent.name, plan.folder.name, plan.config.config_name, str(plan.config.seed))
         self._labels = dict(zip(LABELS, map(_label, places), strict=True))
-        self._gauges: dict[str, Gauge] | None = {}
+        self._works = True
 
     def show(self, step: int, row: Mapping[str, float]) -> None:
         """Set what the row tells; what it leaves out stays as it was."""
-        if self._gauges is None:
+        if not self._works:
             return
         try:
             for tag, value in {"step": step, **row}.items():
                 if tag in GAUGES:
-                    self._gauge(self._gauges, tag).set(value, self._labels)
+                    _gauge(tag).set(value, self._labels)
         except Exception as error:
-            self._gauges = None
+            self._works = False
             _LOG.warning("Prometheus will not show this run's numbers (%s: %s)", type(error).__name__, error)
 
-    def _gauge(self, gauges: dict[str, Gauge], tag: str) -> Gauge:
-        if tag not in gauges:
-            gauges[tag] = Gauge(*GAUGES[tag], tag_keys=LABELS)
-        return gauges[tag]
+
+@functools.cache  # a process may train one run after the other
+def _gauge(tag: str) -> Gauge:
+    return Gauge(*GAUGES[tag], tag_keys=LABELS)
 
 
 def _label(name: str) -> str:

@@ -301,6 +301,8 @@ def _tuner(
                 max_concurrent=sweep.max_concurrent_trials or _most_concurrent(plans[0]),
             ),
             num_samples=sweep.num_samples,
+            # A trial of one worker takes over the process of one that has ended, and with it imports and data.
+            reuse_actors=plans[0].config.ray.most_workers <= 1,
             trial_dirname_creator=name,
             trial_name_creator=name,
         ),
@@ -337,7 +339,7 @@ def _most_concurrent(plan: RunPlan) -> int:
 
 
 def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any], sweep: SweepConfig) -> type[Any]:
-    """Build the class of the actor that Tune starts for each trial."""
+    """Build the class of the actor that Tune starts for a trial, or for one trial after the other."""
     several = plans[0].config.ray.most_workers > 1
 
     def run(parameters: dict[str, Any], data: dict[Any, Any]) -> None:
@@ -350,12 +352,12 @@ def _trial_class(plans: list[RunPlan], folder: Path, data: dict[Any, Any], sweep
     base: Any = wrap_function(tune.with_resources(run_with_data, resources))
 
     class Trial(base):
-        """A trial that Ray's dashboard and logs call by its name: without this, every one would be `run`."""
+        """What Ray's dashboard and logs call `Trial`, or where it belongs to one trial alone by that one's name."""
 
-        __qualname__ = "Trial"  # the actor's class, there too
+        __qualname__ = "Trial"  # without this, every one would be `run`
 
         def __repr__(self) -> str:
-            return self.trial_name
+            return self.trial_name if several else "Trial"
 
     return Trial
 

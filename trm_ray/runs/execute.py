@@ -47,6 +47,9 @@ def execute(
     """
     config, identifiers = plan.config, plan.identifiers()
     torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
+    if device.type == "cuda":  # this process may have trained another run before
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     rank, world_size = place()
     symmetry = symmetry_from(plan.info.symmetry, identifiers)
     test_rows = first_puzzles(test_rows, config.eval_max_puzzles)
