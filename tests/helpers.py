@@ -150,7 +150,7 @@ def local_session(
         run_dir,
         torch.device("cpu"),
         train if die_after is None else interrupted_after(train, die_after),
-        lambda: (held_out[i : i + test_batch_size] for i in range(0, len(held_out), test_batch_size)),
+        lambda whole: (held_out[i : i + test_batch_size] for i in range(0, len(held_out), test_batch_size)),
         log_to(run_dir / "metrics.jsonl"),
         latest=latest_checkpoint(run_dir, verified=True),
     )

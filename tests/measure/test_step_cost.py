@@ -59,7 +59,7 @@ def plain_steps(config: Config, num_steps: int) -> TrainState:
     """Train on the benchmark's batches with nothing attached."""
     state, recipe = TrainState(config, TOKENS, CPU), build_recipe(config, config.max_steps or 1)
     tokens = step_cost._random_tokens(TOKENS, config)
-    session = Session(Path(), CPU, tokens, lambda: (), lambda *_: None)
+    session = Session(Path(), CPU, tokens, lambda whole: (), lambda *_: None)
     for batch in itertools.islice(session.train_batches(0), num_steps):
         train_step(state, recipe, batch, session)
     return state

@@ -41,7 +41,7 @@ def by_hand(plan: RunPlan) -> TrainState:
     symmetry = symmetry_from(plan.info.symmetry, plan.identifiers())
     config = plan.config
     stream = RowStream(rows, batch_size=config.global_batch_size, seed=config.seed, symmetry=symmetry)
-    session = Session(plan.folder, torch.device("cpu"), stream.batches, lambda: [], lambda *row: None)
+    session = Session(plan.folder, torch.device("cpu"), stream.batches, lambda whole: [], lambda *row: None)
     state, recipe = TrainState(config, plan.shape, session.device), build_recipe(config, plan.num_steps)
     for _, tokens in zip(range(NUM_STEPS), stream.batches(0), strict=False):
         arrays = (tokens.inputs, tokens.labels, tokens.puzzle_identifiers)
@@ -79,7 +79,9 @@ def test_a_scenario_s_command_and_its_steps_alone_end_in_the_same_bytes(scenario
     saved = load_checkpoint(trained.plan.folder / "final_model")
     alone = by_hand(plan_run(configured(scenario, data, tmp_path / "nowhere")))
     assert saved["step"] == alone.step == NUM_STEPS
-    state = alone.state_dict(Session(tmp_path, torch.device("cpu"), lambda k: iter(()), lambda: [], lambda *row: None))
+    state = alone.state_dict(
+        Session(tmp_path, torch.device("cpu"), lambda k: iter(()), lambda whole: [], lambda *row: None)
+    )
     parts = ("model", "optimizer", "ema", "carry", "generator")
     assert_same({part: saved[part] for part in parts}, {part: state[part] for part in parts})
 

@@ -207,6 +207,10 @@ def test_evaluations_during_training_count_puzzles_and_not_their_rows(data: Path
     monkeypatch.setattr("trm_ray.runs.execute.test_batches", look)
     begin(planned(tmp_path / "data", tmp_path / "run", "eval_max_puzzles=2", "max_steps=3"), steps_left=0)
     assert seen == [[0, 0, 1, 1]]
+    seen.clear()
+    quick = ["eval_quick_puzzles=1", "eval_interval=2"]
+    begin(planned(tmp_path / "data", tmp_path / "quick", "eval_max_puzzles=2", "max_steps=3", *quick), steps_left=0)
+    assert seen == [[0, 0], [0, 0, 1, 1]]
 
 
 def test_a_run_is_not_resumed_on_identifiers_that_mean_other_puzzles(tmp_path: Path):

@@ -70,8 +70,8 @@ class Costly(TurnSession):
             self.spent[0] += 1
             yield batch
 
-    def test_batches(self):
-        batches = super().test_batches()
+    def test_batches(self, whole=True):
+        batches = super().test_batches(whole)
         self.spent[0] += 100
         return batches
 

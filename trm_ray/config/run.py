@@ -209,6 +209,7 @@ class Config(Settings):
     eval_interval: Positive = 1000  # steps between evaluations, of which the last step always has one
     eval_batch_size: PositiveOrNull = None  # puzzles at once in an evaluation; null = global_batch_size
     eval_max_puzzles: PositiveOrNull = None  # evaluate on the first of the test split; null = all
+    eval_quick_puzzles: PositiveOrNull = None  # the first of those before the last step; null = as at the last
     checkpoint_every_eval: bool = True  # save after each evaluation; false = only at the end and when stopped
     keep_last: PositiveOrNull = None  # checkpoints that stay, the latest; null = all
     keep_best: Count = 0  # more that stay: those with the lowest eval/loss

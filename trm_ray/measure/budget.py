@@ -344,10 +344,11 @@ def _trials(
 
 
 def _evaluation_ms(config: Config, info: DatasetInfo, cost: StepCost) -> float:
-    """Estimate an evaluation from the forward pass: every segment of a worker's share of the test rows."""
+    """Estimate an evaluation before the last from the forward pass: every segment of a worker's share of its rows."""
     if cost.forward_ms is None:
         return 0.0
-    rows = min(_test_rows(config, info), config.eval_max_puzzles or math.inf) / max(1, config.ray.most_workers)
+    most = min(config.eval_max_puzzles or math.inf, config.eval_quick_puzzles or math.inf)
+    rows = min(_test_rows(config, info), most) / max(1, config.ray.most_workers)
     return config.arch.halt_max_steps * cost.forward_ms * rows / _rows_of_worker(config)
 
 

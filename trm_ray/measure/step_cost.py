@@ -230,7 +230,7 @@ def activation_bytes(state: TrainState, config: Config) -> int:
         return tensor
 
     device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
-    session = Session(Path(), device, tokens, lambda: (), lambda *_: None)
+    session = Session(Path(), device, tokens, lambda whole: (), lambda *_: None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         train_step(state, _recipe(config), next(session.train_batches(state.step)), session)
     return sum(kept.values())
@@ -256,7 +256,7 @@ def _time_steps(state: TrainState, config: Config, num_steps: int | None) -> lis
         marks.append(_Mark(device))
 
     state.model.register_forward_hook(mark)
-    session = _MarkingSession(Path(), device, tokens, lambda: (), lambda *_: None, mark)
+    session = _MarkingSession(Path(), device, tokens, lambda whole: (), lambda *_: None, mark)
     batches = session.train_batches(state.step)
 
     def timed_step() -> dict[str, float]:

@@ -53,6 +53,7 @@ def execute(
     rank, world_size = place()
     symmetry = symmetry_from(plan.info.symmetry, identifiers)
     test_rows = first_puzzles(test_rows, config.eval_max_puzzles)
+    quick_rows = first_puzzles(test_rows, config.eval_quick_puzzles)
     stream = RowStream(
         train if isinstance(train, Shard) else train(),
         batch_size=config.global_batch_size,
@@ -68,7 +69,7 @@ def execute(
             plan.folder,
             device,
             stream.batches,
-            lambda: test_batches(test_rows, eval_batch_size, rank, world_size),
+            lambda whole: test_batches(test_rows if whole else quick_rows, eval_batch_size, rank, world_size),
             log_row,
             sync_log=sync_log,
             identifiers=identifiers.to_bytes(),

@@ -44,10 +44,10 @@ class TurnSession(Session):
         self._begin()
         return super().train_batches(start)
 
-    def test_batches(self) -> Iterator[Batch]:
+    def test_batches(self, whole: bool = True) -> Iterator[Batch]:
         """Stop the turn's processor time, since an evaluation begins."""
         self._stop()
-        return super().test_batches()
+        return super().test_batches(whole)
 
     def log(self, step: int, wall_s: float, metrics: Mapping[str, float], depths: Depths | None = None) -> None:
         """Note what the turn took, let the other run have its own, and wait for the next."""

@@ -229,7 +229,8 @@ def _open_store(config: Config, session: Session) -> CheckpointStore:
 
 def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> HeldOut | None:
     """Evaluate the averaged weights if there are any, else the weights; None if a worker is asked to stop meanwhile."""
-    batches = itertools.takewhile(lambda _: not session.stop_requested(), session.test_batches())
+    puzzles = session.test_batches(whole=state.step == recipe.total_steps)
+    batches = itertools.takewhile(lambda _: not session.stop_requested(), puzzles)
     with state.averaged_weights():
         held_out = evaluate(state.model, batches, recipe.cell_loss, session)
     return None if session.any_rank(session.stop_requested()) else held_out

@@ -59,7 +59,7 @@ class Session:
     Args:
         run_dir: the run's folder, on storage that every worker sees.
         train_tokens: gives this worker's training batches from number k on.
-        test_tokens: gives this worker's share of the test split.
+        test_tokens: gives this worker's share of the test split, whole or of the part for a quick look.
         log_row: writes one row of metrics; called on rank 0 alone.
         sync_log: makes sure that rows which were written are on the storage, as far as `log_row` has not.
         identifiers: the dataset's identifiers.json, which goes into every checkpoint.
@@ -70,7 +70,7 @@ class Session:
     run_dir: Path
     device: torch.device
     train_tokens: Callable[[int], Iterator[Tokens]]
-    test_tokens: Callable[[], Iterable[Tokens]]
+    test_tokens: Callable[[bool], Iterable[Tokens]]
     log_row: LogRow
     sync_log: Callable[[], None] = field(default=lambda: None, kw_only=True)
     identifiers: bytes | None = field(default=None, kw_only=True)
@@ -95,9 +95,9 @@ class Session:
         """Yield this worker's batches from number `start` on, on the device."""
         return (self._to_device(tokens) for tokens in self.train_tokens(start))
 
-    def test_batches(self) -> Iterator[Batch]:
-        """Yield this worker's share of the test split once, on the device."""
-        return (self._to_device(tokens) for tokens in self.test_tokens())
+    def test_batches(self, whole: bool = True) -> Iterator[Batch]:
+        """Yield this worker's share of the test split once, or of its part for a quick look, on the device."""
+        return (self._to_device(tokens) for tokens in self.test_tokens(whole))
 
     def log(self, step: int, wall_s: float, metrics: Mapping[str, float], depths: Depths | None = None) -> None:
         """Write one row of metrics, and an evaluation's numbers by depth if there are any, from rank 0 only."""
