@@ -30,6 +30,7 @@ from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import plan_run
 from trm_ray.training.checkpoint import checkpoint_step, latest_checkpoint
+from trm_ray.training.clock import PARTS
 from trm_ray.training.stopping import Interrupted
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -106,16 +107,34 @@ def _group_states() -> set[str]:
 # ---- trials of one worker ------------------------------------------------------------------------------------
 
 
+def trial_processes() -> set[str]:
+    """Name the actors that train trials, or did."""
+    address = ray.get_runtime_context().gcs_address
+    return {actor.actor_id for actor in list_actors(address, [("class_name", "=", "Trial")])}
+
+
 @pytest.fixture(scope="module")
-def done(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def processes_before(puzzles: Path) -> set[str]:
+    return trial_processes()
+
+
+@pytest.fixture(scope="module")
+def done(processes_before: set[str], puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return swept(sweep_config(puzzles, tmp_path_factory.mktemp("sweeps") / "größe 实验 🎉", [GOOD, IDLE, KEPT, WILD]))
 
 
-def test_trials_of_one_worker_take_over_each_others_processes(done: Swept):
-    began_ms = 1000 * (done.plan.folder / "sweep.yaml").stat().st_mtime
-    address = ray.get_runtime_context().gcs_address
-    actors = list_actors(address, [("class_name", "=", "Trial")], detail=True)
-    assert 1 <= sum(actor.start_time_ms > began_ms for actor in actors) < len(RATES)
+def test_trials_of_one_worker_take_over_each_others_processes(processes_before: set[str], done: Swept):
+    """They run one at a time, and the one that fails is the last."""
+    assert len(trial_processes() - processes_before) == 1
+
+
+def test_a_sweeps_summary_tells_what_all_its_core_seconds_went_into(done: Swept):
+    told = json.loads((done.plan.folder / "report" / "summary.json").read_text(encoding="utf-8"))["core_seconds"]
+    available, total = told.pop("available"), told.pop("total")
+    assert told.keys() == {*PARTS, "other"}
+    assert min(told.values()) >= 0
+    assert sum(told.values()) == pytest.approx(total)
+    assert 0 < told["steps"] < total < available
 
 
 def test_a_stopped_trial_gives_its_resources_back(done: Swept):
