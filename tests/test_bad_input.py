@@ -29,7 +29,7 @@ import torch
 from helpers import SHAPE, tiny_config
 from prediction_helpers import checkpoint
 from replay_helpers import SOLVED, write_run
-from run_helpers import some_puzzles, tiny_overrides
+from run_helpers import laid_over, some_puzzles, tiny_overrides
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
@@ -240,7 +240,8 @@ class Bad:
 
 
 def train(*words: str) -> tuple[str, ...]:
-    return ("train", *tiny_overrides(), "data_paths=[data]", "log_dir=new", "ray.num_workers=0", *words)
+    usual = [*tiny_overrides(), "data_paths=[data]", "log_dir=new", "ray.num_workers=0"]
+    return ("train", *laid_over(usual, words))
 
 
 def config_file(content: str | bytes, told: str) -> Bad:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_helpers import ROOT, some_puzzles, tiny_overrides
+from run_helpers import ROOT, laid_over, some_puzzles, tiny_overrides
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -36,7 +36,7 @@ def run(*words: str | Path) -> Result:
 
 def train_words(data: Path, log_dir: Path, *words: str) -> list[str]:
     places = [f"data_paths=[{data}]", f"log_dir={log_dir}", "ray.num_workers=0"]
-    return ["train", "--config-name", "deep_supervision_linear", *tiny_overrides(), *places, *words]
+    return ["train", "--config-name", "deep_supervision_linear", *laid_over([*tiny_overrides(), *places], words)]
 
 
 SCRIPT = [str(Path(sys.executable).with_name("trm-ray"))]
