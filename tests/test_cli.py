@@ -269,6 +269,8 @@ def test_training_prints_the_config_and_the_lines_that_people_know(trained: tupl
     lines = result.stdout.splitlines()
     assert lines[0] == "Training Configuration"
     assert "global_batch_size: 8" in lines
+    assert f"All keys: {folder}/config.yaml" in lines
+    assert len(lines[: lines.index(f"All keys: {folder}/config.yaml")]) < 35  # most of which are of the command
     number = r"\d+\.\d{4}"
     step = (
         rf"Step +6 \| Loss: {number} \(ACT: {number}, Sup: {number}\) \| LR: \d\.\d\de-\d\d \| GradNorm: {number} \| "
