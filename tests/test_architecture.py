@@ -167,6 +167,7 @@ except SystemExit as end:
         ["plan", "five_scenarios", "lrr=1"],
         ["bench", "scaling", "lrr=1"],
         ["submit", "train", "lrr=1"],
+        ["evaluate", "runs/a", "--segments", "a"],
     ],
     ids=" ".join,
 )

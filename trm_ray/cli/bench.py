@@ -80,7 +80,11 @@ def scaling(
 
     from trm_ray.measure.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
     from trm_ray.reporting.pictures.scaling import draw_scaling
+    from trm_ray.reporting.pictures.style import format_of
     from trm_ray.reporting.pictures.style import save as save_figure
+
+    if plot is not None:
+        format_of(plot)
 
     cases, console, results = planned_cases(counts), Console(), []
     for result in measure_scaling(config, cases, num_turns=turns, steps=steps):

@@ -55,6 +55,10 @@ def replay(
 
     for path, option in ((save, "--save"), (json, "--json")):
         check_place(path, option)
+    if save is not None:
+        from trm_ray.reporting.pictures.style import format_of
+
+        format_of(save)
     console = Console()
 
     def shown(settings: Sequence[AshaConfig]) -> Iterable[AshaConfig]:
