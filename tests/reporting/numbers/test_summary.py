@@ -177,6 +177,32 @@ def test_groups_that_cannot_be_separated_share_a_rank() -> None:
     assert ranks["curriculum"] == 5
 
 
+def finals(make_run: MakeRun, **exact: Sequence[float]) -> list[Run]:
+    """Scenarios by what each of their seeds solves in the end."""
+    return [
+        make_run(evaluated([1.0], [solved], 400), f"{name}{seed}", seed=seed, config_name=f"deep_supervision_{name}")
+        for name, of_seeds in exact.items()
+        for seed, solved in enumerate(of_seeds)
+    ]
+
+
+def test_a_rank_never_falls_from_a_row_to_the_next(make_run: MakeRun) -> None:
+    """Linear beats constant at every seed; the baseline's mean is the lowest, its seeds are too far apart to tell."""
+    constant, noisy = [0.5, 0.51, 0.52, 0.49, 0.5], [0.1, 0.9, 0.2, 0.8, 0.25]
+    linear = [solved + 0.1 + 0.001 * seed for seed, solved in enumerate(constant)]
+    comparison = compare_runs(finals(make_run, constant=constant, baseline=noisy, linear=linear))
+    rows = [(summary.scenario, summary.rank) for summary in comparison.ranking]
+    assert rows == [("linear", 1), ("baseline", 1), ("constant", 2)]
+    assert sum("shares a rank" in note for note in notes(comparison)) == 1
+
+
+def test_a_shared_rank_is_explained_only_where_there_is_one(make_run: MakeRun) -> None:
+    seeds = np.arange(5) * 0.01
+    comparison = compare_runs(finals(make_run, linear=0.7 + seeds, constant=0.5 + 1.1 * seeds, baseline=0.3 + seeds))
+    assert [summary.rank for summary in comparison.ranking] == [1, 2, 3]
+    assert not any("rank" in note for note in notes(comparison))
+
+
 def test_fewer_than_three_seeds_have_no_rank() -> None:
     assert {summary.rank for summary in summarise(sweep(np.random.default_rng(0), 2))} == {None}
 

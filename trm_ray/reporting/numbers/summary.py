@@ -241,11 +241,11 @@ def _goodness(curves: Curves) -> tuple[float, float]:
 # ---- the ranking -----------------------------------------------------------------------------------------
 
 
-def _order(summary: ScenarioSummary) -> tuple[bool, float, float, float]:
-    """Order groups: finished ones first, then by puzzles solved, anytime accuracy and loss; what is unknown last."""
+def _order(summary: ScenarioSummary) -> tuple[bool, float, float, float, float]:
+    """Order groups: finished ones first, then by rank, puzzles solved, anytime accuracy, loss; what is unknown last."""
     best_first = (-summary.final_exact_accuracy.mean, -summary.final_anytime_accuracy.mean, summary.final_loss.mean)
     exact, anytime, loss = (value if math.isfinite(value) else math.inf for value in best_first)
-    return not summary.is_ranked, exact, anytime, loss
+    return not summary.is_ranked, summary.rank or math.inf, exact, anytime, loss
 
 
 def _ranks(groups: Sequence[Finished]) -> list[int | None]:

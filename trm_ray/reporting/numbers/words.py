@@ -184,7 +184,8 @@ def notes(comparison: Comparison) -> list[str]:
 def _about_ranks(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
     if any(summary.num_seeds < MIN_SEEDS for summary in ranked):
         yield "Fewer than 3 seeds get no rank and no verdict: gaps under 3 to 5 points are noise."
-    if len([summary for summary in ranked if summary.rank is not None]) > 1:
+    ranks = [summary.rank for summary in ranked if summary.rank is not None]
+    if len(set(ranks)) < len(ranks):
         yield "#: 1 + how many are shown to solve more (95 %, all pairs); who shares a rank cannot be told apart."
     if len({round(summary.training_steps.mean) for summary in ranked}) > 1:
         yield "The runs are not equally long: the table has them at their ends, the words above at equal cost."
