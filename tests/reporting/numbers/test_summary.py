@@ -103,7 +103,7 @@ def test_runs_that_have_not_finished_are_in_no_number_of_those_that_have(two_sce
     more = [run for run in two_scenarios if run.name == "l1"]
     unfinished = [replace(run, finished=False, rows=run.rows[:2], environment={"total_steps": 400}) for run in more]
     linear = summarise([*two_scenarios[:1], *unfinished])[0]
-    assert (linear.num_seeds, linear.num_running, linear.saved_steps) == (1, 1, 0)
+    assert (linear.num_seeds, linear.num_interrupted, linear.saved_steps) == (1, 1, 0)
     assert linear.final_loss.mean == 0.2
 
 
@@ -225,12 +225,14 @@ def test_a_stopped_run_is_told_where_it_was_and_behind_whom_at_that_step(two_sce
     assert (run.ahead, run.behind) == ("linear", pytest.approx(0.5 - 0.3))  # of seed 0, at step 200
 
 
-def test_a_trial_of_a_sweep_that_goes_on_is_running(make_run: MakeRun) -> None:
+def test_a_run_that_somebody_writes_is_running_and_another_was_interrupted(make_run: MakeRun) -> None:
     rows = evaluated([1.0, 0.5], [0.1, 0.4])
     runs = [make_run(rows, "l", finished=False), make_run(rows[:1], "b", finished=False, **BASELINE)]
-    states = {run.label: (run.state, run.step, run.ahead) for run in compare_runs(runs).unfinished}
-    assert states == {"linear": ("running", 200, None), "baseline": ("running", 100, None)}
-    assert "2 runs not finished: running, interrupted or failed." in notes(compare_runs(runs))
+    found = compare_runs(runs, is_written=lambda folder: folder.name == "l")
+    states = {run.label: (run.state, run.step, run.ahead) for run in found.unfinished}
+    assert states == {"linear": ("running", 200, None), "baseline": ("interrupted", 100, None)}
+    assert notes(found) == ["1 run not finished: still running.", "1 run not finished: interrupted or failed."]
+    assert {run.state for run in compare_runs(runs).unfinished} == {"interrupted"}
 
 
 def test_a_run_that_has_not_been_evaluated_has_a_step_alone(make_run: MakeRun) -> None:

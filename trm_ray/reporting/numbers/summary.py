@@ -32,7 +32,7 @@ from trm_ray.reporting.numbers.statistics import (
     unpaired_difference,
 )
 from trm_ray.reporting.numbers.statistics import spread as spread  # the pictures take it from here
-from trm_ray.reporting.numbers.unfinished import ReadGroup, Unfinished, known, placed, state_of
+from trm_ray.reporting.numbers.unfinished import IsWritten, ReadGroup, Unfinished, known, nobody_writes, placed
 from trm_ray.reporting.numbers.verdicts import BASELINE, Finished, Verdict, finished_of, judge
 from trm_ray.reporting.run_log import Run, Series
 
@@ -73,7 +73,7 @@ class ScenarioSummary:
     final_*, best_*: held-out numbers at the last evaluation, and the best of all evaluations.
     steps_to_threshold, seconds_to_threshold: between two evaluations on a line; seconds are those in steps.
     planned_steps, done_steps: sums over all runs; `saved_steps` are left by those that were stopped early.
-    num_stopped_early, num_running: runs that are in no number here, unless all are.
+    num_stopped_early, num_running, num_interrupted: runs that are in no number here, unless all are.
     seconds_per_step: over the seeds, of each one's median.
     training_steps, training_seconds, training_flops: of a whole run; evaluations are in none of them.
     best_run: folder of the run that solves most puzzles.
@@ -99,6 +99,7 @@ class ScenarioSummary:
     saved_steps: int
     num_stopped_early: int
     num_running: int
+    num_interrupted: int
     seconds_per_step: Spread
     training_steps: Spread
     training_seconds: Spread
@@ -123,7 +124,11 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Iterable[Run], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE, total_steps: int | None = None
+    runs: Iterable[Run],
+    threshold: float = DEFAULT_THRESHOLD,
+    baseline: str = BASELINE,
+    total_steps: int | None = None,
+    is_written: IsWritten = nobody_writes,
 ) -> Comparison:
     """Compare runs by their held-out numbers: finished ones with each other, each scenario with the baseline.
 
@@ -131,8 +136,9 @@ def compare_runs(
         threshold: exact accuracy that steps and seconds count to.
         baseline: a scenario, or the label of a group.
         total_steps: planned steps of each run, where its folder does not tell.
+        is_written: tells a run that goes on from one that was interrupted.
     """
-    groups = [ReadGroup.of(group, total_steps) for group in group_runs(runs)]
+    groups = [ReadGroup.of(group, total_steps, is_written) for group in group_runs(runs)]
     done = [group.finished for group in groups if group.finished.by_seed]
     ranks = dict(zip((group.label for group in done), _ranks(done), strict=True))
     ranking = [replace(_summarise(group, threshold), rank=ranks.get(group.finished.label)) for group in groups]
@@ -151,7 +157,7 @@ def summarise(
 
 
 def _summarise(group: ReadGroup, threshold: float) -> ScenarioSummary:
-    done, stopped = group.finished, [one for one in group.unfinished if state_of(one.run) == "stopped early"]
+    done, stopped = group.finished, [one for one in group.unfinished if group.states[one.run.folder] == "stopped early"]
     counted = done if done.by_seed else finished_of(done.group, group.unfinished)
     best = min(counted.curves, key=_goodness)
     return ScenarioSummary(
@@ -173,7 +179,8 @@ def _summarise(group: ReadGroup, threshold: float) -> ScenarioSummary:
         done_steps=sum(curves.run.last_step for curves in group.all),
         saved_steps=sum(group.planned[one.run.folder] - one.run.last_step for one in stopped),
         num_stopped_early=len(stopped),
-        num_running=len(group.unfinished) - len(stopped),
+        num_running=group.count("running"),
+        num_interrupted=group.count("interrupted"),
         seconds_per_step=spread(counted.of_seeds(lambda curves: seconds_per_step(curves.run)).values()),
         training_steps=_length(counted, "steps"),
         training_seconds=_length(counted, "seconds"),

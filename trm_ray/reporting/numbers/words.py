@@ -238,9 +238,10 @@ def _about_stops(comparison: Comparison) -> Iterator[str]:
         yield f"Stopped early: {_runs(stopped)}, which saves {saved:,} of {planned:,} steps."
     if any(one.is_ranked and one.num_stopped_early for one in comparison.ranking):
         yield "Where some seeds of a scenario were stopped, the others flatter it."
-    running = sum(summary.num_running for summary in comparison.ranking)
-    if running:
-        yield f"{_runs(running)} not finished: running, interrupted or failed."
+    if running := sum(summary.num_running for summary in comparison.ranking):
+        yield f"{_runs(running)} not finished: still running."
+    if interrupted := sum(summary.num_interrupted for summary in comparison.ranking):
+        yield f"{_runs(interrupted)} not finished: interrupted or failed."
 
 
 def _runs(count: int) -> str:
