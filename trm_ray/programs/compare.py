@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trm_ray.ownership import holder
+from trm_ray.programs.stages import counted
 from trm_ray.reporting.aside import aside
 from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, Comparison, compare_runs
 from trm_ray.reporting.numbers.tables import comparison_json, comparison_markdown
@@ -56,11 +57,15 @@ class Compared:
 
 
 def compare(places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE) -> Compared:
-    """Read and compare the runs at or below some paths.
+    """Read and compare the runs at or below some paths; of a sweep with a second stage those that count.
 
     Raises:
         ValueError: a path does not exist, or there is no run.
     """
+    by_sweep: dict[Path, list[Run]] = {}
+    for run in find_runs(places):  # one that is named itself is asked for, whichever stage it is of
+        by_sweep.setdefault(run.folder if run.folder in places else run.folder.parent, []).append(run)
+    runs = [run for folder, found in by_sweep.items() for run in counted(found, folder)]
     is_held = functools.cache(lambda folder: holder(folder) is not None)
     # A sweep holds its own folder, not those of its trials.
-    return Compared.of(find_runs(places), threshold, baseline, lambda run: is_held(run) or is_held(run.parent))
+    return Compared.of(runs, threshold, baseline, lambda run: is_held(run) or is_held(run.parent))

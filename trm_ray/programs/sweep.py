@@ -186,7 +186,7 @@ def compare_trials(plan: SweepPlan, outcome: Outcome, console: Console) -> Compa
         say(console, ("failed", "red"), f" {name}: {error}")
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return None
-    compared = Compared.of(counted(find_runs([plan.folder]), plan.final, plan.folder), plan.sweep.threshold)
+    compared = Compared.of(counted(find_runs([plan.folder]), plan.folder), plan.sweep.threshold)
     show_comparison(console, compared.comparison)
     best = next(run for run in compared.runs if str(run.folder) == compared.comparison.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
