@@ -315,6 +315,18 @@ def test_a_costly_scenario_is_told_what_would_be_as_long() -> None:
     assert "A baseline of max_steps=1100 would be as long." in told  # 600 · 1.8, up to the speed of machines
 
 
+def test_variants_that_people_have_named_are_found_by_their_folders(make_run: MakeRun) -> None:
+    rows = evaluated([0.5], [0.4], 400)
+    mine = [make_run(rows, "runs/fast", lr=2e-3), make_run(rows, "runs/slow", lr=1e-3)]
+    more = make_run(rows, "runs/slow_again", lr=1e-3, seed=1)
+    found = notes(compare_runs([*mine, more, make_run(rows, "runs/plain", **BASELINE, lr=1e-3)]))
+    fast, slow = (run.folder for run in mine)
+    assert set(found[-2:]) == {f"linear · lr=2e-3: {fast}", f"linear · lr=1e-3: {slow}, {more.folder}"}
+    trials = [make_run(rows, f"sweep/deep_supervision_linear-seed0-lr={lr}", lr=lr) for lr in (0.1, 0.2)]
+    assert not any("lr=" in note for note in notes(compare_runs(trials)))
+    assert not any(str(fast) in note for note in notes(compare_runs(mine[:1])))
+
+
 def test_no_baseline_is_told_with_the_way_out(make_run: MakeRun) -> None:
     runs = [make_run(evaluated([1.0], [0.5]), "a", lr=1e-3), make_run(evaluated([1.0], [0.5]), "b", lr=2e-3)]
     assert sentences(compare_runs(runs)) == [

@@ -77,6 +77,7 @@ class ScenarioSummary:
     seconds_per_step: over the seeds, of each one's median.
     training_steps, training_seconds, training_flops: of a whole run; evaluations are in none of them.
     best_run: folder of the run that solves most puzzles.
+    folders: of all runs.
     depths: None where the runs have not measured them.
     """
 
@@ -105,6 +106,7 @@ class ScenarioSummary:
     training_seconds: Spread
     training_flops: Spread
     best_run: str
+    folders: tuple[str, ...]
     depths: DepthMatrix | None
 
 
@@ -186,6 +188,7 @@ def _summarise(group: ReadGroup, threshold: float) -> ScenarioSummary:
         training_seconds=_length(counted, "seconds"),
         training_flops=_length(counted, "flops"),
         best_run=str(best.run.folder),
+        folders=tuple(str(run.folder) for run in done.group.runs),
         depths=_depths(counted),
     )
 
