@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,15 @@ def tiny_overrides(**changes: Any) -> list[str]:
     return [f"{key}={'null' if value is None else value}" for key, value in values.items()]
 
 
+def laid_over(usual: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Words of a command line, of which the second ones stand in place of those with the same key."""
+    return list({word.partition("=")[0]: word for word in (*usual, *words)}.values())
+
+
 def run_config(data: Path, log_dir: Path, *words: str, scenario: str = "deep_supervision_linear") -> Config:
-    """A tiny run on one dataset; `words` are `key=value`."""
+    """A tiny run on one dataset; `words` are `key=value`, in place of the tiny run's."""
     places = [f"data_paths=[{data}]", f"log_dir={log_dir}"]
-    return load_config(scenario, [*tiny_overrides(), *places, *words], config_dir=ROOT / "configs")
+    return load_config(scenario, laid_over([*tiny_overrides(), *places], words), config_dir=ROOT / "configs")
 
 
 def write_puzzles(folder: Path, train: Puzzles, test: Puzzles) -> Path:

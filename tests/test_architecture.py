@@ -146,6 +146,35 @@ except SystemExit as end:
 """
 
 
+MISTAKE = """
+from trm_ray.cli import app
+try:
+    app({arguments!r})
+except SystemExit as end:
+    assert end.code == 2, end.code
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "lrr=1"],
+        ["train", "--config-name", "deep_supervision_liner"],
+        ["train", "generator.trian=9"],
+        ["train", "lr=1e-3", "lr=2e-3"],
+        ["sweep", "lrr=1"],
+        ["sweep", "generator.trian=9"],
+        ["plan", "five_scenarios", "lrr=1"],
+        ["bench", "scaling", "lrr=1"],
+        ["submit", "train", "lrr=1"],
+        ["evaluate", "runs/a", "--segments", "a"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_command_is_refused_before_anything_heavy_is_loaded(arguments):
+    assert heavy_after(MISTAKE.format(arguments=arguments)) == []
+
+
 @pytest.mark.skipif(importlib.util.find_spec("trm_ray.cli") is None, reason="there is no command line yet")
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sweep", "--help"], ["submit", "--help"]])
 def test_help_loads_nothing_heavy(arguments):

@@ -29,7 +29,7 @@ import torch
 from helpers import SHAPE, tiny_config
 from prediction_helpers import checkpoint
 from replay_helpers import SOLVED, write_run
-from run_helpers import some_puzzles, tiny_overrides
+from run_helpers import laid_over, some_puzzles, tiny_overrides
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
@@ -240,7 +240,8 @@ class Bad:
 
 
 def train(*words: str) -> tuple[str, ...]:
-    return ("train", *tiny_overrides(), "data_paths=[data]", "log_dir=new", "ray.num_workers=0", *words)
+    usual = [*tiny_overrides(), "data_paths=[data]", "log_dir=new", "ray.num_workers=0"]
+    return ("train", *laid_over(usual, words))
 
 
 def config_file(content: str | bytes, told: str) -> Bad:
@@ -587,6 +588,8 @@ RUNS = [
     Bad("replay two --keep c", r"keep=c must name the scenario of a run; did you mean `a`", two_runs()),
     Bad("replay two --group-by ls", r"group_by=ls must be a run key; did you mean `lr`", two_runs()),
     Bad("replay two --save nowhere/x.png", "--save nowhere/x.png: there is no folder nowhere; make it first"),
+    Bad("compare two --save x.bmp", r"cannot save a picture as x\.bmp: its name must end with", two_runs()),
+    Bad("dashboard run --save x.bmp", r"cannot save a picture as x\.bmp: its name must end with"),
     Bad("replay two --save x.bmp", r"cannot save a picture as x\.bmp: its name must end with", two_runs()),
     Bad("bench --shapes cube", "shapes=cube is unknown; use one of"),
     Bad("bench --scenarios none", "scenarios=none is unknown; use one of baseline"),
@@ -639,6 +642,7 @@ def test_bad_input_ends_in_one_line_and_changes_nothing(
     result = run(*bad.arguments)
     assert result.exit_code == bad.code, f"{result.output} {result.exception!r}"
     assert "Traceback" not in result.output
+    assert re.fullmatch(r"(Reading .*\n)?", result.stdout)  # files of others are read before their mistakes are found
     assert re.search(bad.told, result.stderr if bad.usage else one_line(result)), result.stderr
     assert tree(here) == before
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_helpers import ROOT, some_puzzles, tiny_overrides
+from run_helpers import ROOT, laid_over, some_puzzles, tiny_overrides
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -36,7 +36,7 @@ def run(*words: str | Path) -> Result:
 
 def train_words(data: Path, log_dir: Path, *words: str) -> list[str]:
     places = [f"data_paths=[{data}]", f"log_dir={log_dir}", "ray.num_workers=0"]
-    return ["train", "--config-name", "deep_supervision_linear", *tiny_overrides(), *places, *words]
+    return ["train", "--config-name", "deep_supervision_linear", *laid_over([*tiny_overrides(), *places], words)]
 
 
 SCRIPT = [str(Path(sys.executable).with_name("trm-ray"))]
@@ -269,6 +269,8 @@ def test_training_prints_the_config_and_the_lines_that_people_know(trained: tupl
     lines = result.stdout.splitlines()
     assert lines[0] == "Training Configuration"
     assert "global_batch_size: 8" in lines
+    assert f"All keys: {folder}/config.yaml" in lines
+    assert len(lines[: lines.index(f"All keys: {folder}/config.yaml")]) < 35  # most of which are of the command
     number = r"\d+\.\d{4}"
     step = (
         rf"Step +6 \| Loss: {number} \(ACT: {number}, Sup: {number}\) \| LR: \d\.\d\de-\d\d \| GradNorm: {number} \| "

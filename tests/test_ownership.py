@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from replay_helpers import rows_of, write_run
 from run_helpers import run_config, some_puzzles, tiny_overrides
 from typer.testing import CliRunner
 
@@ -22,6 +23,7 @@ import trm_ray
 from trm_ray import ownership
 from trm_ray.cli import app
 from trm_ray.ownership import NOTE_FILE, FolderInUse, Note, Ownership, refuse_if_held
+from trm_ray.programs.compare import compare
 from trm_ray.storage import as_path
 
 HOLD = """
@@ -256,6 +258,26 @@ def test_no_trial_is_trained_by_hand_while_its_sweep_runs_nor_the_sweep_while_it
         assert says(holder) == "held"
         code, told = command("sweep", *words, "--resume")
         assert (code, f"the trial trial in log_dir={sweep} is being written by" in told) == (2, True)
+
+
+@pytest.mark.parametrize("place", ["", "memory://runs"])
+def test_a_comparison_tells_trials_that_are_trained_from_those_that_were_interrupted(tmp_path: Path, place: str):
+    """A trial is held through its sweep's folder, a run by itself."""
+    runs = as_path(place) if place else tmp_path
+    for name in ("sweep/one", "alone", "left"):
+        write_run(runs / name, name.replace("/", "_"), 0, rows_of(0.5)[:2])
+
+    def states() -> dict[str, str]:
+        return {run.label: run.state for run in compare([runs]).comparison.unfinished}
+
+    assert set(states().values()) == {"interrupted"}
+    with ExitStack() as held:
+        for folder in (runs / "sweep", runs / "alone"):
+            if place:
+                held.enter_context(Ownership(folder, "it"))
+            else:
+                assert says(held.enter_context(another_process(folder))) == "held"
+        assert states() == {"sweep_one": "running", "alone": "running", "left": "interrupted"}
 
 
 def test_nothing_is_imported_into_a_run_nor_prepared_in_a_dataset_that_another_process_writes(

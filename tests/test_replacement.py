@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import sudoku
-from run_helpers import run_config, some_puzzles, tiny_overrides, write_puzzles
+from run_helpers import laid_over, run_config, some_puzzles, tiny_overrides, write_puzzles
 from typer.testing import CliRunner
 
 import trm_ray
@@ -71,8 +71,9 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 
 def again(run: Path, data: Path, *words: str) -> tuple[int, str]:
     """Train it anew by the command line."""
-    short = ["max_steps=2", "eval_interval=2", "ray.num_workers=0", f"data_paths=[{data}]", f"log_dir={run}"]
-    done = CliRunner().invoke(app, ["train", *tiny_overrides(), *short, *words], catch_exceptions=False)
+    short = tiny_overrides(max_steps=2, eval_interval=2, ray__num_workers=0)
+    usual = [*short, f"data_paths=[{data}]", f"log_dir={run}"]
+    done = CliRunner().invoke(app, ["train", *laid_over(usual, words)], catch_exceptions=False)
     return done.exit_code, " ".join((done.stdout + done.stderr).split())
 
 

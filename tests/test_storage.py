@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, metric_rows, sudoku
-from run_helpers import ROOT, run_config, some_puzzles, tiny_overrides, write_puzzles
+from run_helpers import ROOT, laid_over, run_config, some_puzzles, tiny_overrides, write_puzzles
 from s3_helpers import BUCKET, Gate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.tensorflow_stub.io import gfile
@@ -336,7 +336,7 @@ def test_another_machine_resumes_a_killed_run_to_the_same_bytes(bucket: Path, tm
         kept = {key: value for key, value in os.environ.items() if key.startswith("AWS_") or key == "PATH"}
         places = {"HOME": str(tmp_path / name / "home"), "TMPDIR": str(tmp_path / name / "tmp")}
         command = [sys.executable, "-m", "trm_ray.cli", "train", "--config-name", "deep_supervision_linear"]
-        run = [*tiny_overrides(), *words, f"log_dir={bucket}/run", *more]
+        run = laid_over(tiny_overrides(), [*words, f"log_dir={bucket}/run", *more])
         return subprocess.Popen(
             [*command, *run],
             cwd=tmp_path / name / "cwd",
@@ -455,7 +455,7 @@ def test_a_run_there_is_refused_resumed_and_replaced_as_one_here(bucket: Path, t
     remove_tree(as_path(f"{bucket}/run/final_model"))
     succeeded("train", *words, "--resume")
     assert read_run(bucket / "run").finished
-    succeeded("train", *words, "max_steps=3", "--overwrite")
+    succeeded("train", *laid_over(words, ["max_steps=3"]), "--overwrite")
     assert [folder.name for folder in checkpoints(bucket / "run")] == ["checkpoint_step_3"]
     assert str(bucket).startswith(f"s3://{BUCKET}/")
 

@@ -189,13 +189,18 @@ class Ownership:
                 return
 
 
+def holder(folder: Path) -> Note | None:
+    """Tell which living process holds a folder, without taking it; None if no one does."""
+    return (_remote_holder if is_remote(folder) else _local_holder)(folder)
+
+
 def refuse_if_held(folder: Path, named: str, other: str) -> None:
-    """Refuse a folder that a living process holds, without taking it.
+    """Refuse a folder that a living process holds.
 
     Raises:
         FolderInUse: one does.
     """
-    note = (_remote_holder if is_remote(folder) else _local_holder)(folder)
+    note = holder(folder)
     if note is not None:
         raise FolderInUse(f"{named} is being written by {note.told()}, or {other}")
 

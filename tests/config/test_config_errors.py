@@ -1,7 +1,9 @@
 """What each mistake is answered with."""
 
+import re
+
 import pytest
-from config_helpers import complaint, load
+from config_helpers import complaint, load, sweep
 
 DID_YOU_MEAN = [
     ("deep_supervision_wieght=0.7", "deep_supervision_weight"),
@@ -123,8 +125,15 @@ MISTAKES = [
     ("=3", "=3 must be key=value"),
     ("lr=[1", "lr=[1 must be a YAML value"),
     ("lr=!!python/name:os.system", "lr=!!python/name:os.system must be a YAML value"),
+    ("lr=1e-3 lr=2e-3", "lr=0.001 and lr=0.002 must not both be given; leave one out"),
+    (
+        "arch={H_cycles: 3} arch.H_cycles=2",
+        "arch.H_cycles=3 and arch.H_cycles=2 must not both be given; leave one out",
+    ),
     ("config_name=x", "config_name=x must not be overridden; use --config-name x"),
-    ("task=sudoku5", "task=sudoku5 must name an existing task; did you mean `sudoku4`?"),
+    ("task=sudoku7", "task=sudoku7 must name an existing task; did you mean `sudoku4`, `sudoku6` or `sudoku9`?"),
+    ("task=arc3", "task=arc3 must name an existing task; did you mean `arc1` or `arc2`?"),
+    ("task=maze_hrd", "task=maze_hrd must name an existing task; did you mean `maze_hard`?"),
     ("task=five_scenarios", "task=five_scenarios must name an existing task, but it is a sweep"),
     ("task=3", "task=3 must name an existing task"),
     ("task=../../etc/passwd", "task=../../etc/passwd must be a name of letters"),
@@ -133,9 +142,21 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("overrides", "expected"), MISTAKES, ids=[item[0][:60] for item in MISTAKES])
 def test_a_mistake_is_answered_with_key_value_rule_and_way_out(overrides, expected):
-    arguments = [overrides] if overrides == "data_paths=[a, [b]]" else overrides.split(" ")
+    arguments = [overrides] if overrides == "data_paths=[a, [b]]" else re.split(r"(?<!:) ", overrides)
     assert expected in complaint(load, *arguments)
 
 
 def test_several_mistakes_are_counted():
     assert complaint(load, "lr=x", "beta1=x", "arch.H_cycles=x").endswith("(and 2 more)")
+
+
+def test_a_key_must_not_be_given_twice_to_a_sweep():
+    told = "seeds=[0] and seeds=[1] must not both be given; leave one out"
+    assert complaint(sweep, "seeds=[0]", "seeds=[1]") == told
+    assert complaint(sweep, "lr=1e-3", "overrides.lr=2e-3").startswith("lr=0.001 and lr=0.002 must not both")
+
+
+def test_a_section_that_is_removed_first_may_be_given_anew():
+    made = load("generator=null", "generator.size=4").generator
+    assert made is not None
+    assert made.model_extra == {"size": 4}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from config_helpers import LINEAR, ROOT, load, write
 
-from trm_ray.config import banner, flat, known_keys, load_config, run_dir
+from trm_ray.config import banner, flat, load_config, run_dir
 
 
 def test_the_general_defaults_are_the_published_ones(tmp_path):
@@ -75,20 +75,43 @@ def test_a_run_s_folder_is_log_dir_below_the_working_directory_or_the_storage(tm
     assert run_dir(load("ray.storage_path=/mnt/store", "log_dir=/else")) == Path("/else")
 
 
-def test_the_banner_has_a_title_a_rule_and_a_line_for_every_key():
-    config = load("deep_supervision_weight=0.7", "lr=5e-5")
-    lines = banner(config).splitlines()
-    assert lines[:2] == ["Training Configuration", "=" * 80]
-    assert {
+TITLE = ["Training Configuration", "=" * 80]
+
+
+def test_the_banner_has_a_title_a_rule_the_supervision_and_what_was_given():
+    given = ["deep_supervision_weight=0.7", "lr=5e-5"]
+    assert banner(load(*given), given).splitlines() == [
+        *TITLE,
         "deep_supervision_enabled: True",
         "deep_supervision_weight: 0.7",
         "deep_supervision_schedule: linear_decay",
+        f"config_name: {LINEAR}",
+        "task: sudoku6",
         "lr: 5e-05",
-        "arch.hidden_size: 64",
-        "eval_batch_size: None",
-    } <= set(lines)
-    assert [line.partition(":")[0] for line in lines[2:]] == list(flat(config))
-    assert set(known_keys()) < set(flat(config))  # and what the task says of its kind of puzzle
+    ]
+    section = ["generator={size: 4}"]
+    assert {"generator.size: 4", "generator.test: 512"} < set(banner(load(*section), section).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("deep_supervision_baseline", ["deep_supervision_enabled: False"]),
+        (
+            "deep_supervision_curriculum",
+            [
+                "deep_supervision_enabled: True",
+                "deep_supervision_weight: 0.7",
+                "deep_supervision_schedule: linear_decay",
+                "curriculum_start_step: 60",
+                "curriculum_end_step: 360",
+            ],
+        ),
+    ],
+)
+def test_the_banner_says_of_a_scenario_what_it_is_about(name: str, told: list[str]):
+    lines = [*TITLE, *told, f"config_name: {name}", "task: sudoku6"]
+    assert banner(load(name=name)).splitlines() == lines
 
 
 def test_importing_config_loads_neither_torch_nor_ray():

@@ -27,7 +27,7 @@ import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobDetails
-from run_helpers import ROOT, some_puzzles, tiny_overrides
+from run_helpers import ROOT, laid_over, some_puzzles, tiny_overrides
 from typer.testing import CliRunner, Result
 
 from trm_ray.cli import app
@@ -169,7 +169,7 @@ def submitted(output: str) -> str:
 
 
 def tiny_run(data: Path, *words: str) -> list[str]:
-    return ["train", *tiny_overrides(lr_min_ratio=1), f"data_paths=[{data}]", *words]
+    return ["train", *laid_over([*tiny_overrides(lr_min_ratio=1), f"data_paths=[{data}]"], words)]
 
 
 # ---- one job after the other -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,18 @@ def test_where_no_group_can_be_told_from_the_best_no_setting_is_advised(tmp_path
     assert found.settings[0].mean.saved_steps > 0
     assert found.advised is None
     assert replay_lines(found)[-1].startswith("No group can be told from the best")
+
+
+def test_the_picture_speaks_of_a_ring_only_where_one_is_drawn(tmp_path: Path):
+    from matplotlib.text import Text
+
+    from trm_ray.reporting.pictures.replay import draw_replay
+
+    found = replay([write_sweep(tmp_path / "sweep", QUALITIES)], grace=[100], metrics=[ANYTIME], orders=3)
+    for shown, rings in ((found, 1), (replace(found, settings=found.settings[:0]), 0)):
+        assert (shown.advised is not None) == bool(rings)
+        words = [text.get_text() for text in draw_replay(shown).findobj(Text)]
+        assert sum("ring: take" in word for word in words) == rings
 
 
 def test_the_sweep_s_own_keep_holds(tmp_path: Path):

@@ -39,6 +39,14 @@ def test_a_sweep_and_its_data_lie_on_the_shared_storage():
     assert sweep.overrides["data_paths"] == ["/mnt/shared/data/sudoku6"]
 
 
+def test_data_of_one_s_own_is_named_once(tmp_path: Path):
+    storage = "ray.storage_path=/mnt/shared"
+    submission = planned(*TRAIN, storage, "data_paths=[data/own]")
+    assert submission.words[3:] == ("task=sudoku4", storage, 'data_paths=["/mnt/shared/data/own"]')
+    submission = planned(*SWEEP, storage, "overrides.data_paths=[data/own]")
+    assert load_sweep("five_scenarios", submission.words[3:]).overrides["data_paths"] == ["/mnt/shared/data/own"]
+
+
 def test_object_storage_is_shared_storage():
     submission = planned(*TRAIN, "ray.storage_path=memory://bucket/ours")
     assert submission.results == "memory://bucket/ours/runs/deep_supervision_linear"

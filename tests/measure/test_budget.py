@@ -19,6 +19,7 @@ from trm_ray.measure.budget import (
     measured_here,
     plan_cost,
     plan_json,
+    plan_lines,
     planned,
     run_step_ms,
     stopping_steps,
@@ -86,6 +87,47 @@ def test_each_group_has_a_best_trial(data: Path):
 def test_without_early_stopping_there_is_nothing_to_bound(data: Path):
     plan = told(sweep(data, asha={"enabled": False}))
     assert plan.hours.least == plan.hours.halving == plan.hours.most == pytest.approx(2e-3)
+
+
+# ---- the second stage ------------------------------------------------------------------------------------
+
+
+def test_the_second_stage_trains_new_seeds_and_goes_on_with_what_was_stopped(data: Path):
+    """Three whole trials of the best; of the other scenario two, which ASHA stops at step 20 or never."""
+    plan = told(sweep(data, seeds=[0, 1], final={"top_k": 1, "seeds": 3}))
+    assert plan.hours.least == pytest.approx((3 * 100 + 2 * 20) / 1e5)
+    assert plan.hours.most == pytest.approx((3 * 100 + 2 * 100) / 1e5)
+    assert plan.hours.least <= plan.hours.halving <= plan.hours.most
+    assert plan.final is not None
+    assert (plan.final.groups, plan.final.seeds, plan.final.trials) == ((1, 1), 3, (1, 3))
+    assert plan.final.hours.most == pytest.approx(1e-3)
+    assert plan.disk_mib == pytest.approx(5 * plan.trials[0].disk_mib / 2)
+
+
+def test_scenarios_that_are_kept_are_trained_in_the_second_stage_beside_the_best_or_among_them(data: Path):
+    plan = told(sweep(data, seeds=[0, 1], keep=[BASELINE], final={"top_k": 1, "seeds": 4}))
+    assert plan.final is not None
+    assert (plan.final.groups, plan.final.trials) == ((1, 2), (2, 6))
+    assert plan.hours.least == pytest.approx((4 * 100 + 2 * 20) / 1e5)
+    assert plan.hours.most == pytest.approx(8 * 100 / 1e5)
+
+
+def test_the_best_of_a_grid_without_stopping_take_new_seeds_alone(data: Path):
+    asked = sweep(
+        data, search_space={"weight_decay": [0.1, 0.2]}, asha={"enabled": False}, final={"top_k": 3, "seeds": 2}
+    )
+    plan = told(asked)
+    assert plan.final is not None
+    assert (plan.final.groups, plan.final.trials) == ((3, 3), (3, 3))
+    assert plan.hours.least == pytest.approx(plan.hours.most) == pytest.approx((4 + 3) * 1e-3)
+
+
+def test_the_second_stage_has_a_line_of_its_own(data: Path):
+    plan = told(sweep(data, seeds=[0, 1], final={"top_k": 1, "seeds": 3}))
+    [line] = [line for line in plan_lines(plan, 2.0) if line.startswith("Second stage")]
+    assert line == "Second stage: 1 to 3 trials, for 3 seeds of 1 group: 0.001 to 0.00225 of these CPU-hours"
+    assert json.loads(plan_json(plan, 2.0))["price"]["most"] == pytest.approx(2 * 5e-3)
+    assert not any(line.startswith("Second stage") for line in plan_lines(told(sweep(data)), None))
 
 
 # ---- machines --------------------------------------------------------------------------------------------

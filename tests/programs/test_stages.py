@@ -11,6 +11,7 @@ from replay_helpers import rows_of, write_run
 from run_helpers import TINY_RUN, some_puzzles
 
 from trm_ray.config import SweepConfig
+from trm_ray.programs.compare import compare
 from trm_ray.programs.stages import FINAL_FILE, Stage, counted, final_config, stages
 from trm_ray.programs.sweep import SweepPlan, plan_sweep
 from trm_ray.reporting.run_log import find_runs
@@ -123,11 +124,27 @@ def test_only_finished_trials_of_the_second_stage_count(data: Path, tmp_path: Pa
     write_first_stage(tmp_path)
     plan = planned(data, tmp_path)
     runs = find_runs([tmp_path])
-    assert counted(runs, plan.final, tmp_path) == runs  # the second stage has not begun
+    assert counted(runs, tmp_path) == runs  # the second stage has not begun
     staged(plan)
-    assert [run.name for run in counted(runs, plan.final, tmp_path)] == [
-        f"{BASELINE}-seed0",
-        f"{BASELINE}-seed1",
-        f"{LINEAR}-seed0",
-    ]
-    assert counted(runs, None, tmp_path) == runs
+    ended = [f"{BASELINE}-seed0", f"{BASELINE}-seed1", f"{LINEAR}-seed0"]
+    assert [run.name for run in counted(runs, tmp_path)] == ended
+    assert counted(runs, tmp_path / "another") == runs
+
+
+def test_a_comparison_of_the_sweep_goes_by_the_same_trials_beside_other_runs(data: Path, tmp_path: Path):
+    write_first_stage(tmp_path / "sweep")
+    staged(planned(data, tmp_path / "sweep"))
+    finish(write_run(tmp_path / "mine", "mine", 0, rows_of(0.4)))
+    found = compare([tmp_path])
+    assert [run.name for run in found.runs] == ["mine", f"{BASELINE}-seed0", f"{BASELINE}-seed1", f"{LINEAR}-seed0"]
+    assert found.comparison.unfinished == []
+    named = tmp_path / "sweep" / f"{CONSTANT}-seed0"
+    assert [run.folder for run in compare([named]).runs] == [named]
+
+
+def test_of_variants_those_that_were_chosen_count(tmp_path: Path):
+    for rate in (0.1, 0.2):
+        finish(write_run(tmp_path / str(rate), LINEAR, 0, rows_of(rate), weight_decay=rate, arch={"H_cycles": 3}))
+    groups = [[LINEAR, {"weight_decay": 0.2, "arch.H_cycles": 3}]]
+    (tmp_path / FINAL_FILE).write_text(json.dumps({"format_version": 1, "groups": groups}))
+    assert [run.name for run in counted(find_runs([tmp_path]), tmp_path)] == ["0.2"]

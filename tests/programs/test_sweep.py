@@ -138,7 +138,7 @@ def without_place(config: Config) -> dict[str, Any]:
         ["epochs=null"],
         ["max_steps=null"],
         ["eval_batch_size=64"],
-        ["task=sudoku4", "task=null", "data_paths=[data/mine]", "max_steps=10"],
+        ["task=null", "data_paths=[data/mine]", "max_steps=10"],
         ["generator=null", "data_paths=[a, 'b c', \"it's\"]"],
         ["generator.clues=null"],
         ["generator.clues=[10, 12]", "generator.seed=7"],

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,25 @@ def test_runs_that_differ_in_seed_folder_and_logging_alone_are_one_group(make_ru
     (group,) = group_runs(runs)
     assert group.label == "linear"
     assert [run.seed for run in group.runs] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("eval_interval", (100, 50)),
+        ("eval_batch_size", (None, 64)),
+        ("keep_last", (None, 2)),
+        ("keep_best", (0, 1)),
+        ("log_interval", (10, 20)),
+        ("prepare_command", (None, "make data")),
+        ("ray", ({"start_timeout_s": 600.0}, {"start_timeout_s": 60.0})),
+        ("generator", ({"name": "sudoku", "check_existing": True}, {"name": "sudoku", "check_existing": False})),
+    ],
+)
+def test_a_key_that_does_not_change_training_makes_no_variant(make_run: MakeRun, key: str, values: tuple[Any, Any]):
+    runs = [make_run([], str(seed), seed=seed, **{key: value}) for seed, value in enumerate(values)]
+    assert [(group.label, len(group.runs)) for group in group_runs(runs)] == [("linear", 2)]
+    assert num_differences(*runs) == 0
 
 
 def test_variants_are_labelled_by_the_keys_in_which_they_differ(make_run: MakeRun) -> None:

@@ -128,7 +128,7 @@ def test_mazes_are_made_for_a_task(tmp_path: Path):
     claim_folder(plan)
     assert train_in_process(plan)
     with pytest.raises(ConfigError, match=r"generator\.min_length=6 but .* was made with min_length=5"):
-        make_missing(run_config(tmp_path / "data", tmp_path / "run", MAZE, "generator.min_length=6"))
+        make_missing(run_config(tmp_path / "data", tmp_path / "run", MAZE.replace("min_length: 5", "min_length: 6")))
 
 
 def test_a_dataset_of_another_kind_is_refused(tmp_path: Path):

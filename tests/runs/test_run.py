@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import Puzzles, assert_same, metric_rows, sudoku
-from run_helpers import IDENTIFIERS, ROOT, final_weights, run_config, some_puzzles, tiny_overrides, write_puzzles
+from run_helpers import (
+    IDENTIFIERS,
+    ROOT,
+    final_weights,
+    laid_over,
+    run_config,
+    some_puzzles,
+    tiny_overrides,
+    write_puzzles,
+)
 
 from trm_ray.config import Config, ConfigError, config_from_run, load_config
 from trm_ray.data import stream
@@ -295,8 +304,8 @@ def test_a_dataset_that_was_made_with_other_arguments_is_refused(tmp_path: Path,
 def four(folder: Path, log_dir: Path, *words: str) -> Config:
     """The task sudoku4 on a folder of one's own."""
     tiny = tiny_overrides(task="sudoku4", max_steps=2, eval_interval=2, ray__num_workers=0)
-    words = (*tiny, f"data_paths=[{folder}]", f"log_dir={log_dir}", *words)
-    return load_config("deep_supervision_linear", words, config_dir=ROOT / "configs")
+    usual = [*tiny, f"data_paths=[{folder}]", f"log_dir={log_dir}"]
+    return load_config("deep_supervision_linear", laid_over(usual, words), config_dir=ROOT / "configs")
 
 
 def test_one_s_own_dataset_is_used_as_it_is_and_told_in_a_line(

@@ -146,6 +146,21 @@ def test_a_signal_asks_and_its_number_becomes_the_exit_code(name: str):
     assert stopped.value.exit_code == CODES[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("SIGINT", "; Ctrl-C again ends without saving it"),
+        ("SIGTERM", "; SIGTERM again ends without saving it"),
+        ("SIGUSR1", " (SIGUSR1)"),
+    ],
+)
+def test_a_request_is_answered_in_words_that_fit_its_signal(name: str, told: str, caplog: pytest.LogCaptureFixture):
+    with left_as_found(), StopSignals() as signals:
+        signals.requested()
+        send(getattr(signal, name))
+    assert caplog.messages == [f"stopping after the step under way{told}"]
+
+
 @pytest.mark.parametrize("first", ["SIGINT", "SIGHUP"])
 def test_a_ctrl_c_after_a_first_request_interrupts_at_once(first: str):
     def interrupted_twice() -> None:

@@ -33,13 +33,14 @@ def bench(
 
     Example: `trm-ray bench --shapes sudoku6 --steps 20`
     """
+    if context.invoked_subcommand is not None:
+        return
+    check_place(save, "--save")
+
     from rich.progress import track
 
     from trm_ray.measure.step_cost import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
 
-    if context.invoked_subcommand is not None:
-        return
-    check_place(save, "--save")
     names = shapes.split(",") if shapes else list(SHAPES)
     asked = (names, scenarios.split(",") if scenarios else None)
     console, cases, measured = Console(), planned_cases(*asked), run_benchmark(*asked, steps, threads)
@@ -69,14 +70,23 @@ def scaling(
     Example: `trm-ray bench scaling --workers 1,2,4 --save scaling.json --plot scaling.png`
     """
     from trm_ray.config import load_config
-    from trm_ray.measure.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
-    from trm_ray.reporting.pictures.scaling import draw_scaling
-    from trm_ray.reporting.pictures.style import save as save_figure
+    from trm_ray.runs.data import complete
 
     check_place(save, "--save")
     check_place(plot, "--plot")
-    cases = planned_cases(_counts(workers, "--workers"))
-    config, console, results = load_config(config_name, overrides or []), Console(), []
+    counts = _counts(workers, "--workers")
+    # What is wrong with the config is said before torch is imported, which takes seconds.
+    config = complete(load_config(config_name, overrides or []))
+
+    from trm_ray.measure.scaling import measure_scaling, planned_cases, scaling_json, scaling_rows, scaling_table
+    from trm_ray.reporting.pictures.scaling import draw_scaling
+    from trm_ray.reporting.pictures.style import format_of
+    from trm_ray.reporting.pictures.style import save as save_figure
+
+    if plot is not None:
+        format_of(plot)
+
+    cases, console, results = planned_cases(counts), Console(), []
     for result in measure_scaling(config, cases, num_turns=turns, steps=steps):
         results.append(result)
         say(console, f"{result.workers} workers, {result.scaling}: {result.speed_up} × the plain loop")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from trm_ray.cli.common import app, check_place, reported, write_text
 from trm_ray.reporting.terminal import say, show
@@ -47,7 +48,6 @@ def replay(
 
     Example: `trm-ray replay runs/full --grace 100,200,400 --reduction 2,3,4 --save replay.png`
     """
-    from rich.console import Console
     from rich.progress import track
 
     from trm_ray.programs.replay import replay as replay_runs
@@ -55,6 +55,10 @@ def replay(
 
     for path, option in ((save, "--save"), (json, "--json")):
         check_place(path, option)
+    if save is not None:
+        from trm_ray.reporting.pictures.style import format_of
+
+        format_of(save)
     console = Console()
 
     def shown(settings: Sequence[AshaConfig]) -> Iterable[AshaConfig]:

@@ -38,20 +38,20 @@ def evaluate(
 
     Example: `trm-ray evaluate runs/deep_supervision_linear --segments 8,16,32`
     """
+    asked, votes = _whole_numbers("--segments", segments), _augmentations(augmentations)
+
     from trm_ray.programs.evaluate import evaluate_run
     from trm_ray.reporting.numbers.evaluation import evaluation_lines, evaluation_table
 
     console = Console()
-    where = f"; starting Ray with {workers} workers …" if workers else ""
-    say(console, f"Evaluating {run} on its {split} split{where}")
     report = evaluate_run(
         run,
         split=split,
-        segments=_whole_numbers("--segments", segments),
+        segments=asked,
         halt=halt,
         averaged=not raw_weights,
         data=data or (),
-        augmentations=_augmentations(augmentations),
+        augmentations=votes,
         num_workers=workers,
         batch_size=batch_size,
         max_puzzles=max_puzzles,
@@ -94,13 +94,16 @@ def dashboard(
     """
     from trm_ray.reporting.numbers.diagnosis import health_marks
     from trm_ray.reporting.pictures.dashboard import save_dashboard
+    from trm_ray.reporting.pictures.style import format_of
     from trm_ray.reporting.run_log import read_run
 
+    picture = save or run / "report" / "dashboard.png"
+    format_of(picture)
     found, console = read_run(run), Console()
     colours = {"ok": "green", "warn": "yellow", "bad": "red"}
     for mark in health_marks(found):
         say(console, (f"{mark.mark:>4}", colours[mark.mark]), f"  {mark.text}")
-    say(console, f"Wrote {save_dashboard(found, save or run / 'report' / 'dashboard.png')}")
+    say(console, f"Wrote {save_dashboard(found, picture)}")
 
 
 @app.command()
@@ -123,8 +126,9 @@ def compare(
     """
     from trm_ray.programs.compare import compare as compare_runs
     from trm_ray.reporting.numbers.tables import comparison_json, show_comparison
-    from trm_ray.reporting.pictures.style import is_drawn_by_us
+    from trm_ray.reporting.pictures.style import format_of, is_drawn_by_us
 
+    format_of(save)
     if not is_given(ctx, "save") and save.exists() and not is_drawn_by_us(save):
         raise ValueError(f"{save} was not drawn by trm-ray; to replace it all the same use --save {save}")
     check_place(json_file, "--json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -20,12 +21,15 @@ class Shown(Watch):
 
     console: Console
     resume: bool
+    overrides: Sequence[str]
 
     def planned(self, plan: RunPlan, first_step: int) -> None:
-        """Print the config, and where the run begins."""
+        """Print what the config is about, where all of it is, and where the run begins."""
         if plan.config.init_from is not None and first_step == 0:
             self.tell(beginning(plan).note)
-        self.tell(banner(plan.config))
+        self.tell(banner(plan.config, self.overrides))
+        where = plan.config.log_dir if plan.config.ray.storage_path is None else plan.folder
+        self.tell(f"All keys: {where}/config.yaml")
         if self.resume:
             none = f"No checkpoint in {plan.config.log_dir}: starting anew"
             self.tell(f"Going on after step {first_step} of {plan.num_steps}" if first_step else none)

@@ -83,7 +83,7 @@ def _find(command: Sequence[str]) -> tuple[Any, list[str]]:
     """Find a command and the words that name it."""
     from typer.main import get_command
 
-    from trm_ray.config.errors import nearest
+    from trm_ray.config.errors import did_you_mean
 
     found: Any = get_command(app)
     names: list[str] = []
@@ -96,7 +96,7 @@ def _find(command: Sequence[str]) -> tuple[Any, list[str]]:
             raise ValueError(f"`trm-ray {word}` runs here and cannot be submitted; leave `submit` out")
         if word not in there:
             given = " ".join(["trm-ray submit", *names, word]).strip()
-            raise ValueError(f"`{given}` names no command; did you mean `{nearest(word, there)}`? ({', '.join(there)})")
+            raise ValueError(f"`{given}` names no command; {did_you_mean(word, there)} ({', '.join(there)})")
         found, names = inner[word], [*names, word]
     return found, names
 

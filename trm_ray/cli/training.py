@@ -28,15 +28,20 @@ def train(
 
     Example: `trm-ray train --config-name deep_supervision_linear task=sudoku6 deep_supervision_weight=0.7`
     """
-    from trm_ray.cli.shown import Shown
     from trm_ray.config import load_config
+    from trm_ray.runs.data import complete
+
+    # What is wrong with the config is said before torch is imported, which takes seconds.
+    options = {} if init_from is None else {"init_from": init_from}
+    config = complete(load_config(config_name, overrides or [], options=options))
+
+    from trm_ray.cli.shown import Shown
     from trm_ray.programs.train import train as train_run
     from trm_ray.training.optim import NonFiniteError
 
-    config = load_config(config_name, overrides or [], options={} if init_from is None else {"init_from": init_from})
     console = Console()
     try:
-        trained = train_run(config, resume=resume, overwrite=overwrite, watch=Shown(console, resume))
+        trained = train_run(config, resume=resume, overwrite=overwrite, watch=Shown(console, resume, overrides or []))
     except NonFiniteError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error

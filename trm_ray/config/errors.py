@@ -56,21 +56,24 @@ def _pruned(value: Any, depth: int = 3) -> Any:
     return value
 
 
-def nearest(word: str, options: Sequence[str]) -> str:
-    """Return the option that was probably meant; a missing or wrong section counts little."""
+def did_you_mean(word: str, options: Sequence[str]) -> str:
+    """Ask for what was probably meant: the nearest option, or the first three of several that are as near."""
     plain = word.lower().lstrip("+-").replace("-", "_")
     plain = _OTHER_NAMES.get(plain, plain)
 
-    def likeness(option: str) -> tuple[float, float]:
+    def likeness(option: str) -> tuple[float, float]:  # a missing or wrong section counts little
         leaves = plain.rpartition(".")[2], option.lower().rpartition(".")[2]
         return SequenceMatcher(None, *leaves).ratio(), SequenceMatcher(None, plain, option.lower()).ratio()
 
-    return max(options, key=likeness)
+    found = {option: likeness(option) for option in options}
+    best = max(found.values())
+    *others, last = [f"`{option}`" for option in found if found[option] == best][:3]
+    return f"did you mean {' or '.join(filter(None, (', '.join(others), last)))}?"
 
 
 def unknown_key(key: str, value: Any, options: Sequence[str]) -> str:
     """Say that there is no such key, and which was probably meant."""
-    return f"{key}={show(value)} has an unknown key; did you mean `{nearest(key, options)}`?"
+    return f"{key}={show(value)} has an unknown key; {did_you_mean(key, options)}"
 
 
 def misfit(key: str, value: Any, field: FieldInfo) -> str:
@@ -78,7 +81,7 @@ def misfit(key: str, value: Any, field: FieldInfo) -> str:
     line = f"{key}={show(value)} must be {rule(key, field)}"
     choices = _choices(field)
     if isinstance(value, str) and choices:
-        return f"{line}; did you mean `{nearest(value, [str(choice) for choice in choices])}`?"
+        return f"{line}; {did_you_mean(value, [str(choice) for choice in choices])}"
     if choices or isinstance(field.default, (bool, int, float)):
         return f"{line}; the default is {show(field.default)}"
     return line

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from trm_ray.config.errors import ConfigError, nearest, show
+from trm_ray.config.errors import ConfigError, did_you_mean, show
 from trm_ray.config.keys import NAME, NAME_RULE, Settings, flatten
 from trm_ray.config.text import read_text
 from trm_ray.config.values import UNREADABLE, dump_yaml, key_of, parse_yaml
@@ -101,7 +101,7 @@ def _instead(kind: str, name: str, config_dir: str | os.PathLike[str] | None) ->
         if name in config_names(other, config_dir):
             return f", but it is a {other}; use `{command.format(name)}`"
     names = config_names(kind, config_dir)
-    return f"; did you mean `{nearest(name, names)}`? (there are {', '.join(names)})"
+    return f"; {did_you_mean(name, names)} (there are {', '.join(names)})"
 
 
 def read_file(path: Path) -> dict[str, Entry]:

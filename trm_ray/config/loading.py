@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def load_config(
     path = find_file("scenario", config_name, config_dir)
     scenario = read_file(path)
     # Their order counts: generator=null generator.size=9
-    given = [_layer(extra or {}), *map(_parse, overrides), _layer(options or {})]
+    given = [_layer(extra or {}), *_once([*map(_parse, overrides)]), _layer(options or {})]
     chosen = _merge(given)
     if "config_name" in chosen:
         name = show(chosen["config_name"].value)
@@ -70,7 +71,7 @@ def load_sweep(
     """
     path = find_file("sweep", name, config_dir)
     given = [{_sweep_key(key): entry for key, entry in layer.items()} for layer in map(_parse, overrides)]
-    sweep = _build(SweepConfig, _named("name", path, [read_file(path), *given]))
+    sweep = _build(SweepConfig, _named("name", path, [read_file(path), *_once(given)]))
     for config in trial_configs(sweep, config_dir=config_dir):
         for key, distribution in sweep.random_space().items():
             for value in distribution.extremes():
@@ -156,6 +157,18 @@ def _parse(override: str) -> _Layer:
     if not equals or not key or key != key.strip():
         raise ConfigError(f"{show(override)} must be key=value, without spaces around `=`; write e.g. lr=5e-5")
     return _layer({key: read_value(key, text)})
+
+
+def _once(layers: Sequence[_Layer]) -> Sequence[_Layer]:
+    """Refuse a key that is given twice: which of its values was meant cannot be known."""
+    found: dict[str, Any] = {}
+    for key, entry in itertools.chain.from_iterable(layer.items() for layer in layers):
+        if key in found:
+            name, values = key.removeprefix("overrides."), (found[key], entry.value)
+            told = " and ".join(f"{name}={show(value)}" for value in values)
+            raise ConfigError(f"{told} must not both be given; leave one out")
+        found[key] = entry.value
+    return layers
 
 
 def _sweep_key(key: str) -> str:

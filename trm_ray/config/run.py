@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -329,7 +329,13 @@ def run_dir(config: Config) -> Path:
     return join(config.ray.storage_path, config.log_dir)
 
 
-def banner(config: Config) -> str:
-    """Return the resolved config as lines to print before training."""
-    lines = [f"{key}: {value}" for key, value in flat(config).items()]
+def banner(config: Config, overrides: Sequence[str] = ()) -> str:
+    """Return lines to print before training: how cycles are supervised, on which task, and what was overridden."""
+    told = ["deep_supervision_enabled"]
+    told += ["deep_supervision_weight", "deep_supervision_schedule"] if config.deep_supervision_enabled else []
+    told += ["curriculum_start_step", "curriculum_end_step"] if config.curriculum_enabled else []
+    told += ["config_name", "task", *(word.partition("=")[0] for word in overrides)]
+    values = flat(config)
+    keys = [key for name in told for key in values if f"{key}.".startswith(f"{name}.")]  # of a section all
+    lines = [f"{key}: {values[key]}" for key in dict.fromkeys(keys)]
     return "\n".join(["Training Configuration", "=" * 80, *lines])

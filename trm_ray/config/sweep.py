@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from trm_ray.config.errors import ConfigError, misfit, nearest, show, unknown_key
+from trm_ray.config.errors import ConfigError, did_you_mean, misfit, show, unknown_key
 from trm_ray.config.keys import (
     STRICT,
     TOLD,
@@ -228,10 +228,10 @@ def _check_names(sweep: SweepConfig) -> None:
     for name in sweep.keep:
         if name not in sweep.scenarios:
             rule = f"must name scenarios, and `{name}` is none"
-            raise ValueError(f"keep={show(sweep.keep)} {rule}; did you mean `{nearest(name, sweep.scenarios)}`?")
+            raise ValueError(f"keep={show(sweep.keep)} {rule}; {did_you_mean(name, sweep.scenarios)}")
     if sweep.group_by is not None and sweep.group_by not in known_keys() and not is_of_kind(sweep.group_by):
-        near = nearest(sweep.group_by, known_keys())
-        raise ValueError(f"group_by={show(sweep.group_by)} must be a run key; did you mean `{near}`?")
+        meant = did_you_mean(sweep.group_by, known_keys())
+        raise ValueError(f"group_by={show(sweep.group_by)} must be a run key; {meant}")
 
 
 def _check_space(sweep: SweepConfig) -> None:

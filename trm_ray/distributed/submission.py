@@ -64,7 +64,10 @@ def plan_submission(names: Sequence[str], words: Sequence[str], given: Mapping[s
                 f"init_from={config.init_from} must be an absolute path or a URL: a job has no copy of it"
             )
     files = tuple(_carried({"--config-name": given["--config-name"]}))
-    return Submission((*names, *words, *_data(storage, configs)), files, str(join(storage, log_dir)))
+    data = dict(_data(storage, configs))
+    kept = [word for word in words if word.partition("=")[0].removeprefix("overrides.") not in data]
+    placed = (f"{key}={typed(paths)}" for key, paths in data.items())
+    return Submission((*names, *kept, *placed), files, str(join(storage, log_dir)))
 
 
 def _training(name: str, given: Mapping[str, Any]) -> tuple[str | None, str, list[Config]]:
@@ -83,8 +86,8 @@ def _lasting(place: str) -> bool:
     return place.startswith("/") or "://" in place
 
 
-def _data(storage: str | None, configs: list[Config]) -> Iterator[str]:
-    """Give the words that put the datasets beside the results, where the job finds or makes them."""
+def _data(storage: str | None, configs: list[Config]) -> Iterator[tuple[str, list[str]]]:
+    """Give the keys that put the datasets beside the results, where the job finds or makes them."""
     for key in ("data_paths", "data_paths_test"):
         named = {tuple(getattr(config, key)) for config in configs}
         lost = [path for paths in named for path in paths if not _lasting(path)]
@@ -96,7 +99,7 @@ def _data(storage: str | None, configs: list[Config]) -> Iterator[str]:
             raise ConfigError(
                 f"{key}: the trials use several datasets, of which {lost[0]} {_LOST}; name absolute paths in the tasks"
             )
-        yield f"{key}={typed([str(join(storage, path)) for path in named.pop()])}"
+        yield key, [str(join(storage, path)) for path in named.pop()]
 
 
 def _report(names: Sequence[str], given: Mapping[str, Any]) -> str | None:

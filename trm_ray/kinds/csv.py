@@ -299,7 +299,6 @@ class _Columns:
 
 
 def _read(kind: CsvKind, path: Path, min_difficulty: float | None) -> CsvTable:
-    tell(f"Reading {path}")
     blocks = []
     try:
         with opened_text(path) as (text, file), progress("bytes", path.stat().st_size) as advance:
@@ -324,6 +323,7 @@ def _blocks(kind: CsvKind, path: Path, text: TextIO, min_difficulty: float | Non
     if min_difficulty is not None and columns.rating is None:
         asked = f"min_difficulty={min_difficulty:g}"
         raise DatasetError(f"{path} has no column rating, which {asked} asks for; leave it out")
+    tell(f"Reading {path}")
     try:
         for row in reader:
             line = before + reader.line_num

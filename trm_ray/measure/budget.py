@@ -65,6 +65,10 @@ class Hours:
         """Multiply all three."""
         return Hours(self.least * factor, self.halving * factor, self.most * factor)
 
+    def plus(self, other: Hours) -> Hours:
+        """Add them one by one."""
+        return Hours(self.least + other.least, self.halving + other.halving, self.most + other.most)
+
 
 @dataclass(frozen=True)
 class Trials:
@@ -101,10 +105,30 @@ class Trials:
         """What the checkpoints of all these trials take in the end."""
         return self.num_trials * self.checkpoints * self.checkpoint_mib
 
+    @property
+    def whole_run_h(self) -> float:
+        """Hours of one of them that is not stopped."""
+        return self.num_steps * self.step_ms / 3.6e6
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """What a sweep trains after its first stage: the fewest and the most groups and trials, the latter not ended there.
+
+    seeds: of each group. hours: beside those of the first stage, whose stopped trials go on from where they were.
+    disk_mib: what checkpoints of new seeds take at most.
+    """
+
+    groups: tuple[int, int]
+    seeds: int
+    trials: tuple[int, int]
+    hours: Hours
+    disk_mib: float
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be asked for; hours count a trial's time, whatever it runs on."""
+    """What will be asked for; hours count a trial's time, whatever it runs on, and those of both stages of a sweep."""
 
     name: str
     num_trials: int
@@ -118,6 +142,12 @@ class Plan:
     longest_trial_h: float
     step_source: str
     assumed: tuple[str, ...] = field(default=())
+    final: SecondStage | None = None
+
+    @property
+    def disk_mib(self) -> float:
+        """What all checkpoints take in the end."""
+        return sum(one.disk_mib for one in self.trials) + (self.final.disk_mib if self.final else 0)
 
     @property
     def unit(self) -> tuple[str, float]:
@@ -194,7 +224,10 @@ def plan_cost(
         cases[key] = (config, cases.get(key, (config, 0))[1] + samples)
     costs = _costs([config for config, _ in cases.values()], infos, timer, progress)
     trials = tuple(_trials(config, number, infos.of(config), costs, sweep) for config, number in cases.values())
-    first = configs[0]
+    first, hours = configs[0], _total(trials, sweep)
+    final = (
+        None if sweep is None or sweep.final.top_k is None else _second_stage(sweep, sweep.final.top_k, trials, hours)
+    )
     number = len(configs) * samples
     most = sweep.max_concurrent_trials if sweep else None
     workers = max(1, first.ray.most_workers)
@@ -207,10 +240,11 @@ def plan_cost(
         gpus_of_trial=first.ray.gpus_of_worker * workers if first.ray.use_gpu else 0.0,
         data=infos.sizes(),
         trials=trials,
-        hours=_total(trials, sweep),
+        hours=hours if final is None else hours.plus(final.hours),
         longest_trial_h=max(one.hours.most / one.num_trials for one in trials),
         step_source=step_source,
         assumed=tuple(_assumptions(first, trials, infos)),
+        final=final,
     )
 
 
@@ -388,6 +422,29 @@ def _total(trials: Sequence[Trials], sweep: SweepConfig | None) -> Hours:
     return Hours(least, min(halving, most), most)
 
 
+def _second_stage(sweep: SweepConfig, top_k: int, trials: Sequence[Trials], first: Hours) -> SecondStage:
+    """Bound what the second stage adds: which groups are the best is not known, only what each would take."""
+    before, seeds = len(sweep.seeds), sweep.final.seeds or len(sweep.seeds)
+    groups = [one for one in trials for _ in range(one.num_trials // before)]
+    kept = [one for one in groups if one.scenario in sweep.keep]
+    others = sorted((one for one in groups if one not in kept), key=lambda one: one.whole_run_h)
+    few, many = [*kept, *others[: max(0, top_k - len(kept))]], [*kept, *others[-top_k:]]
+
+    def left(chosen: Sequence[Trials], name: str) -> float:
+        done = sum(getattr(one.hours, name) * before / one.num_trials for one in chosen)
+        return sum(seeds * one.whole_run_h for one in chosen) - done
+
+    goes_on = first.least - sum(one.hours.least for one in trials)  # the best, which is one of them, and ends at once
+    new = seeds - before
+    return SecondStage(
+        groups=(len(few), len(many)),
+        seeds=seeds,
+        trials=(new * len(few), new * len(many) + (before * (len(many) - len(kept)) if sweep.asha.enabled else 0)),
+        hours=Hours(left(few, "least") - goes_on, left(many, "halving"), left(many, "most")),
+        disk_mib=sum(new * one.disk_mib / one.num_trials for one in many),
+    )
+
+
 # ---- memory and disk -------------------------------------------------------------------------------------
 
 
@@ -500,9 +557,22 @@ def plan_lines(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
     yield f"{kind}-hours: {_range(hours)}; all at once, the longest trial takes {plan.longest_trial_h:.3g} h"
     if price_per_hour is not None:
         yield f"At {price_per_hour:g} a {kind}-hour: {_range(hours.times(price_per_hour))}"
-    yield f"Checkpoints: {sum(one.disk_mib for one in plan.trials):,.0f} MiB on disk in the end"
+    if plan.final is not None:
+        yield _second_stage_line(plan.final, kind, amount)
+    yield f"Checkpoints: {plan.disk_mib:,.0f} MiB on disk in the end"
     yield f"Step times: {plan.step_source}"
     yield from (f"Assumed: {one}" for one in plan.assumed)
+
+
+def _second_stage_line(final: SecondStage, kind: str, amount: float) -> str:
+    hours = sorted(asdict(final.hours.times(amount)).values())
+    trials, groups = (_span(*pair, unit) for pair, unit in ((final.trials, "trial"), (final.groups, "group")))
+    told = " to ".join(dict.fromkeys(f"{one:.3g}" for one in (hours[0], hours[-1])))
+    return f"Second stage: {trials}, for {_amount(final.seeds, 'seed')} of {groups}: {told} of these {kind}-hours"
+
+
+def _span(low: int, high: int, unit: str) -> str:
+    return f"{f'{low} to ' if low < high else ''}{_amount(high, unit)}"
 
 
 def _machines(cpus: float, gpus: float) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trm_ray.ownership import holder
+from trm_ray.programs.stages import counted
 from trm_ray.reporting.aside import aside
 from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, Comparison, compare_runs
 from trm_ray.reporting.numbers.tables import comparison_json, comparison_markdown
+from trm_ray.reporting.numbers.unfinished import nobody_writes
 from trm_ray.reporting.numbers.verdicts import BASELINE
 from trm_ray.reporting.run_log import Run, find_runs
 
@@ -21,9 +25,15 @@ class Compared:
     comparison: Comparison
 
     @classmethod
-    def of(cls, runs: Sequence[Run], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE) -> Compared:
-        """Compare them."""
-        return cls(runs, compare_runs(runs, threshold, baseline))
+    def of(
+        cls,
+        runs: Sequence[Run],
+        threshold: float = DEFAULT_THRESHOLD,
+        baseline: str = BASELINE,
+        is_written: Callable[[Path], bool] = nobody_writes,
+    ) -> Compared:
+        """Compare them; `is_written` tells of a run's folder whether a process goes on with it."""
+        return cls(runs, compare_runs(runs, threshold, baseline, is_written=is_written))
 
     def draw(self, picture: Path) -> Path:
         """Draw them into a file; its ending chooses the format."""
@@ -56,9 +66,15 @@ class Compared:
 
 
 def compare(places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE) -> Compared:
-    """Read and compare the runs at or below some paths.
+    """Read and compare the runs at or below some paths; of a sweep with a second stage those that count.
 
     Raises:
         ValueError: a path does not exist, or there is no run.
     """
-    return Compared.of(find_runs(places), threshold, baseline)
+    by_sweep: dict[Path, list[Run]] = {}
+    for run in find_runs(places):  # one that is named itself is asked for, whichever stage it is of
+        by_sweep.setdefault(run.folder if run.folder in places else run.folder.parent, []).append(run)
+    runs = [run for folder, found in by_sweep.items() for run in counted(found, folder)]
+    is_held = functools.cache(lambda folder: holder(folder) is not None)
+    # A sweep holds its own folder, not those of its trials.
+    return Compared.of(runs, threshold, baseline, lambda run: is_held(run) or is_held(run.parent))

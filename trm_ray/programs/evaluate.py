@@ -17,7 +17,7 @@ from trm_ray.config.surroundings import check_surroundings
 from trm_ray.data.check import open_datasets
 from trm_ray.data.format import INFO_NAME, DatasetInfo, read_identifiers, read_splits
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.progress import progress
+from trm_ray.data.progress import progress, tell
 from trm_ray.data.rows import IGNORED_LABEL, TokenBatch
 from trm_ray.interop.loading import LoadedModel, load_model
 from trm_ray.kinds.registry import KINDS, check_kind, symmetry_from, tally_in
@@ -259,6 +259,8 @@ def evaluate_run(
         loaded,
     )
     folder = _made_folder(as_path(run), output, split)
+    where = f"; starting Ray with {num_workers} workers …" if num_workers else ""
+    tell(f"Evaluating {run} on its {split} split{where}")
     with num_threads_kept():
         rows, compute = _collect(evaluator, _measured(evaluator, num_workers))
     evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.halt_max_steps)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from trm_ray.config import AshaConfig, ConfigError, load_yaml
-from trm_ray.config.errors import nearest
+from trm_ray.config.errors import did_you_mean
 from trm_ray.config.keys import flatten
 from trm_ray.config.sweep import Metric, best_mode
 from trm_ray.programs.sweep import SWEEP_FILE
@@ -187,10 +187,10 @@ def _rules(
     names = [group.runs[0].config_name for group in groups]
     for name in keep:
         if name not in names:
-            raise ConfigError(f"keep={name} must name the scenario of a run; did you mean `{nearest(name, names)}`?")
+            raise ConfigError(f"keep={name} must name the scenario of a run; {did_you_mean(name, names)}")
     keys = set.intersection(*(set(flatten(run.config)) for run in _runs(groups)))
     if group_by is not None and group_by not in keys:
-        raise ConfigError(f"group_by={group_by} must be a run key; did you mean `{nearest(group_by, sorted(keys))}`?")
+        raise ConfigError(f"group_by={group_by} must be a run key; {did_you_mean(group_by, sorted(keys))}")
     return Rules(keep, group_by, slots)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trm_ray.config import Config, SweepConfig, flat
+from trm_ray.config.keys import flatten
 from trm_ray.config.trials import TrialNames
 from trm_ray.reporting.run_log import Run, is_run, read_run
 from trm_ray.runs.plan import RunPlan
@@ -58,12 +59,15 @@ def stages(first: Stage, final: Stage | None, folder: Path, tell: Callable[[str]
         yield Stage(final.sweep, left)
 
 
-def counted(runs: Sequence[Run], final: Stage | None, folder: Path) -> list[Run]:
+def counted(runs: Sequence[Run], folder: Path) -> list[Run]:
     """Take the runs that a sweep's statistics go by: the finished ones of its second stage, all where it has none."""
-    if final is None or chosen_groups(folder) is None:
-        return list(runs)
-    names = {place.name for _, place in _final_trials(final, folder)}
-    return [run for run in runs if run.finished and run.folder.name in names] or list(runs)
+    groups = chosen_groups(folder) or []
+    return [run for run in runs if run.finished and any(_is_of(run, *key) for key in groups)] or list(runs)
+
+
+def _is_of(run: Run, scenario: str, values: Mapping[str, Any]) -> bool:
+    own = flatten(run.config)
+    return run.config_name == scenario and all(own.get(name) == value for name, value in values.items())
 
 
 def chosen_groups(folder: Path) -> list[list[Any]] | None:

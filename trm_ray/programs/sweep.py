@@ -208,7 +208,7 @@ def compare_trials(
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return None
     runs = find_runs([plan.folder])
-    compared = Compared.of(counted(runs, plan.final, plan.folder), plan.sweep.threshold)
+    compared = Compared.of(counted(runs, plan.folder), plan.sweep.threshold)
     report = plan.folder / "report"
     report.mkdir(exist_ok=True)
     picture = compared.draw_aside(report)  # first, since it belongs to what the sweep has cost

@@ -220,7 +220,7 @@ class StopSignals:
             raise at_once
         elif not self._received:
             self._received = number
-            self._ask()
+            self._ask(number)
 
     def _insists(self, number: int) -> bool:
         """Tell whether somebody asks again who does not want to wait."""
@@ -229,8 +229,10 @@ class StopSignals:
         now, before, self._insisted_at = time.monotonic(), self._insisted_at, time.monotonic()
         return before is not None and (number == signal.SIGINT or now - before > _SAME_S)
 
-    def _ask(self) -> None:
-        logging.getLogger(__name__).warning("stopping after the step under way; Ctrl-C again ends without saving it")
+    def _ask(self, number: int) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        told = f"; {name} again ends without saving it" if number in _INSISTING else f" ({name})"
+        logging.getLogger(__name__).warning("stopping after the step under way%s", told)
         if self._stop_file is not None and is_remote(self._stop_file):  # a handler must neither wait nor fail
             threading.Thread(target=retried, args=(self._stop_file.touch, self._stop_file), daemon=True).start()
         elif self._stop_file is not None:

@@ -103,7 +103,7 @@ def test_runs_that_have_not_finished_are_in_no_number_of_those_that_have(two_sce
     more = [run for run in two_scenarios if run.name == "l1"]
     unfinished = [replace(run, finished=False, rows=run.rows[:2], environment={"total_steps": 400}) for run in more]
     linear = summarise([*two_scenarios[:1], *unfinished])[0]
-    assert (linear.num_seeds, linear.num_running, linear.saved_steps) == (1, 1, 0)
+    assert (linear.num_seeds, linear.num_interrupted, linear.saved_steps) == (1, 1, 0)
     assert linear.final_loss.mean == 0.2
 
 
@@ -177,6 +177,32 @@ def test_groups_that_cannot_be_separated_share_a_rank() -> None:
     assert ranks["curriculum"] == 5
 
 
+def finals(make_run: MakeRun, **exact: Sequence[float]) -> list[Run]:
+    """Scenarios by what each of their seeds solves in the end."""
+    return [
+        make_run(evaluated([1.0], [solved], 400), f"{name}{seed}", seed=seed, config_name=f"deep_supervision_{name}")
+        for name, of_seeds in exact.items()
+        for seed, solved in enumerate(of_seeds)
+    ]
+
+
+def test_a_rank_never_falls_from_a_row_to_the_next(make_run: MakeRun) -> None:
+    """Linear beats constant at every seed; the baseline's mean is the lowest, its seeds are too far apart to tell."""
+    constant, noisy = [0.5, 0.51, 0.52, 0.49, 0.5], [0.1, 0.9, 0.2, 0.8, 0.25]
+    linear = [solved + 0.1 + 0.001 * seed for seed, solved in enumerate(constant)]
+    comparison = compare_runs(finals(make_run, constant=constant, baseline=noisy, linear=linear))
+    rows = [(summary.scenario, summary.rank) for summary in comparison.ranking]
+    assert rows == [("linear", 1), ("baseline", 1), ("constant", 2)]
+    assert sum("shares a rank" in note for note in notes(comparison)) == 1
+
+
+def test_a_shared_rank_is_explained_only_where_there_is_one(make_run: MakeRun) -> None:
+    seeds = np.arange(5) * 0.01
+    comparison = compare_runs(finals(make_run, linear=0.7 + seeds, constant=0.5 + 1.1 * seeds, baseline=0.3 + seeds))
+    assert [summary.rank for summary in comparison.ranking] == [1, 2, 3]
+    assert not any("rank" in note for note in notes(comparison))
+
+
 def test_fewer_than_three_seeds_have_no_rank() -> None:
     assert {summary.rank for summary in summarise(sweep(np.random.default_rng(0), 2))} == {None}
 
@@ -199,12 +225,14 @@ def test_a_stopped_run_is_told_where_it_was_and_behind_whom_at_that_step(two_sce
     assert (run.ahead, run.behind) == ("linear", pytest.approx(0.5 - 0.3))  # of seed 0, at step 200
 
 
-def test_a_trial_of_a_sweep_that_goes_on_is_running(make_run: MakeRun) -> None:
+def test_a_run_that_somebody_writes_is_running_and_another_was_interrupted(make_run: MakeRun) -> None:
     rows = evaluated([1.0, 0.5], [0.1, 0.4])
     runs = [make_run(rows, "l", finished=False), make_run(rows[:1], "b", finished=False, **BASELINE)]
-    states = {run.label: (run.state, run.step, run.ahead) for run in compare_runs(runs).unfinished}
-    assert states == {"linear": ("running", 200, None), "baseline": ("running", 100, None)}
-    assert "2 runs not finished: running, interrupted or failed." in notes(compare_runs(runs))
+    found = compare_runs(runs, is_written=lambda folder: folder.name == "l")
+    states = {run.label: (run.state, run.step, run.ahead) for run in found.unfinished}
+    assert states == {"linear": ("running", 200, None), "baseline": ("interrupted", 100, None)}
+    assert notes(found) == ["1 run not finished: still running.", "1 run not finished: interrupted or failed."]
+    assert {run.state for run in compare_runs(runs).unfinished} == {"interrupted"}
 
 
 def test_a_run_that_has_not_been_evaluated_has_a_step_alone(make_run: MakeRun) -> None:
@@ -285,6 +313,18 @@ def test_a_costly_scenario_is_told_what_would_be_as_long() -> None:
     told = " ".join(notes(compare_runs(sweep(np.random.default_rng(0), 3, cost={"linear": 0.18}))))
     assert "linear takes 1.8 times the seconds of baseline" in told
     assert "A baseline of max_steps=1100 would be as long." in told  # 600 · 1.8, up to the speed of machines
+
+
+def test_variants_that_people_have_named_are_found_by_their_folders(make_run: MakeRun) -> None:
+    rows = evaluated([0.5], [0.4], 400)
+    mine = [make_run(rows, "runs/fast", lr=2e-3), make_run(rows, "runs/slow", lr=1e-3)]
+    more = make_run(rows, "runs/slow_again", lr=1e-3, seed=1)
+    found = notes(compare_runs([*mine, more, make_run(rows, "runs/plain", **BASELINE, lr=1e-3)]))
+    fast, slow = (run.folder for run in mine)
+    assert set(found[-2:]) == {f"linear · lr=2e-3: {fast}", f"linear · lr=1e-3: {slow}, {more.folder}"}
+    trials = [make_run(rows, f"sweep/deep_supervision_linear-seed0-lr={lr}", lr=lr) for lr in (0.1, 0.2)]
+    assert not any("lr=" in note for note in notes(compare_runs(trials)))
+    assert not any(str(fast) in note for note in notes(compare_runs(mine[:1])))
 
 
 def test_no_baseline_is_told_with_the_way_out(make_run: MakeRun) -> None:

@@ -16,10 +16,11 @@ from trm_ray.reporting.run_log import Run, Series
 SCENARIO_ORDER = ("baseline", "constant", "linear", "exponential", "curriculum")
 # Keys that tell runs apart without making them different experiments.
 _PER_RUN_KEYS = {
-    *("config_name", "task", "seed", "log_dir", "ray.storage_path", "ray.address", "ray.max_failures"),
+    *("config_name", "task", "seed", "log_dir", "prepare_command", "generator.check_existing"),
+    *("ray.storage_path", "ray.address", "ray.max_failures", "ray.start_timeout_s"),
     *("ray.placement_strategy", "ray.resize_check_s"),
     *("log_interval", "log_per_step_losses", "compute_gradient_stats", "gradient_stats_interval"),
-    "checkpoint_every_eval",
+    *("eval_interval", "eval_batch_size", "checkpoint_every_eval", "keep_last", "keep_best"),
 }
 # Keys that scenarios are made of: they differ between scenarios by definition.
 _SCENARIO_KEYS = ("deep_supervision_", "curriculum_")

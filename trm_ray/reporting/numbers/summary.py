@@ -33,7 +33,7 @@ from trm_ray.reporting.numbers.statistics import (
     unpaired_difference,
 )
 from trm_ray.reporting.numbers.statistics import spread as spread  # the pictures take it from here
-from trm_ray.reporting.numbers.unfinished import ReadGroup, Unfinished, known, placed, state_of
+from trm_ray.reporting.numbers.unfinished import IsWritten, ReadGroup, Unfinished, known, nobody_writes, placed
 from trm_ray.reporting.numbers.verdicts import BASELINE, Finished, Verdict, finished_of, judge
 from trm_ray.reporting.run_log import Run, Series
 
@@ -74,10 +74,11 @@ class ScenarioSummary:
     final_*, best_*: held-out numbers at the last evaluation, and the best of all evaluations.
     steps_to_threshold, seconds_to_threshold: between two evaluations on a line; seconds are those in steps.
     planned_steps, done_steps: sums over all runs; `saved_steps` are left by those that were stopped early.
-    num_stopped_early, num_running: runs that are in no number here, unless all are.
+    num_stopped_early, num_running, num_interrupted: runs that are in no number here, unless all are.
     seconds_per_step: over the seeds, of each one's median.
     training_steps, training_seconds, training_flops: of a whole run; evaluations are in none of them.
     best_run: folder of the run that solves most puzzles.
+    folders: of all runs.
     depths: None where the runs have not measured them.
     """
 
@@ -100,11 +101,13 @@ class ScenarioSummary:
     saved_steps: int
     num_stopped_early: int
     num_running: int
+    num_interrupted: int
     seconds_per_step: Spread
     training_steps: Spread
     training_seconds: Spread
     training_flops: Spread
     best_run: str
+    folders: tuple[str, ...]
     depths: DepthMatrix | None
 
 
@@ -126,7 +129,11 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Iterable[Run], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE, total_steps: int | None = None
+    runs: Iterable[Run],
+    threshold: float = DEFAULT_THRESHOLD,
+    baseline: str = BASELINE,
+    total_steps: int | None = None,
+    is_written: IsWritten = nobody_writes,
 ) -> Comparison:
     """Compare runs by their held-out numbers: finished ones with each other, each scenario with the baseline.
 
@@ -134,9 +141,10 @@ def compare_runs(
         threshold: exact accuracy that steps and seconds count to.
         baseline: a scenario, or the label of a group.
         total_steps: planned steps of each run, where its folder does not tell.
+        is_written: tells a run that goes on from one that was interrupted.
     """
     runs = list(runs)
-    groups = [ReadGroup.of(group, total_steps) for group in group_runs(runs)]
+    groups = [ReadGroup.of(group, total_steps, is_written) for group in group_runs(runs)]
     done = [group.finished for group in groups if group.finished.by_seed]
     ranks = dict(zip((group.label for group in done), _ranks(done), strict=True))
     ranking = [replace(_summarise(group, threshold), rank=ranks.get(group.finished.label)) for group in groups]
@@ -156,7 +164,7 @@ def summarise(
 
 
 def _summarise(group: ReadGroup, threshold: float) -> ScenarioSummary:
-    done, stopped = group.finished, [one for one in group.unfinished if state_of(one.run) == "stopped early"]
+    done, stopped = group.finished, [one for one in group.unfinished if group.states[one.run.folder] == "stopped early"]
     counted = done if done.by_seed else finished_of(done.group, group.unfinished)
     best = min(counted.curves, key=_goodness)
     return ScenarioSummary(
@@ -178,12 +186,14 @@ def _summarise(group: ReadGroup, threshold: float) -> ScenarioSummary:
         done_steps=sum(curves.run.last_step for curves in group.all),
         saved_steps=sum(group.planned[one.run.folder] - one.run.last_step for one in stopped),
         num_stopped_early=len(stopped),
-        num_running=len(group.unfinished) - len(stopped),
+        num_running=group.count("running"),
+        num_interrupted=group.count("interrupted"),
         seconds_per_step=spread(counted.of_seeds(lambda curves: seconds_per_step(curves.run)).values()),
         training_steps=_length(counted, "steps"),
         training_seconds=_length(counted, "seconds"),
         training_flops=_length(counted, "flops"),
         best_run=str(best.run.folder),
+        folders=tuple(str(run.folder) for run in done.group.runs),
         depths=_depths(counted),
     )
 
@@ -246,11 +256,11 @@ def _goodness(curves: Curves) -> tuple[float, float]:
 # ---- the ranking -----------------------------------------------------------------------------------------
 
 
-def _order(summary: ScenarioSummary) -> tuple[bool, float, float, float]:
-    """Order groups: finished ones first, then by puzzles solved, anytime accuracy and loss; what is unknown last."""
+def _order(summary: ScenarioSummary) -> tuple[bool, float, float, float, float]:
+    """Order groups: finished ones first, then by rank, puzzles solved, anytime accuracy, loss; what is unknown last."""
     best_first = (-summary.final_exact_accuracy.mean, -summary.final_anytime_accuracy.mean, summary.final_loss.mean)
     exact, anytime, loss = (value if math.isfinite(value) else math.inf for value in best_first)
-    return not summary.is_ranked, exact, anytime, loss
+    return not summary.is_ranked, summary.rank or math.inf, exact, anytime, loss
 
 
 def _ranks(groups: Sequence[Finished]) -> list[int | None]:

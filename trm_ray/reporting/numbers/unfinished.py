@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,13 @@ from trm_ray.reporting.run_log import Run
 
 STOPPED_MARK = "stopped_early.json"  # in the folder of a trial that a sweep has stopped
 
-State = Literal["finished", "stopped early", "running"]
+State = Literal["finished", "stopped early", "running", "interrupted"]
+IsWritten = Callable[[Path], bool]  # of a run's folder: whether a process goes on with it
+
+
+def nobody_writes(folder: Path) -> bool:
+    """Take all runs for ended."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -40,21 +46,26 @@ class Unfinished:
 
 @dataclass(frozen=True, eq=False)
 class ReadGroup:
-    """A group's runs, read once: those that are finished, and the others; `planned` steps by folder."""
+    """A group's runs, read once: those that are finished, and the others; `planned` steps and states by folder."""
 
     finished: Finished
     unfinished: tuple[Curves, ...]
     planned: dict[Path, int]
+    states: dict[Path, State]
 
     @classmethod
-    def of(cls, group: Group, total_steps: int | None) -> ReadGroup:
+    def of(cls, group: Group, total_steps: int | None, is_written: IsWritten = nobody_writes) -> ReadGroup:
         """Read a group; `total_steps` are those planned of a run whose folder does not tell."""
         all_curves = [curves_of(run) for run in group.runs]
         planned = {run.folder: _planned(run, total_steps) for run in group.runs}
-        states = [state_of(curves.run, planned[curves.run.folder]) for curves in all_curves]
-        pairs = list(zip(all_curves, states, strict=True))
-        done = finished_of(group, (curves for curves, state in pairs if state == "finished"))
-        return cls(done, tuple(curves for curves, state in pairs if state != "finished"), planned)
+        states = {run.folder: _state(run, planned[run.folder], is_written) for run in group.runs}
+        done = finished_of(group, (one for one in all_curves if states[one.run.folder] == "finished"))
+        others = tuple(one for one in all_curves if states[one.run.folder] != "finished")
+        return cls(done, others, planned, states)
+
+    def count(self, state: State) -> int:
+        """Count the runs of a state."""
+        return sum(one == state for one in self.states.values())
 
     @property
     def all(self) -> tuple[Curves, ...]:
@@ -62,12 +73,13 @@ class ReadGroup:
         return (*self.finished.curves, *self.unfinished)
 
 
-def state_of(run: Run, planned_steps: int | None = None) -> State:
-    """Tell whether a run has ended, was stopped by its sweep, or runs; an interrupted one cannot be told from that."""
-    planned = planned_steps or run.planned_steps
-    if run.finished or (planned and run.last_step >= planned):
+def _state(run: Run, planned_steps: int, is_written: IsWritten) -> State:
+    """Tell whether a run has ended, was stopped by its sweep, runs, or was left as it is."""
+    if run.finished or (planned_steps and run.last_step >= planned_steps):
         return "finished"
-    return "stopped early" if (run.folder / STOPPED_MARK).is_file() else "running"
+    if (run.folder / STOPPED_MARK).is_file():
+        return "stopped early"
+    return "running" if is_written(run.folder) else "interrupted"
 
 
 def _planned(run: Run, total_steps: int | None) -> int:
@@ -83,7 +95,7 @@ def placed(curves: Curves, group: ReadGroup, groups: Sequence[ReadGroup]) -> Unf
     step = curves.end(EXACT.name, "steps") or curves.end(LOSS.name, "steps") or run.last_step
     exact, loss = known(curves.final(EXACT.name)), known(curves.final(LOSS.name))
     planned = group.planned[run.folder] or None
-    label, state = group.finished.label, state_of(run, planned)
+    label, state = group.finished.label, group.states[run.folder]
     told = Unfinished(str(run.folder), label, run.seed, state, int(step), planned, exact, loss)
     others = [(other.finished.label, one) for other in groups if other is not group for one in other.all]
     same_seed = [entry for entry in others if entry[1].run.seed == run.seed]

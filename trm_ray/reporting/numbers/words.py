@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from trm_ray.reporting.numbers.curves import ANYTIME, AXES, EXACT, FIRST_CYCLE, LOSS
@@ -14,6 +15,7 @@ MOST_TOLD = 8  # scenarios; the files have all of them
 _WORTH_ADDING = 20  # seeds
 _DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 _UNEVEN = 1.2  # times the seconds of the baseline: from here on a remark is worth its lines
+_TRIAL = re.compile(r"-seed\d+[^/]*$")  # how the folders of a sweep's trials end
 _AXIS_WORDS = {"steps": "at equal steps", "seconds": "at equal seconds", "flops": "at equal FLOPs"}
 
 Told = dict[str, Verdict]  # the verdicts of one number of one scenario, by axis
@@ -162,8 +164,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _listed(numbers: Sequence[int], most: int = 6) -> str:
-    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
+def _listed(items: Sequence[object], most: int = 6) -> str:
+    return ", ".join(map(str, items[:most])) + (", …" if len(items) > most else "")
 
 
 # ---- notes -----------------------------------------------------------------------------------------------
@@ -178,13 +180,15 @@ def notes(comparison: Comparison) -> list[str]:
             "Claims: paired t test over the seeds, p corrected for all scenarios (Holm); ±: 95 % of one alone."
         )
     found += [*_about_ranks(ranked), *_about_threshold(ranked), *_about_loss(ranked), *_about_seconds(comparison)]
-    return [*found, *_about_stops(comparison), *filter(None, [comparison.spending.told()])]
+    found += [*_about_stops(comparison), *_about_folders(comparison)]
+    return [*found, *filter(None, [comparison.spending.told()])]
 
 
 def _about_ranks(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
     if any(summary.num_seeds < MIN_SEEDS for summary in ranked):
         yield "Fewer than 3 seeds get no rank and no verdict: gaps under 3 to 5 points are noise."
-    if len([summary for summary in ranked if summary.rank is not None]) > 1:
+    ranks = [summary.rank for summary in ranked if summary.rank is not None]
+    if len(set(ranks)) < len(ranks):
         yield "#: 1 + how many are shown to solve more (95 %, all pairs); who shares a rank cannot be told apart."
     if len({round(summary.training_steps.mean) for summary in ranked}) > 1:
         yield "The runs are not equally long: the table has them at their ends, the words above at equal cost."
@@ -237,9 +241,19 @@ def _about_stops(comparison: Comparison) -> Iterator[str]:
         yield f"Stopped early: {_runs(stopped)}, which saves {saved:,} of {planned:,} steps."
     if any(one.is_ranked and one.num_stopped_early for one in comparison.ranking):
         yield "Where some seeds of a scenario were stopped, the others flatter it."
-    running = sum(summary.num_running for summary in comparison.ranking)
-    if running:
-        yield f"{_runs(running)} not finished: running, interrupted or failed."
+    if running := sum(summary.num_running for summary in comparison.ranking):
+        yield f"{_runs(running)} not finished: still running."
+    if interrupted := sum(summary.num_interrupted for summary in comparison.ranking):
+        yield f"{_runs(interrupted)} not finished: interrupted or failed."
+
+
+def _about_folders(comparison: Comparison) -> Iterator[str]:
+    """Say where the variants of a scenario lie, but for trials, whose folders a sweep has named after them."""
+    scenarios = [one.scenario for one in comparison.ranking]
+    several = [one for one in comparison.ranking if scenarios.count(one.scenario) > 1]
+    own = {one.label: [path for path in one.folders if not _TRIAL.search(path)] for one in several}
+    found = [f"{label}: {_listed(paths)}" for label, paths in own.items() if paths]
+    yield from found[:MOST_TOLD]
 
 
 def _runs(count: int) -> str:

@@ -19,17 +19,22 @@ _MARKERS = {"trial": "o", "group": "s"}
 
 
 def save_replay(replay: Replay, path: Path) -> Path:
-    """Draw settings, saved × regret, beside what foretells the end; the file's ending chooses the format.
+    """Draw a replay into a file; its ending chooses the format.
 
     Raises:
         ValueError: the ending is of no format.
     """
+    return save(draw_replay(replay), path)
+
+
+def draw_replay(replay: Replay) -> Figure:
+    """Draw settings, saved × regret, beside what foretells the end."""
     with styled():
         figure = Figure(figsize=(12, 4.8), dpi=130, layout="constrained")
         settings, omens = figure.subplots(1, 2)
         _draw_settings(settings, replay)
         _draw_omens(omens, replay)
-    return save(figure, path)
+    return figure
 
 
 def _draw_settings(axes: Axes, replay: Replay) -> None:
@@ -38,14 +43,13 @@ def _draw_settings(axes: Axes, replay: Replay) -> None:
         _scatter(axes, [one for one in replay.settings if one.asha.metric == metric], colour, OMENS[metric])
     line = pareto(replay.settings)
     axes.plot(*_places(line), color=MUTED, linewidth=1, zorder=1)
+    marks = f"filled: the best or its equal kept in {100 * ENOUGH:.0f} % of the orders; squares: groups"
     if replay.advised is not None:
         axes.scatter(*_places([replay.advised]), s=170, facecolors="none", edgecolors=INK, linewidths=1.5, zorder=4)
+        marks += "; ring: take"
     axes.set_xlabel("% of the steps saved")
     axes.set_ylabel("expected regret, points of exact accuracy")
-    note(
-        axes,
-        f"filled: the best or its equal kept in {100 * ENOUGH:.0f} % of the orders; squares: groups; ring: take",
-    )
+    note(axes, marks)
 
 
 def _scatter(axes: Axes, settings: Sequence[Replayed], colour: str, label: str) -> None:

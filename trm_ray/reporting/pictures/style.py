@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -186,15 +187,25 @@ def save(figure: Figure, path: Path) -> Path:
     Raises:
         ValueError: the ending names no format that can be written.
     """
-    kind, formats = path.suffix.lstrip(".").lower(), sorted(figure.canvas.get_supported_filetypes())
-    if kind not in formats:
-        raise ValueError(f"cannot save a picture as {path}: its name must end with one of .{', .'.join(formats)}")
+    kind = format_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = io.BytesIO()
     with styled():
         figure.savefig(picture, dpi=figure.dpi, format=kind, metadata=_SIGNED if kind == "png" else None)
     path.write_bytes(picture.getvalue())
     return path
+
+
+def format_of(path: Path) -> str:
+    """Read the format of a picture off its file's ending.
+
+    Raises:
+        ValueError: the ending names none that can be written.
+    """
+    kind, formats = path.suffix.lstrip(".").lower(), sorted(FigureCanvasBase.get_supported_filetypes())
+    if kind not in formats:
+        raise ValueError(f"cannot save a picture as {path}: its name must end with one of .{', .'.join(formats)}")
+    return kind
 
 
 def is_drawn_by_us(path: Path) -> bool:
