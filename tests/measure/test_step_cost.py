@@ -94,24 +94,22 @@ def test_every_preset_can_be_measured_under_every_scenario_beginning_with_its_ba
 
 
 @pytest.mark.parametrize(
-    ("preset", "positions", "mixer", "L_cycles"),
+    ("preset", "positions", "mixer", "L_cycles", "batch_size"),
     [
-        ("sudoku_mlp", 16 + 81, "mlp", 6),
-        ("sudoku_att", 16 + 81, "attention", 6),
-        ("maze", 16 + 900, "attention", 4),
-        ("arc", 16 + 900, "attention", 4),
+        ("sudoku_mlp", 16 + 81, "mlp", 6, 768),
+        ("sudoku_att", 16 + 81, "attention", 6, 768),
+        ("maze", 16 + 900, "attention", 4, 768 // 4),
+        ("arc", 16 + 900, "attention", 4, 768 // 4),
     ],
 )
 def test_the_presets_of_published_recipes_have_their_sizes_on_a_gpu_and_their_widths_on_a_cpu(
-    preset: str, positions: int, mixer: str, L_cycles: int
+    preset: str, positions: int, mixer: str, L_cycles: int, batch_size: int
 ):
-    """The paper's: 512 wide, 2 layers, 3 H-cycles, batches of 768."""
+    """The paper's: 512 wide, 2 layers, 3 H-cycles, batches of 768, for mazes and ARC over four GPUs."""
     chosen = RECIPES[preset]
     whole, small = (chosen.config("baseline", torch.device(device)) for device in ("cuda", "cpu"))
-    assert (whole.global_batch_size, whole.arch.H_cycles, whole.arch.L_cycles, whole.arch.L_layers) == (
-        *(768, 3, L_cycles),
-        2,
-    )
+    assert (whole.arch.H_cycles, whole.arch.L_cycles, whole.arch.L_layers) == (3, L_cycles, 2)
+    assert whole.global_batch_size == batch_size
     for config in (whole, small):
         assert config.arch.prefix_len + chosen.tokens.seq_len == positions
         assert (config.arch.mixer, config.arch.hidden_size, config.arch.forward_dtype) == (mixer, 512, "bfloat16")

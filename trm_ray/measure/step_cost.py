@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
@@ -32,7 +33,7 @@ from trm_ray.data.rows import TokenBatch
 from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes, wait_for
 from trm_ray.reporting.terminal import number_table
 from trm_ray.training.flops import step_flops
-from trm_ray.training.session import Session
+from trm_ray.training.session import Session, place
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
 
@@ -69,6 +70,7 @@ _BOARD_6, _BOARD_9, _TEXT = TokenShape(36, 8), TokenShape(81, 11), TokenShape(12
 _MAZE, _ARC = TokenShape(900, 6), TokenShape(900, 12, num_puzzle_identifiers=1_000)
 _TWO = ("global_batch_size=2", "arch.L_layers=1")
 _ONE = ("global_batch_size=1", "arch.L_cycles=1", "arch.L_layers=1")
+_QUARTER = ("global_batch_size=192",)  # a GPU's part of 768: the published runs had four
 _WITH_EMBEDDING = ("arch.puzzle_emb_ndim=64", "arch.puzzle_emb_len=1")
 # The recipes that were published, and two small ones; the table of ARC's 876,405 puzzles adds its 1.8 GB and no time.
 RECIPES = {
@@ -78,8 +80,8 @@ RECIPES = {
     ),
     "sudoku_mlp": Preset("sudoku_extreme_mlp", _BOARD_9, on_cpu=_TWO),
     "sudoku_att": Preset("sudoku_extreme", _BOARD_9, on_cpu=_TWO),
-    "maze": Preset("maze_hard", _MAZE, on_cpu=_ONE),
-    "arc": Preset("arc1", _ARC, on_cpu=_ONE),
+    "maze": Preset("maze_hard", _MAZE, _QUARTER, on_cpu=_ONE),
+    "arc": Preset("arc1", _ARC, _QUARTER, on_cpu=_ONE),
 }
 PRESETS: dict[str, Preset] = {
     **RECIPES,
@@ -205,8 +207,10 @@ def _check_names(key: str, names: Sequence[str], known: tuple[str, ...]) -> None
 def _in_own_process(
     preset: str, scenario: str, num_steps: int | None, threads: int, device: torch.device
 ) -> BenchResult:
-    peak = in_own_process(peak_bytes, PRESETS[preset].config(scenario, device), PRESETS[preset].tokens, threads, device)
     result = in_own_process(measure_case, preset, scenario, num_steps, threads, device)
+    if device.type == "cuda":
+        return result
+    peak = in_own_process(peak_bytes, PRESETS[preset].config(scenario, device), PRESETS[preset].tokens, threads, device)
     return replace(result, peak_mib=peak / _MIB)
 
 
@@ -217,10 +221,11 @@ def in_own_process(measure: Callable[..., _T], *arguments: Any) -> _T:
 
 
 def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int, device: torch.device) -> BenchResult:
-    """Measure one case in this process, all but its memory. Sets this process's number of threads."""
+    """Measure one case in this process, all but the RAM that it takes. Sets this process's number of threads."""
     chosen = PRESETS[preset]
     config, tokens = chosen.config(scenario, device), chosen.tokens
     state, num_timed, median = measured_steps(config, tokens, threads, num_steps, device)
+    peak = _highest_bytes(device) / _MIB if device.type == "cuda" else math.nan
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     supervised = config.deep_supervision_enabled
     return BenchResult(
@@ -238,7 +243,7 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
         bytes_moved=step_bytes(config, tokens, supervised=supervised, num_weights=parameters),
         machine_rate=machine_rate(device, getattr(torch, config.arch.forward_dtype), threads),
         machine_bandwidth=machine_bandwidth(device, threads),
-        peak_mib=math.nan,
+        peak_mib=peak,
     )
 
 
@@ -340,12 +345,22 @@ def _random_tokens(tokens: TokenShape, config: Config) -> Callable[[int], Iterat
         return torch.randint(1, most, size, generator=generator, dtype=torch.int32).numpy()  # no PAD
 
     def batches(start: int) -> Iterator[TokenBatch]:
-        rows = config.global_batch_size
+        rows, (rank, world_size) = config.global_batch_size, place()
         while True:
             inputs, labels = (draw(tokens.vocab_size, rows, tokens.seq_len) for _ in range(2))
-            yield TokenBatch(inputs, labels, draw(tokens.num_puzzle_identifiers + 1, rows) - 1)
+            whole = (inputs, labels, draw(tokens.num_puzzle_identifiers + 1, rows) - 1)
+            yield TokenBatch(*(np.array_split(array, world_size)[rank] for array in whole))
 
     return batches
+
+
+def taken_steps(config: Config, tokens: TokenShape, device: torch.device) -> Iterator[TrainState]:
+    """Take steps on random tokens without end, this worker's part of each; yield the state after each, as it is."""
+    state, stream = TrainState(config, tokens, device), _random_tokens(tokens, config)
+    session, recipe = Session(Path(), device, stream, lambda: (), lambda *_: None), _recipe(config)
+    for batch in session.train_batches(0):
+        train_step(state, recipe, batch, session)
+        yield state
 
 
 @dataclass(frozen=True)
