@@ -101,6 +101,7 @@ def test_the_loop_is_trained_on_boards_from_files(tmp_path: Path):
 # -- a whole round -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_check_that_breaks_is_told_and_keeps_none_from_being_made(tmp_path: Path):
     tiny = replace(BENCH, preset="nothing of the kind")
     sharing, exchange = run_checks(tiny, tmp_path, ["sharing", "exchange"])
