@@ -357,7 +357,7 @@ def _random_tokens(tokens: TokenShape, config: Config) -> Callable[[int], Iterat
 def taken_steps(config: Config, tokens: TokenShape, device: torch.device) -> Iterator[TrainState]:
     """Take steps on random tokens without end, this worker's part of each; yield the state after each, as it is."""
     state, stream = TrainState(config, tokens, device), _random_tokens(tokens, config)
-    session, recipe = Session(Path(), device, stream, lambda: (), lambda *_: None), _recipe(config)
+    session, recipe = Session(Path(), device, stream, lambda whole: (), lambda *_: None), _recipe(config)
     for batch in session.train_batches(0):
         train_step(state, recipe, batch, session)
         yield state
