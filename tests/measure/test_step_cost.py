@@ -12,17 +12,21 @@ from helpers import assert_same, supervised, tiny_config
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
+from trm_ray.cli import app
 from trm_ray.config import Config
-from trm_ray.measure import step_cost
+from trm_ray.measure import floor, step_cost
+from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes
 from trm_ray.measure.step_cost import (
+    PRESETS,
+    RECIPES,
     SCENARIOS,
-    SHAPES,
     BenchResult,
     bench_json,
     bench_table,
-    machine_rate,
     planned_cases,
+    read_bench,
     run_benchmark,
     summary_rows,
 )
@@ -35,8 +39,9 @@ CPU = torch.device("cpu")
 TOKENS = TokenShape(seq_len=16, vocab_size=6)
 
 RESULT = BenchResult(
-    shape="sudoku6",
+    preset="sudoku6",
     scenario="baseline",
+    scaled="",
     device="cpu",
     dtype="float32",
     threads=1,
@@ -49,7 +54,9 @@ RESULT = BenchResult(
     backward_ms=40.0,
     optimizer_ms=10.0,
     flops=2e9,
+    bytes_moved=1e8,
     machine_rate=80e9,
+    machine_bandwidth=10e9,
     peak_mib=64.0,
 )
 LINEAR = replace(RESULT, scenario="linear", cpu_ms=190.0, wall_ms=190.0, peak_mib=192.0)
@@ -68,22 +75,44 @@ def plain_steps(config: Config, num_steps: int) -> TrainState:
 # -- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_original_shapes_are_those_that_the_reference_times_were_taken_with():
-    small, large = (SHAPES[name].config("baseline") for name in ("sudoku6_original", "sudoku9_original"))
+def test_the_original_presets_are_those_that_the_reference_times_were_taken_with():
+    small, large = (PRESETS[name].config("baseline", CPU) for name in ("sudoku6_original", "sudoku9_original"))
     keys = ("hidden_size", "mixer", "H_cycles", "L_cycles", "L_layers", "expansion", "ffn_multiple_of", "forward_dtype")
     assert [getattr(small.arch, key) for key in keys] == [64, "mlp", 3, 3, 2, 4, 256, "float32"]
     assert [getattr(large.arch, key) for key in keys] == [512, "attention", 3, 6, 2, 4, 256, "bfloat16"]
     assert (large.arch.num_heads, large.arch.pos_encodings) == (8, "rope")
     assert (small.global_batch_size, large.global_batch_size) == (32, 8)
-    assert SHAPES["sudoku6_original"].tokens == TokenShape(seq_len=36, vocab_size=8)
-    assert SHAPES["sudoku9_original"].tokens == TokenShape(seq_len=81, vocab_size=11)
+    assert PRESETS["sudoku6_original"].tokens == TokenShape(seq_len=36, vocab_size=8)
+    assert PRESETS["sudoku9_original"].tokens == TokenShape(seq_len=81, vocab_size=11)
 
 
-def test_every_shape_can_be_measured_under_every_scenario_beginning_with_its_baseline():
-    for shape in SHAPES.values():
-        assert shape.scenarios[0] == "baseline"
+def test_every_preset_can_be_measured_under_every_scenario_beginning_with_its_baseline():
+    for preset in PRESETS.values():
+        assert preset.scenarios[0] == "baseline"
         for scenario in SCENARIOS:
-            assert shape.config(scenario).deep_supervision_enabled == (scenario != "baseline")
+            assert preset.config(scenario, CPU).deep_supervision_enabled == (scenario != "baseline")
+
+
+@pytest.mark.parametrize(
+    ("preset", "positions", "mixer", "L_cycles", "batch_size"),
+    [
+        ("sudoku_mlp", 16 + 81, "mlp", 6, 768),
+        ("sudoku_att", 16 + 81, "attention", 6, 768),
+        ("maze", 16 + 900, "attention", 4, 768 // 4),
+        ("arc", 16 + 900, "attention", 4, 768 // 4),
+    ],
+)
+def test_the_presets_of_published_recipes_have_their_sizes_on_a_gpu_and_their_widths_on_a_cpu(
+    preset: str, positions: int, mixer: str, L_cycles: int, batch_size: int
+):
+    """The paper's: 512 wide, 2 layers, 3 H-cycles, batches of 768, for mazes and ARC over four GPUs."""
+    chosen = RECIPES[preset]
+    whole, small = (chosen.config("baseline", torch.device(device)) for device in ("cuda", "cpu"))
+    assert (whole.arch.H_cycles, whole.arch.L_cycles, whole.arch.L_layers) == (3, L_cycles, 2)
+    assert whole.global_batch_size == batch_size
+    for config in (whole, small):
+        assert config.arch.prefix_len + chosen.tokens.seq_len == positions
+        assert (config.arch.mixer, config.arch.hidden_size, config.arch.forward_dtype) == (mixer, 512, "bfloat16")
 
 
 def test_a_curriculum_is_measured_at_its_full_weight():
@@ -112,11 +141,39 @@ def test_supervision_triples_the_backward_pass_of_three_cycles():
     assert train_flops(tiny_config(), TOKENS, 10, num_supervised=4) == pytest.approx(6 * plain + 4 * full)
 
 
+def test_the_bytes_of_a_step_are_those_counted_by_hand():
+    # A cycle is a latent and an answer update. One layer, 2 rows of 3 cells of 4 features, 5 tokens, inner width 6.
+    arch = {"H_cycles": 2, "L_cycles": 1, "hidden_size": 4, "expansion": 2, "ffn_multiple_of": 2}
+    config, tokens = tiny_config(global_batch_size=2, arch=arch), TokenShape(3, 5)
+    features = (6 * 4 + 4 * 12 + 6 * 12) + (6 * 6 + 6 * 4 + 6 * 4)  # 2·3 cells: 4 → 2·6, then 6 → 4
+    cells = (8 * 3 + 3 * 8 + 8 * 8) + (8 * 4 + 4 * 3 + 8 * 3)  # 2·4 columns: 3 → 2·4, then 4 → 3
+    cycle = 2 * (features + cells) + (6 * 4 + 4 * 5 + 6 * 5)
+    # Forward twice; backward twice as many for the last cycle alone, or for both; 100 weights, 8 floats each.
+    counted = [step_bytes(config, tokens, supervised=every, num_weights=100) for every in (False, True)]
+    assert counted == [4 * (cycle * passes + 8 * 100) for passes in (2 + 2, 2 + 4)]
+
+
+def test_attention_moves_its_projections_and_its_operands_but_never_the_scores():
+    arch = {"H_cycles": 1, "L_cycles": 1, "hidden_size": 4, "num_heads": 1, "expansion": 2, "ffn_multiple_of": 2}
+    config = tiny_config(global_batch_size=2, arch={**arch, "mixer": "attention"})
+    mixer = (6 * 4 + 4 * 12 + 6 * 12) + 4 * (6 * 4) + (6 * 4 + 4 * 4 + 6 * 4)
+    features = (6 * 4 + 4 * 12 + 6 * 12) + (6 * 6 + 6 * 4 + 6 * 4)
+    head = 6 * 4 + 4 * 5 + 6 * 5
+    counted = step_bytes(config, TokenShape(3, 5), supervised=False, num_weights=0)
+    assert counted == 4 * 3 * (2 * (mixer + features) + head)
+
+
+def test_a_copy_moves_what_it_reads_and_what_it_writes():
+    source, target = torch.ones(2**25), torch.empty(2**25)
+    copy_s = min(floor._seconds_a_call(lambda: target.copy_(source), CPU, 1, 0.05) for _ in range(3))
+    assert machine_bandwidth(CPU, 1, min_s=0.2) == pytest.approx(2 * 4 * 2**25 / copy_s, rel=0.6)
+
+
 def test_the_machine_multiplies_at_the_rate_of_torch_mm():
     x = torch.ones(1024, 1024)
-    timer_s = min(step_cost._seconds_a_call(lambda: x @ x, CPU, 1, 0.05) for _ in range(3))
+    timer_s = min(floor._seconds_a_call(lambda: x @ x, CPU, 1, 0.05) for _ in range(3))
     # Others may use the machine meanwhile.
-    assert machine_rate(torch.float32, 1, min_s=0.2) == pytest.approx(2 * 1024**3 / timer_s, rel=0.6)
+    assert machine_rate(CPU, torch.float32, 1, min_s=0.2) == pytest.approx(2 * 1024**3 / timer_s, rel=0.6)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -140,8 +197,8 @@ def test_the_parts_of_a_step_add_up_to_the_step():
         assert sum(parts) == pytest.approx(step["cpu_ms"])
 
 
-@pytest.mark.parametrize(("step_s", "num_steps"), [(0.001, 50), (0.5, 20), (60.0, 2)])
-def test_steps_are_as_many_as_fit_ten_seconds_within_limits(step_s, num_steps):
+@pytest.mark.parametrize(("step_s", "num_steps"), [(0.001, 50), (0.5, 10), (60.0, 2)])
+def test_steps_are_as_many_as_fit_five_seconds_within_limits(step_s, num_steps):
     assert step_cost._steps_within_budget(step_s) == num_steps
 
 
@@ -163,7 +220,7 @@ def test_a_case_is_measured_in_a_process_of_its_own():
 # -- asking ----------------------------------------------------------------------------------------------------------
 
 
-def test_each_shape_brings_its_scenarios_unless_others_are_asked_for():
+def test_each_preset_brings_its_scenarios_unless_others_are_asked_for():
     assert planned_cases(["sudoku6"]) == [("sudoku6", scenario) for scenario in SCENARIOS]
     assert planned_cases(["sudoku9_original"]) == [("sudoku9_original", "baseline"), ("sudoku9_original", "linear")]
     assert planned_cases(["sudoku6"], ["constant"]) == [("sudoku6", "constant")]
@@ -172,7 +229,7 @@ def test_each_shape_brings_its_scenarios_unless_others_are_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shapes": ["sudoku7"]}, "shapes=sudoku7 is unknown; use one of sudoku6, sudoku6_original, sudoku9_original"),
+        ({"presets": ["sudoku7"]}, "preset=sudoku7 is unknown; use one of sudoku6, text_tiny, sudoku_mlp"),
         ({"scenarios": ["linea"]}, "scenarios=linea is unknown; use one of baseline, constant"),
         ({"num_steps": 0}, "steps=0 must be at least 1"),
         ({"threads": 0}, "threads=0 must be at least 1"),
@@ -196,8 +253,15 @@ def test_a_result_gives_rates_by_hand():
     assert replace(RESULT, device="cuda").machine_share == pytest.approx(2e9 / 0.125 / 80e9)
 
 
-def test_ratios_are_to_the_baseline_of_the_same_shape():
-    other = replace(LINEAR, shape="sudoku9_original")
+def test_the_floor_is_the_longer_of_multiplying_and_moving():
+    # 2 GFLOP at 80 GFLOP/s are 25 ms, 0.1 GB at 10 GB/s are 10 ms.
+    assert (RESULT.matrix_ms, RESULT.memory_ms, RESULT.floor_ms) == pytest.approx((25, 10, 25))
+    assert RESULT.over_floor == pytest.approx(4)
+    assert replace(RESULT, bytes_moved=1e9).over_floor == pytest.approx(1)
+
+
+def test_ratios_are_to_the_baseline_of_the_same_preset():
+    other = replace(LINEAR, preset="sudoku9_original")
     rows = summary_rows([RESULT, LINEAR, other])
     assert [row["time_ratio"] for row in rows] == [pytest.approx(1), pytest.approx(1.9), None]
     assert [row["memory_ratio"] for row in rows] == [pytest.approx(1), pytest.approx(3), None]
@@ -208,15 +272,30 @@ def test_json_holds_the_rows():
     assert json.loads(bench_json([RESULT, LINEAR])) == summary_rows([RESULT, LINEAR])
 
 
-def test_the_table_shows_every_case_under_its_shape_in_110_columns():
-    results = [RESULT, LINEAR, replace(RESULT, shape="sudoku9_original", cpu_ms=12345.6)]
-    console = Console(width=110, record=True, file=io.StringIO())
+def test_the_table_shows_every_case_under_its_preset_in_120_columns():
+    results = [RESULT, LINEAR, replace(RESULT, preset="sudoku9_original", cpu_ms=12345.6)]
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(bench_table(results))
     text = console.export_text()
     lines = [line.split() for line in text.splitlines()]
-    cells = ["125.0", "1.00", "256.0", "2.00", "25%", "50.0", "50%", "40.0", "40%", "10.0", "10%", "64", "1.00"]
+    cells = [
+        "125.0",
+        "1.00",
+        "25.0",
+        "10.0",
+        "4.00",
+        "256.0",
+        "50.0",
+        "50%",
+        "40.0",
+        "40%",
+        "10.0",
+        "10%",
+        "64",
+        "1.00",
+    ]
     assert ["baseline", "100.0", *cells] in lines
-    assert [line[0] for line in lines if line and line[0] in (*SHAPES, *SCENARIOS)] == [
+    assert [line[0] for line in lines if line and line[0] in (*PRESETS, *SCENARIOS)] == [
         "sudoku6",
         "baseline",
         "linear",
@@ -224,4 +303,47 @@ def test_the_table_shows_every_case_under_its_shape_in_110_columns():
         "baseline",
     ]
     assert "…" not in text
-    assert "sudoku6: 1,000 parameters, batch 32, float32, cpu, threads 1, mm rate 80 GFLOP/s" in text
+    assert "sudoku6: 1,000 parameters, batch 32, float32, cpu, threads 1, mm 80 GFLOP/s, copy 10 GB/s" in text
+
+
+def test_what_was_made_smaller_for_a_cpu_is_told():
+    table = bench_table([replace(RESULT, scaled="global_batch_size=2")])
+    assert "made smaller for a CPU, at the same widths: global_batch_size=2" in str(table.caption)
+
+
+def compared(folder: Path, before: list[BenchResult], after: list[BenchResult]) -> str:
+    """What the command prints of two files."""
+    names = [folder / name for name in ("before.json", "after.json")]
+    for name, results in zip(names, (before, after), strict=True):
+        name.write_text(bench_json(results))
+    told = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["bench", "--compare", *map(str, names)])
+    return told.stdout if told.exit_code == 0 else f"{told.exit_code} {told.stderr}"
+
+
+def test_two_files_are_compared_case_by_case(tmp_path: Path):
+    # 100 ms became 50 ms, on a machine that multiplies twice as fast: as far from its floor as before.
+    faster = replace(RESULT, cpu_ms=50.0, machine_rate=160e9, peak_mib=32.0)
+    text = compared(tmp_path, [RESULT, LINEAR], [faster])
+    lines = [line.split() for line in text.splitlines()]
+    assert ["sudoku6", "baseline", "100.0", "50.0", "0.50", "4.00", "4.00", "0.50"] in lines
+    assert not any(line[:2] == ["sudoku6", "linear"] for line in lines)
+    assert "matrix rate, after ÷ before: 2.00" in text
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ([replace(RESULT, preset="maze")], "have no preset and scenario in common"),
+        ([replace(RESULT, flops=4e9, batch_size=64)], "(global_batch_size=32 and global_batch_size=64)"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, after: list[BenchResult], message: str):
+    told = compared(tmp_path, [RESULT], after)
+    assert told.startswith("2 error:")
+    assert message in told
+
+
+def test_a_file_of_something_else_is_no_benchmark(tmp_path: Path):
+    (tmp_path / "other.json").write_text('{"format_version": 1}')
+    with pytest.raises(ValueError, match=r"other\.json was not written by `trm-ray bench --json`"):
+        read_bench(tmp_path / "other.json")

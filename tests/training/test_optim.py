@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -222,3 +224,33 @@ def test_the_guard_names_a_late_step_in_full():
     guard.watch(watched(step=123457.0, total_loss=math.nan))
     with pytest.raises(NonFiniteError, match="step=123457,"):
         guard.check()
+
+
+TRAINS = """
+import sys, torch
+from trm_ray.training.optim import build_optimizer
+model = torch.nn.Linear(2, 2)
+optimizer = build_optimizer({name!r}, model, lr=0.1, betas=(0.9, 0.95), weight_decay=0.1)
+model(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+print(*sorted({{"torch._dynamo", "sympy"}} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_loads_no_compiler(name: str):
+    """It is 2 s and 70 MB of every process that trains, unless steps are compiled."""
+    command = [sys.executable, "-c", TRAINS.format(name=name)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_adamw_is_pytorch_s_own_bit_for_bit():
+    ours, theirs = Weights(1.0, -2.0, 3e3), Weights(1.0, -2.0, 3e3)
+    plain = torch.optim.AdamW(theirs.parameters(), lr=0.1, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = built("adamw", ours)
+    for one, model in ((optimizer, ours), (plain, theirs)):
+        take_steps(one, model, gradients(5))
+    assert torch.equal(ours.values, theirs.values)
+    assert str(optimizer.state_dict()) == str(plain.state_dict())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,39 +14,55 @@ from trm_ray.reporting.terminal import say, show
 bench_app = typer.Typer()
 app.add_typer(bench_app, name="bench")
 
-Save = Annotated[Path | None, typer.Option(help="Write the numbers as JSON too.")]
+Save = Annotated[Path | None, typer.Option("--json", "--save", help="Write the numbers as JSON too.")]
 
 
 @bench_app.callback(invoke_without_command=True)
 @reported
 def bench(
     context: typer.Context,
-    shapes: Annotated[str | None, typer.Option(help="Comma-separated shapes; all by default.")] = None,
-    scenarios: Annotated[
-        str | None, typer.Option(help="Such as `baseline,linear`; by default each shape's own.")
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME,…", help="Such as `sudoku_mlp,maze`; all recipes by default.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Timed steps a case; about ten seconds' worth by default.")] = None,
+    scenarios: Annotated[
+        str | None, typer.Option(help="Such as `baseline,linear`; by default each preset's own.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Timed steps a case; about five seconds' worth by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads a process.")] = 1,
     save: Save = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="BEFORE AFTER", help="Two files of --json; measure nothing.")
+    ] = None,
 ) -> None:
-    """Measure a training step on known shapes: time and its split, memory, share of the machine's matrix rate.
+    """Measure a training step on known presets: time, memory, and how far it is from the least this machine could take.
 
-    Example: `trm-ray bench --shapes sudoku6 --steps 20`
+    Example: `trm-ray bench --preset sudoku6 --steps 20`
     """
     if context.invoked_subcommand is not None:
         return
-    check_place(save, "--save")
+    check_place(save, "--json")
 
-    from rich.progress import track
+    from trm_ray.measure.step_cost import (
+        RECIPES,
+        bench_json,
+        bench_table,
+        case_line,
+        comparison_table,
+        planned_cases,
+        run_benchmark,
+    )
 
-    from trm_ray.measure.step_cost import SHAPES, bench_json, bench_table, planned_cases, run_benchmark
-
-    names = shapes.split(",") if shapes else list(SHAPES)
-    asked = (names, scenarios.split(",") if scenarios else None)
-    console, cases, measured = Console(), planned_cases(*asked), run_benchmark(*asked, steps, threads)
+    console = Console()
+    if compare is not None:
+        return show(console, comparison_table(*compare))
+    asked = (preset.split(",") if preset else list(RECIPES), scenarios.split(",") if scenarios else None)
+    cases, results = planned_cases(*asked), []
     say(console, f"Measuring {len(cases)} cases, one after the other")
-    shown: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
-    results = list(track(measured, "measuring", len(cases), **shown))
+    with console.status(" ".join(cases[0])) as status:
+        for number, result in enumerate(run_benchmark(*asked, steps, threads), start=1):
+            results.append(result)
+            say(console, f"{number} of {len(cases)}  {case_line(result)}")
+            status.update(" ".join((*cases, ("done", ""))[number]))
     show(console, bench_table(results))
     write_text(console, save, bench_json(results))
 
@@ -72,7 +88,7 @@ def scaling(
     from trm_ray.config import load_config
     from trm_ray.runs.data import complete
 
-    check_place(save, "--save")
+    check_place(save, "--json")
     check_place(plot, "--plot")
     counts = _counts(workers, "--workers")
     # What is wrong with the config is said before torch is imported, which takes seconds.

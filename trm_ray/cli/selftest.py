@@ -23,17 +23,26 @@ def selftest(
         Path | None, typer.Option(help="Where the runs lie: storage that all nodes see. By default a temporary one.")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the outcomes as JSON too.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Check and measure this machine's GPU instead.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="With --gpu: write the table for docs/scaling.md.")] = None,
 ) -> None:
     """Disturb tiny runs on purpose, and show that each arrives at the bytes of one that was left alone.
 
     Processes are killed, checkpoints damaged, storage and data taken away; nothing outside the runs' folder is touched.
+    With --gpu nothing is disturbed: losses are held against the CPU's, and speed and memory are measured, in about ten
+    minutes.
 
     Example: `trm-ray selftest --workers 2 --save faults.json`
     """
+    check_place(save, "--save")
+    check_place(markdown, "--markdown")
+    if gpu:
+        return _check_gpu(only.split(",") if only else [], save, markdown)
+    if markdown is not None:
+        raise ValueError(f"--markdown {markdown} goes with --gpu; add it, or use --save")
     from trm_ray.measure.selftest import chosen_faults, fault_table, faults_json, make_faults
     from trm_ray.measure.selftest.ground import Ground
 
-    check_place(save, "--save")
     if folder is not None and (is_remote(folder) or not folder.is_dir()):
         raise ValueError(f"--folder {folder} is no folder; make it first")
     names, console, outcomes = chosen_faults(only.split(",") if only else [], workers), Console(), []
@@ -46,5 +55,28 @@ def selftest(
     failed = [outcome for outcome in outcomes if not outcome.passed]
     for outcome in failed:
         complain(f"{outcome.fault}: {outcome.problem or 'the run differs from the undisturbed one'}")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _check_gpu(only: list[str], save: Path | None, markdown: Path | None) -> None:
+    from trm_ray.measure.selftest import gpu
+    from trm_ray.measure.step_cost import any_device
+
+    console, device, findings = Console(), any_device(), list[gpu.Finding]()
+    if device.type != "cuda":
+        raise ValueError("--gpu needs a GPU, and torch finds none on this machine; run it where there is one")
+    machine = gpu.machine_line(device)
+    say(console, machine)
+    with tempfile.TemporaryDirectory(prefix="trm-ray-selftest-") as place:
+        for finding in gpu.run_checks(gpu.Bench(device), Path(place).resolve(), only):
+            findings.append(finding)
+            verdict = {True: "passed", False: "FAILED", None: "measured"}[finding.passed]
+            say(console, f"{verdict:8}  {finding.check}: {finding.case}: {finding.told}")
+    write_text(console, save, gpu.gpu_json(findings, machine))
+    write_text(console, markdown, gpu.gpu_markdown(findings, machine))
+    failed = [finding for finding in findings if finding.passed is False]
+    for finding in failed:
+        complain(f"{finding.check}: {finding.case}: {finding.told}")
     if failed:
         raise typer.Exit(FAILED)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
-from ray.train.torch import TorchTrainer
 
 from trm_ray.config.surroundings import environment
 from trm_ray.data.stream import fits_in_memory
@@ -26,6 +25,9 @@ from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import StorageError, remove_tree
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.stopping import STOP_FILE, Interrupted, StopFile, StopSignals, stopped_after
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 # Ray Train keeps its own notes here. The run's folder is the truth, so they are thrown away before every start: a torn
 # one would stop a resume.
@@ -136,6 +138,8 @@ def build_trainer(
     Args:
         stop_file: asks the workers to save and stop as soon as it is there.
     """
+    from ray.train.torch import TorchTrainer  # half a CPU-second that trials of one worker need not pay
+
     remove_tree(plan.folder / NOTES, ignore_errors=True)
     whole = fits_in_memory(plan.info, "train")
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same shards in every run

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import ray.train.torch
 from ray import tune
 
 from trm_ray.data.stream import Shard, fits_in_memory
@@ -76,6 +75,8 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
         The last evaluation; nothing where the run was asked to stop. That is no failure for Ray to try again after, and
         neither is a loss that is not finite, which is returned: it would come again.
     """
+    import ray.train.torch  # half a CPU-second that trials of one worker need not pay
+
     plan: RunPlan = settings["plan"]
     context: Any = ray.train.get_context()
     source, stop_file = ray.train.get_dataset_shard("train"), StopFile(settings["stop_file"])
