@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from endpoint import grafana_expressions, scraped
 from helpers import metric_rows
 from run_helpers import final_weights, run_config
 
 from trm_ray.config import ConfigError
-from trm_ray.data import stream
 from trm_ray.distributed.cluster import check_resources
 from trm_ray.distributed.gauges import GAUGES, RunGauges
 from trm_ray.distributed.trainer import train_on_ray
@@ -55,7 +55,10 @@ def test_two_workers_log_every_row_once(alone_and_together: tuple[Path, Path]):
 
 
 def test_two_workers_take_the_steps_of_one(alone_and_together: tuple[Path, Path]):
-    alone, together = alone_and_together
+    assert_close(*alone_and_together)
+
+
+def assert_close(alone: Path, together: Path) -> None:
     one, two = final_weights(alone), final_weights(together)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
