@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +18,9 @@ from trm_ray.distributed.ray_internals import store_bytes
 from trm_ray.kinds.registry import symmetry_from
 from trm_ray.runs.execute import stored_train
 from trm_ray.runs.plan import RunPlan
+from trm_ray.runs.readings import Moment, Pace, Readings
 
 _TICK = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Rows that a worker was given within some time, and its own processor time meanwhile."""
-
-    rows: int
-    wall_s: float
-    cpu_s: float
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What a second of reading brought, and what was held at its end.
-
-    Args:
-        paces: of each worker.
-        cpu_s: processor time of all of Ray's workers and tasks since they started.
-        worker_bytes: memory of each worker's process, without the object store's.
-        task_bytes: the same of all processes that read for them, idle ones included.
-    """
-
-    seconds: float
-    paces: list[Pace]
-    cpu_s: float
-    worker_bytes: list[int]
-    task_bytes: int
-    store_bytes: int
-    spilled_bytes: int
 
 
 class Reader:
@@ -94,28 +65,18 @@ class Reader:
         return RowStream(split, batch_size=config.global_batch_size, seed=config.seed, symmetry=symmetry, **place)
 
 
-@dataclass(frozen=True)
-class Readings:
-    """What was measured; `held` are the paces from memory, `first_batch_s` the wait of each worker when it began."""
-
-    held: list[Pace]
-    first_batch_s: list[float]
-    moments: list[Moment]
-    store_limit: int
-
-
 def measure_readers(plan: RunPlan, seconds: int) -> Readings:
-    """Let all workers of a run read at the same time: a sixth of the seconds from memory, the others from files."""
+    """Let all workers of a run read at the same time: for so long from files, then a sixth of it from memory."""
     with ray_cluster(plan.config.ray.address):
         check_resources(plan.config)
         cpus = worker_resources(plan.config)["CPU"]
         actor = ray.remote(Reader).options(num_cpus=cpus)
         readers = [actor.remote(plan, rank) for rank in range(plan.config.ray.most_workers)]
         places = ray.get([reader.place.remote() for reader in readers])
-        ray.get([reader.hold.remote() for reader in readers])
-        held = ray.get([reader.pull.remote(max(1.0, seconds / 6)) for reader in readers])
         first = ray.get([reader.stream.remote() for reader in readers])
         moments = list(_moments(readers, places, seconds))
+        ray.get([reader.hold.remote() for reader in readers])  # afterwards, for it takes memory that is to be measured
+        held = ray.get([reader.pull.remote(max(1.0, seconds / 6)) for reader in readers])
         return Readings(held, first, moments, int(ray.cluster_resources()["object_store_memory"]))
 
 

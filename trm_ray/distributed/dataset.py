@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from trm_ray.storage import arrow_filesystem, storage_key
 
 # Chunks of one execution of Ray Data, each of which takes a second or two to start.
 _CHUNKS_AT_ONCE = 256
-_TASKS = 2  # of a worker at the same time: what it trains on, and the next
+_READERS = 2  # of a worker: one holds the chunk that it trains on, one the next
 _PIECE_BYTES = 2**23  # of a chunk, in the object store
 
 
@@ -73,23 +72,35 @@ def read_rows(source: Any) -> Rows:
 
 
 def read_in_order(read: Callable[[int], NamedRows], numbers: Iterator[int]) -> Iterator[NamedRows]:
-    """Read chunks by tasks of Ray Data, a few ahead; yield each in pieces, in the order of `numbers`.
+    """Read chunks by two actors of Ray Data; yield each in pieces, in the order of `numbers`.
 
-    The tasks ask for no CPU: workers may hold all of them, and would wait for rows that nobody could read. While a
-    worker trains on one chunk the next is read, and the tasks wait once the object store holds some pieces of both.
+    The actors ask for no CPU: workers may hold all of them, and would wait for rows that nobody could read. While a
+    worker trains on the chunk of one the other reads the next, and both wait once the object store holds some pieces.
+    Tasks would do too, but Ray ends processes that idle for a second where training workers take the CPUs, and a new
+    one costs more time than to read a chunk.
     """
     while some := list(itertools.islice(numbers, _CHUNKS_AT_ONCE)):
         with ray.data.DataContext.current(_streaming_context()):
             dataset = ray.data.from_items(some, override_num_blocks=len(some)).map_batches(
-                partial(_read_chunk, read), batch_size=None, num_cpus=0, concurrency=_TASKS
+                _Reader,
+                fn_constructor_args=(read,),
+                batch_size=None,
+                num_cpus=0,
+                compute=ray.data.ActorPoolStrategy(size=_READERS, max_tasks_in_flight_per_actor=1),
             )
         for piece in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             yield NamedRows(**piece)
 
 
-def _read_chunk(read: Callable[[int], NamedRows], numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    (number,) = numbers["item"]
-    return vars(read(int(number)))
+class _Reader:
+    """What Ray Data makes an actor of."""
+
+    def __init__(self, read: Callable[[int], NamedRows]):
+        self._read = read
+
+    def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        (number,) = numbers["item"]
+        return vars(self._read(int(number)))
 
 
 def _streaming_context() -> Any:

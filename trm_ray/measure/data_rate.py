@@ -6,29 +6,22 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
 from trm_ray.config import Config, ConfigError
 from trm_ray.reporting.terminal import number_table
 from trm_ray.runs.data import make_missing
-from trm_ray.runs.plan import plan_run
-
-if TYPE_CHECKING:
-    from trm_ray.distributed.data_rate import Moment, Pace
+from trm_ray.runs.plan import RunPlan, plan_run
+from trm_ray.runs.readings import Moment, Pace, Readings
 
 _MIB = 2**20
 _WARM_UP_S = 5.0  # in which the first chunks are read
 
 
 def measure_data(config: Config, seconds: int) -> dict[str, Any]:
-    """Let the workers of a run read its train split as in training and do nothing else; return what was measured.
-
-    Returns:
-        `rows`, `gib` of the split as int32 tokens, `chunk_rows`; of each worker `held_per_s` and `streamed_per_s`, its
-        rows a second from memory and from files, and `first_batch_s`; `held_per_core_s` and `streamed_per_core_s`, rows
-        for a second of processor time, that of the tasks that read included; and `moments`, one a second.
+    """Let the workers of a run read its train split as in training and do nothing else; tell what `told` tells.
 
     Raises:
         ConfigError: the run has no Ray workers, or holds its train split in memory.
@@ -37,21 +30,29 @@ def measure_data(config: Config, seconds: int) -> dict[str, Any]:
         raise ConfigError("ray.num_workers=0 has no workers to measure; use e.g. ray.num_workers=2")
     make_missing(config)
     plan = plan_run(config)
-    rows, seq_len = plan.info.split("train").rows, plan.info.seq_len
-    gib = 2 * 4 * seq_len * rows / 2**30
     if plan.holds_train:
-        told = f"data_memory_gib={config.data_memory_gib:g} holds the train split of {gib:.3g} GiB in memory"
-        raise ConfigError(f"{told}; use data_memory_gib={gib / 2:.3g} to measure how it is read from files")
+        gib = _gib(plan)
+        rule = f"data_memory_gib={config.data_memory_gib:g} holds the train split of {gib:.3g} GiB in memory"
+        raise ConfigError(f"{rule}; use data_memory_gib={gib / 2:.3g} to measure how it is read from files")
     from trm_ray.distributed.data_rate import measure_readers
 
-    found = measure_readers(plan, seconds)
+    return told(plan, measure_readers(plan, seconds))
+
+
+def told(plan: RunPlan, found: Readings) -> dict[str, Any]:
+    """Reckon up what the workers found.
+
+    Returns:
+        `rows`, `seq_len` and `gib` (as int32) of the split; of each worker `held_per_s` and `streamed_per_s`, rows
+        a second from memory and, after the first seconds, from files, and `first_batch_s`; `held_per_core_s` and
+        `streamed_per_core_s`, rows for a second of processor time, that of the tasks that read included; and `moments`.
+    """
     streamed = _after_warm_up(found.moments)
     return {
         "workers": len(found.held),
-        "rows": rows,
-        "seq_len": seq_len,
-        "gib": gib,
-        "data_memory_gib": config.data_memory_gib,
+        "rows": plan.info.split("train").rows,
+        "seq_len": plan.info.seq_len,
+        "gib": _gib(plan),
         "held_per_s": [_rate([pace]) for pace in found.held],
         "streamed_per_s": [_rate(paces) for paces in zip(*(moment.paces for moment in streamed), strict=True)],
         "first_batch_s": found.first_batch_s,
@@ -60,6 +61,10 @@ def measure_data(config: Config, seconds: int) -> dict[str, Any]:
         "store_limit_mib": found.store_limit / _MIB,
         "moments": [_told(moment) for moment in found.moments],
     }
+
+
+def _gib(plan: RunPlan) -> float:
+    return 2 * 4 * plan.info.seq_len * plan.info.split("train").rows / 2**30
 
 
 def _after_warm_up(moments: Sequence[Moment]) -> Sequence[Moment]:
@@ -77,13 +82,8 @@ def _per_core(moments: Sequence[Moment]) -> float:
 
 
 def _told(moment: Moment) -> dict[str, Any]:
-    told = asdict(moment)
-    del told["paces"]
-    return {
-        "seconds": told.pop("seconds"),
-        "rows_per_s": [_rate([pace]) for pace in moment.paces],
-        **{key.replace("_bytes", "_mib"): _mib(value) for key, value in told.items() if key.endswith("_bytes")},
-    }
+    held = {key.replace("_bytes", "_mib"): _mib(of) for key, of in asdict(moment).items() if key.endswith("_bytes")}
+    return {"seconds": moment.seconds, "rows_per_s": [_rate([pace]) for pace in moment.paces], **held}
 
 
 def _mib(value: int | list[int]) -> float | list[float]:

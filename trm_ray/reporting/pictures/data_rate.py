@@ -45,7 +45,7 @@ def _draw_memory(axes: Axes, measured: Mapping[str, Any]) -> None:
         held = [moment["worker_mib"][worker] for moment in measured["moments"]]
         axes.plot(_seconds(measured), held, color=colour, label=f"worker {worker}")
     tasks = [moment["task_mib"] for moment in measured["moments"]]
-    axes.plot(_seconds(measured), tasks, color=MUTED, label="all tasks that read")
+    axes.plot(_seconds(measured), tasks, color=MUTED, label="all that read for them")
     legend_above(axes)
 
 
