@@ -86,6 +86,7 @@ def read_in_order(read: Callable[[int], NamedRows], numbers: Iterator[int]) -> I
                 fn_constructor_args=(read,),
                 batch_size=None,
                 num_cpus=0,
+                max_restarts=0,  # a reader that is lost fails its worker, which `ray.max_failures` replaces
                 compute=ray.data.ActorPoolStrategy(size=_READERS, max_tasks_in_flight_per_actor=1),
             )
         for piece in dataset.iter_batches(batch_size=None, batch_format="numpy"):
