@@ -5,67 +5,24 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from stream_helpers import (
+    GROUPED,
+    ROWS_AN_EPOCH,
+    Marked,
+    assert_same,
+    batches,
+    joined,
+    numbers,
+    rows_of,
+    stream_of,
+    sudoku_rows,
+)
 
 from trm_ray.data import stream
 from trm_ray.data.format import DatasetInfo, SplitInfo
 from trm_ray.data.rows import DatasetError, Rows, TokenBatch
-from trm_ray.data.stream import RowStream, Shard, fits_in_memory
+from trm_ray.data.stream import fits_in_memory
 from trm_ray.kinds.sudoku.symmetry import SudokuSymmetry
-
-
-def sudoku_rows(box, count):
-    """Relabelled boards of one pattern with half of their cells blank; every row a puzzle by itself."""
-    rng, size = np.random.default_rng(7), box[0] * box[1]
-    line = np.arange(size)
-    pattern = (line[:, None] % box[0] * box[1] + line[:, None] // box[0] + line).ravel() % size
-    labels = np.stack([(rng.permutation(size) + 2)[pattern] for _ in range(count)]).astype(np.int32)
-    return Rows.of_single_puzzles(np.where(rng.random(labels.shape) < 0.5, 1, labels).astype(np.int32), labels)
-
-
-def rows_of(puzzles, groups):
-    """Rows whose first token is their number, so that they can be told apart, and whose identifier is their puzzle."""
-    numbers = np.arange(len(puzzles), dtype=np.int32)
-    inputs = np.column_stack([numbers, np.full((len(numbers), 3), 7, np.int32)])
-    puzzles, groups = np.array(puzzles, np.int32), np.array(groups, np.int32)
-    return Rows(inputs, inputs + 1, puzzles.copy(), puzzles, groups)
-
-
-# Three groups: three puzzles of two examples, one of three, two of one.
-GROUPED = rows_of([0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 5], [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
-ROWS_AN_EPOCH = 2 + 3 + 1
-
-
-def stream_of(source, batch_size, symmetry=None, seed=3, **place):
-    return RowStream(source, batch_size=batch_size, seed=seed, symmetry=symmetry, **place)
-
-
-def batches(source, batch_size, count, start=0, **more):
-    return list(itertools.islice(stream_of(source, batch_size, **more).batches(start), count))
-
-
-def joined(parts):
-    return TokenBatch(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(TokenBatch)))
-
-
-def assert_same(found, expected):
-    for one, two in zip(found, expected, strict=True):
-        for field in fields(TokenBatch):
-            np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
-
-
-def numbers(found):
-    return joined(found).inputs[:, 0].tolist()
-
-
-class Marked:
-    """Add what a symmetry is told of a row behind it."""
-
-    def augment(self, rows, *, seed, epoch, puzzle_keys, row_keys):
-        told = [
-            np.broadcast_to(np.asarray(part), len(rows)).astype(np.int64) for part in (epoch, puzzle_keys, row_keys)
-        ]
-        return replace(rows, inputs=np.column_stack([rows.inputs, *told]))
-
 
 # ---- what a stream holds ---------------------------------------------------------------------------------
 
@@ -182,47 +139,27 @@ def test_workers_see_together_what_one_sees_alone(world_size, start):
     assert_same(together, batches(GROUPED, 12, 9, start, symmetry=Marked()))
 
 
-def shard_of(rows, size):
-    """Rows that are read in pieces, from the files every time."""
-    return Shard(lambda: (rows[begin : begin + size] for begin in range(0, len(rows), size)), len(rows))
-
-
-def test_a_shard_in_one_piece_gives_what_the_whole_split_gives():
-    rows = sudoku_rows((2, 2), 50)
-    symmetry = SudokuSymmetry((2, 2))
-    assert_same(batches(shard_of(rows, 50), 16, 9, symmetry=symmetry), batches(rows, 16, 9, symmetry=symmetry))
-
-
-def test_a_shard_in_pieces_visits_every_row_once_an_epoch_and_goes_on_from_any_batch():
-    shard = shard_of(rows_of(range(50), range(50)), 20)
-    whole = batches(shard, 5, 30)
-    found = numbers(whole)
-    assert [sorted(found[i : i + 50]) for i in (0, 50, 100)] == [list(range(50))] * 3
-    for start in (3, 4, 9, 10, 17):
-        assert_same(batches(shard, 5, 30 - start, start), whole[start:])
-
-
-def test_a_worker_with_a_shard_of_its_own_takes_its_share_of_a_batch_from_it():
-    shard = shard_of(rows_of(range(10), range(10)), 10)
-    assert_same(batches(shard, 8, 5, rank=1, world_size=2), batches(shard, 4, 5))
-
-
 def described(rows, groups, mean_puzzle_examples, seq_len=900):
     splits = {"train": SplitInfo(rows, groups, mean_puzzle_examples, {})}
     return DatasetInfo(2, seq_len, 12, 0, -100, 1, splits, "test", {}, 0, None, {})
 
 
-def test_a_split_is_held_whole_up_to_two_gib():
+def test_a_split_is_held_whole_up_to_the_memory_it_may_take():
     # 2³¹ bytes / (900 cells · 2 sides · 4 bytes) = 298,261.6 rows
-    assert fits_in_memory(described(298_261, 298_261, 1.0), "train")
-    assert not fits_in_memory(described(298_262, 298_262, 1.0), "train")
-    assert not fits_in_memory(described(298_262, 149_131, 2.0), "train")  # several examples do not matter
-    assert fits_in_memory(described(298_261, 10, 3.5), "train")
+    assert fits_in_memory(described(298_261, 298_261, 1.0), "train", 2)
+    assert not fits_in_memory(described(298_262, 298_262, 1.0), "train", 2)
+    assert not fits_in_memory(described(298_262, 149_131, 2.0), "train", 2)  # several examples do not matter
+    assert fits_in_memory(described(298_261, 10, 3.5), "train", 2)
+    assert fits_in_memory(described(298_262, 298_262, 1.0), "train", 2.001)
 
 
 def test_a_split_that_must_be_whole_and_does_not_fit_is_refused():
-    with pytest.raises(DatasetError, match=r"train split takes 24.1 GiB; beyond 2 GiB a group must hold one puzzle"):
-        fits_in_memory(described(3_600_000, 1000, 3.5), "train")
+    told = (
+        r"train split takes 24.1 GiB; beyond data_memory_gib=2 a group must hold one puzzle: .* data_memory_gib=25 if"
+    )
+    with pytest.raises(DatasetError, match=told):
+        fits_in_memory(described(3_600_000, 1000, 3.5), "train", 2)
+    assert fits_in_memory(described(3_600_000, 1000, 3.5), "train", 25)  # the way out that it names
 
 
 # ---- test rows --------------------------------------------------------------------------------------------

@@ -1,5 +1,9 @@
 """Ray Data hands out the rows that the files hold, in their order."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,10 @@ from helpers import sudoku
 from run_helpers import write_puzzles
 
 from trm_ray.data.format import DatasetInfo, read_split, read_splits
-from trm_ray.data.rows import Rows
-from trm_ray.distributed.dataset import iter_rows, load_split, read_rows
+from trm_ray.data.rows import Rows, TokenBatch
+from trm_ray.data.stored import StoredSplit
+from trm_ray.data.stream import RowStream
+from trm_ray.distributed.dataset import load_split, read_in_order, read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -31,7 +37,7 @@ def two_folders(puzzles: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 @pytest.fixture(scope="module")
 def loaded_for_two(two_folders: list[Path]) -> Any:
-    return load_split(two_folders, "train", num_workers=2)
+    return load_split(two_folders, "train")
 
 
 def lines(rows: Rows) -> np.ndarray:
@@ -49,8 +55,8 @@ def test_a_split_in_several_files_is_read_whole(loaded: Any, puzzles: Path):
     assert {array.dtype for array in vars(rows).values()} == {np.dtype("int32")}
 
 
-def test_an_epoch_can_be_read_again(loaded: Any):
-    assert [sum(map(len, iter_rows(loaded))) for _ in range(2)] == [768, 768]
+def test_a_split_can_be_read_again(loaded: Any):
+    assert [len(read_rows(loaded)) for _ in range(2)] == [768, 768]
 
 
 def test_several_folders_are_one_dataset(loaded_for_two: Any, two_folders: list[Path]):
@@ -65,12 +71,31 @@ def test_rows_come_in_the_order_of_the_files(loaded: Any, puzzles: Path, loaded_
     assert np.array_equal(lines(read_rows(loaded_for_two)), lines(read_splits(two_folders, "train")))
 
 
-def test_two_workers_get_equally_many_rows_and_none_twice(loaded_for_two: Any):
-    @ray.remote(num_cpus=0.5)
-    def read(shard: Any) -> list[bytes]:  # a puzzle's identifier tells it apart from its like
-        rows = read_rows(shard)
-        return [inputs.tobytes() + n.tobytes() for inputs, n in zip(rows.inputs, rows.puzzle_identifiers, strict=True)]
+def test_chunks_that_ray_data_reads_give_the_batches_that_are_read_without_ray(two_folders: list[Path]):
+    """While somebody else holds every CPU, as training workers may."""
+    alone, streamed = (
+        StoredSplit.of(two_folders, "train", memory_gib=8 * 8 * 16 * 256 / 2**30, in_order=in_order)
+        for in_order in (map, read_in_order)
+    )
+    assert alone.num_chunks > 2
+    for rank, start in ((0, 0), (1, 50)):
+        place: dict[str, Any] = {"batch_size": 48, "seed": 3, "symmetry": None, "rank": rank, "world_size": 2}
+        with holding_every_cpu():
+            found = list(islice(RowStream(streamed, **place).batches(start), 40))
+        for one, two in zip(found, RowStream(alone, **place).batches(start), strict=False):
+            for of in fields(TokenBatch):
+                assert np.array_equal(getattr(one, of.name), getattr(two, of.name))
 
-    first, second = ray.get([read.remote(shard) for shard in loaded_for_two.streaming_split(2, equal=True)])
-    assert len(first) == len(second) == (768 + 11) // 2
-    assert not set(first) & set(second)
+
+@contextmanager
+def holding_every_cpu() -> Iterator[None]:
+    @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
+    class Holder:
+        def holds(self) -> bool:
+            return True
+
+    holder = Holder.remote()
+    assert ray.get(holder.holds.remote())
+    assert ray.available_resources().get("CPU", 0) == 0
+    yield
+    ray.kill(holder)

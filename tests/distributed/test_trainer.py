@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from endpoint import grafana_expressions, scraped
 from helpers import metric_rows
 from run_helpers import final_weights, run_config
 
 from trm_ray.config import ConfigError
-from trm_ray.data import stream
 from trm_ray.distributed.cluster import check_resources
 from trm_ray.distributed.gauges import GAUGES, RunGauges
 from trm_ray.distributed.trainer import train_on_ray
@@ -55,7 +55,10 @@ def test_two_workers_log_every_row_once(alone_and_together: tuple[Path, Path]):
 
 
 def test_two_workers_take_the_steps_of_one(alone_and_together: tuple[Path, Path]):
-    alone, together = alone_and_together
+    assert_close(*alone_and_together)
+
+
+def assert_close(alone: Path, together: Path) -> None:
     one, two = final_weights(alone), final_weights(together)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
@@ -113,14 +116,19 @@ def test_the_grafana_dashboard_asks_for_numbers_that_there_are(alone_and_togethe
     assert scraped({}, asked - ours).keys() == asked - ours
 
 
-@pytest.mark.slow
-def test_a_split_that_does_not_fit_into_memory_is_dealt_out(
-    puzzles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_workers_on_all_cpus_train_on_a_split_that_does_not_fit_as_one_does_without_ray(
+    puzzles: Path, tmp_path: Path
 ):
-    monkeypatch.setattr(stream, "MAX_BYTES_IN_MEMORY", 1000)
-    plan = claimed(puzzles, tmp_path / "run", "ray.num_workers=2", "ray.cpus_per_worker=0.5")
-    assert train_on_ray(plan)["eval/loss"] > 0
-    assert sorted(metric_rows(plan.folder)) == [1, 2, 3, 4, 5, 6]
+    """The tasks that read it have no CPU left; and the run ends as one that reads it by itself."""
+    cpus = f"ray.cpus_per_worker={ray.cluster_resources()['CPU'] / 2}"
+    plans = [
+        claimed(puzzles, tmp_path / name, "data_memory_gib=1e-5", *words)
+        for name, words in (("alone", ["ray.num_workers=0"]), ("together", ["ray.num_workers=2", cpus]))
+    ]
+    assert not any(plan.holds_train for plan in plans)
+    train_in_process(plans[0])
+    train_on_ray(plans[1])
+    assert_close(plans[0].folder, plans[1].folder)
 
 
 def test_more_workers_than_the_machine_holds_are_refused_at_once(puzzles: Path, tmp_path: Path):

@@ -157,6 +157,17 @@ def test_a_trial_trains_bitwise_as_a_run_without_ray(done: Swept, puzzles: Path,
     assert_same(final_weights(done.folder(GOOD)), final_weights(plan.folder))
 
 
+def test_a_trial_on_all_cpus_trains_on_a_split_that_does_not_fit_as_a_run_without_ray(puzzles: Path, tmp_path: Path):
+    memory, cpus = {"data_memory_gib": 1e-5}, ray.cluster_resources()["CPU"]
+    result = swept(sweep_config(puzzles, tmp_path / "sweep", [GOOD], **memory, **{"ray.cpus_per_worker": cpus}))
+    plan = plan_run(run_config(puzzles, tmp_path / "alone", f"lr={RATES[GOOD]}", "data_memory_gib=1e-5"))
+    assert not plan.holds_train
+    claim_folder(plan)
+    train_in_process(plan)
+    assert metric_rows(result.folder(GOOD)) == metric_rows(plan.folder)
+    assert_same(final_weights(result.folder(GOOD)), final_weights(plan.folder))
+
+
 def test_a_trial_that_is_behind_is_stopped_at_its_first_evaluation(done: Swept):
     folder = done.folder(IDLE)
     assert json.loads((folder / STOPPED).read_text())["step"] == 3

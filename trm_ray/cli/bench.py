@@ -114,6 +114,36 @@ def scaling(
 
 @bench_app.command()
 @reported
+def data(
+    overrides: Overrides = None,
+    config_name: Annotated[str, typer.Option(help="A scenario of `configs/`.")] = "deep_supervision_linear",
+    seconds: Annotated[int, typer.Option(min=2, help="How long to read from the files.")] = 60,
+    save: Save = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them, such as `streaming.png`.")] = None,
+) -> None:
+    """Measure how fast a train split beyond `data_memory_gib` reaches a run's workers, and the memory that takes.
+
+    The workers read as they do in training, and nothing else is done with the rows. Memory is looked up once a second,
+    on Linux.
+
+    Example: `trm-ray bench data task=sudoku9 ray.num_workers=2 data_memory_gib=0.005 --seconds 20`
+    """
+    from trm_ray.config import load_config
+    from trm_ray.measure.data_rate import data_json, data_table, measure_data
+    from trm_ray.reporting.pictures.data_rate import draw_data
+    from trm_ray.reporting.pictures.style import save as save_figure
+
+    check_place(save, "--save")
+    check_place(plot, "--plot")
+    console, measured = Console(), measure_data(load_config(config_name, overrides or []), seconds)
+    show(console, data_table(measured))
+    write_text(console, save, data_json(measured))
+    if plot is not None:
+        say(console, f"Wrote {save_figure(draw_data(measured), plot)}")
+
+
+@bench_app.command()
+@reported
 def projection(
     recipe: Annotated[str, typer.Option(help="`arc1` or `sudoku_extreme`, as the paper trains them.")] = "arc1",
     gpus: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of GPUs.")] = "1,4,8,64,512",

@@ -200,6 +200,9 @@ class Config(Settings):
     data_paths: Folders = []  # dataset folders to train on, of one kind and size
     data_paths_test: Folders = []  # folders to evaluate on; empty = those of data_paths, their test split
     generator: Generator | None = None  # null = the dataset must be there
+    # Train splits up to this size, as int32 tokens, every worker holds in memory. Of larger ones it reads chunks of an
+    # eighth of this, which are shuffled one by one.
+    data_memory_gib: PositiveNumber = 2.0
     augment: bool = True  # draw the dataset's symmetries while training
     prepare_command: TextOrNull = None  # told to whoever lacks the dataset
 

@@ -6,7 +6,7 @@ A row is an example, a question with its answer: `inputs` and `labels` (FixedSiz
 `puzzle` and `group` (int32). Rows with one `puzzle` are the examples of one puzzle; a `group` is a set of puzzles of
 which an epoch visits one, with all its examples. Where puzzles have one example and stand for themselves, as in Sudoku,
 both number the rows. Where a row stands does not matter: shuffling and augmentation are seeded by what it holds
-(`stream.row_keys`).
+(`chunk.row_keys`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,10 +28,11 @@ from trm_ray.config.text import read_text
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import IGNORED_LABEL, PAD_ID, DatasetError, Rows, concatenate, shifted
 from trm_ray.replacement import is_unfinished
-from trm_ray.storage import drop_copy, is_remote, local_file, sha256
+from trm_ray.storage import arrow_filesystem, drop_copy, is_remote, local_file, sha256, storage_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FORMAT_VERSION = 3
 READABLE = (2, 3)  # format 2 does not say what kind of puzzle it holds
@@ -154,8 +156,8 @@ def number_shifts(folders: Sequence[Path], split: str) -> list[tuple[int, int]]:
         shifts.append((int(after[0]), int(after[1])))
         if len(folders) > 1:
             files = DatasetInfo.load(folder).split(split).files
-            numbers = [pq.read_table(local_file(folder / file), columns=["puzzle", "group"]) for file in files]
-            after += np.max([[column.to_numpy().max() for column in table.columns] for table in numbers], axis=0) + 1
+            tables = (pq.read_table(local_file(folder / file), columns=["puzzle", "group"]) for file in files)
+            after += np.max([[column.to_numpy().max() for column in table.columns] for table in tables], axis=0) + 1
     return shifts
 
 
@@ -268,6 +270,40 @@ def row_groups(folder: Path, split: SplitInfo, *, checked: bool = False) -> Iter
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{folder / name} is not readable Parquet: {str(error).splitlines()[0]}") from error
     drop_copy()
+
+
+def row_group_sizes(folder: Path, file: str) -> list[int]:
+    """Count the rows of each row group of a file, of which only the end is read."""
+    with _opened(folder / file) as parquet:
+        return [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+
+
+def read_row_group(folder: Path, file: str, number: int, seq_len: int, num_rows: int) -> Rows:
+    """Read one row group of a file and nothing else of it.
+
+    Raises:
+        DatasetError: it is not there any more, or holds other than `num_rows` rows.
+    """
+    with _opened(folder / file) as parquet:
+        table = parquet.read_row_group(number, use_threads=False)
+    if len(table) != num_rows:
+        raise DatasetError(f"{folder / file} was changed while it was in use: {len(table)} rows, not {num_rows}")
+    return rows_of_table(folder, file, table, seq_len)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file where it lies: of one on object storage only what is asked for is fetched."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(storage_key(path), filesystem=arrow_filesystem(path)) as parquet:
+            yield parquet
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is not readable Parquet: {str(error).splitlines()[0]}") from error
 
 
 def rows_of_table(folder: Path, name: str, table: pa.Table, seq_len: int) -> Rows:

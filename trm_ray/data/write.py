@@ -48,7 +48,7 @@ from trm_ray.storage import as_path, check_is_folder, is_remote, move, resolved,
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Ray Data shuffles and shards whole blocks, one a file: one file would leave it nothing to distribute.
+# Several files, so that several tasks read them and that small splits too have row groups to shuffle.
 MAX_PARTS, MIN_ROWS_PER_PART = 8, 256
 
 

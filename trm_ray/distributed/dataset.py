@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import pyarrow as pa
 import pyarrow.fs
 import ray.data
 
+from trm_ray.data.chunk import NamedRows
 from trm_ray.data.format import COLUMNS, DatasetInfo, number_shifts
 from trm_ray.data.rows import Rows, shifted
-from trm_ray.data.stream import SHUFFLE_ROWS
+from trm_ray.distributed import VERBOSE
 from trm_ray.storage import arrow_filesystem, storage_key
 
-# Blocks a worker: what `streaming_split` can deal out.
-_BLOCKS_PER_WORKER = 8
+# Chunks of one execution of Ray Data, each of which takes a second or two to start.
+_CHUNKS_AT_ONCE = 256
+_READERS = 2  # of a worker: one holds the chunk that it trains on, one the next
+_PIECE_BYTES = 2**23  # of a chunk, in the object store
 
 
-def load_split(folders: Sequence[Path], split: str, num_workers: int = 1) -> Any:
+def load_split(folders: Sequence[Path], split: str) -> Any:
     """Read a split with Ray Data and hold it in the object store, as one tensor column a field.
 
     Held, because a lazy dataset costs seconds at every epoch and its tasks compete for CPUs with the training workers,
@@ -30,8 +34,8 @@ def load_split(folders: Sequence[Path], split: str, num_workers: int = 1) -> Any
     parts = zip(folders, number_shifts(folders, split), strict=True)
     first, *others = [_load_folder(folder, split, shift) for folder, shift in parts]
     dataset = first.union(*others) if others else first
-    dataset.context.execution_options.preserve_order = True  # the same blocks, so the same shards, in every run
-    return dataset.repartition(_BLOCKS_PER_WORKER * num_workers).materialize()
+    dataset.context.execution_options.preserve_order = True  # evaluations sum the same batches in every run
+    return dataset.materialize()
 
 
 def _load_folder(folder: Path, split: str, shift: tuple[int, int]) -> Any:
@@ -61,14 +65,48 @@ def ray_storage(folder: Path) -> dict[str, Any]:
     return {"storage_path": storage_key(folder), "storage_filesystem": arrow}
 
 
-def iter_rows(source: Any) -> Iterator[Rows]:
-    """Read a dataset, or a worker's shard of it, in pieces that are shuffled as a whole."""
-    batches: Iterable[dict[str, np.ndarray]] = source.iter_batches(batch_size=SHUFFLE_ROWS, batch_format="numpy")
-    for batch in batches:
-        yield Rows(*(np.ascontiguousarray(batch[name]) for name in COLUMNS))
-
-
 def read_rows(source: Any) -> Rows:
     """Read a whole dataset into memory."""
-    pieces = list(iter_rows(source))
-    return Rows(*(np.concatenate([getattr(p, name) for p in pieces]) for name in Rows.__dataclass_fields__))
+    blocks = list(source.iter_batches(batch_size=None, batch_format="numpy"))
+    return Rows(*(np.concatenate([block[name] for block in blocks]) for name in COLUMNS))
+
+
+def read_in_order(read: Callable[[int], NamedRows], numbers: Iterator[int]) -> Iterator[NamedRows]:
+    """Read chunks by two actors of Ray Data; yield each in pieces, in the order of `numbers`.
+
+    The actors ask for no CPU: workers may hold all of them, and would wait for rows that nobody could read. While a
+    worker trains on the chunk of one the other reads the next, and both wait once the object store holds some pieces.
+    Tasks would do too, but Ray ends processes that idle for a second where training workers take the CPUs, and a new
+    one costs more time than to read a chunk.
+    """
+    while some := list(itertools.islice(numbers, _CHUNKS_AT_ONCE)):
+        with ray.data.DataContext.current(_streaming_context()):
+            dataset = ray.data.from_items(some, override_num_blocks=len(some)).map_batches(
+                _Reader,
+                fn_constructor_args=(read,),
+                batch_size=None,
+                num_cpus=0,
+                max_restarts=0,  # a reader that is lost fails its worker, which `ray.max_failures` replaces
+                compute=ray.data.ActorPoolStrategy(size=_READERS, max_tasks_in_flight_per_actor=1),
+            )
+        for piece in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            yield NamedRows(**piece)
+
+
+class _Reader:
+    """What Ray Data makes an actor of."""
+
+    def __init__(self, read: Callable[[int], NamedRows]):
+        self._read = read
+
+    def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        (number,) = numbers["item"]
+        return vars(self._read(int(number)))
+
+
+def _streaming_context() -> Any:
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = _PIECE_BYTES
+    context.enable_progress_bars = VERBOSE
+    return context

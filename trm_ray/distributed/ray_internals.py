@@ -93,6 +93,14 @@ def _node() -> Any:
     return ray._private.worker._global_node  # at the time of the call: None until Ray has started
 
 
+def store_bytes() -> tuple[int, int]:
+    """Tell how much the cluster's object stores hold, and how much they have spilled to disk so far."""
+    from ray._private import internal_api, state
+
+    stats = internal_api.get_memory_info_reply(state.state).store_stats
+    return int(stats.object_store_bytes_used), int(stats.spilled_bytes_total)
+
+
 # ---- the cluster's notes, groups and actors ----------------------------------------------------------------
 
 

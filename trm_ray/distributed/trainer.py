@@ -12,7 +12,6 @@ import ray.data
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 
 from trm_ray.config.surroundings import environment
-from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed import VERBOSE, ray_internals
 from trm_ray.distributed.cluster import RoomWatch, check_resources, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import load_split, ray_storage
@@ -51,7 +50,7 @@ def train_on_ray(
     Raises:
         Interrupted: Ctrl-C or SIGTERM came, and the workers have saved the step that was under way.
     """
-    fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
+    _ = plan.holds_train  # a split that can be read neither way is refused at once
     stop_file = plan.folder / STOP_FILE
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plan.config.ray.address), StopSignals(stop_file):
@@ -80,9 +79,9 @@ def stop_check(plan: RunPlan, stop_file: Path) -> Callable[[], None]:
 
 
 def load_splits(plan: RunPlan) -> tuple[Any, Any]:
-    """Hold a run's data in the object store: both splits."""
-    workers = plan.config.ray.most_workers
-    return load_split(plan.train_paths, "train", workers), load_split(plan.test_paths, "test")
+    """Hold a run's data in the object store: the test split, and the train split unless it is read in chunks."""
+    train = load_split(plan.train_paths, "train") if plan.holds_train else None
+    return train, load_split(plan.test_paths, "test")
 
 
 def outcome_of(trainer: TorchTrainer, plan: RunPlan, stop_file: Path) -> dict[str, float]:
@@ -133,7 +132,7 @@ def build_trainer(
     callbacks: Sequence[UserCallback] = (),
     session_type: type[TrainSession] = TrialTrainSession,
 ) -> TorchTrainer:
-    """Build the trainer of a run: all workers get both splits whole; a train split too large for that is dealt out.
+    """Build the trainer of a run: all workers get both splits whole; a train split too large for that they read.
 
     Args:
         stop_file: asks the workers to save and stop as soon as it is there.
@@ -141,11 +140,10 @@ def build_trainer(
     from ray.train.torch import TorchTrainer  # half a CPU-second that trials of one worker need not pay
 
     remove_tree(plan.folder / NOTES, ignore_errors=True)
-    whole = fits_in_memory(plan.info, "train")
-    options = ray.data.ExecutionOptions(preserve_order=True)  # the same shards in every run
+    options = ray.data.ExecutionOptions(preserve_order=True)  # evaluations sum the same batches in every run
     return TorchTrainer(
         train_worker,
-        train_loop_config={"plan": plan, "whole": whole, "stop_file": stop_file, "session_type": session_type},
+        train_loop_config={"plan": plan, "stop_file": stop_file, "session_type": session_type},
         scaling_config=ScalingConfig(
             num_workers=plan.config.ray.num_workers,
             use_gpu=plan.config.ray.use_gpu,
@@ -153,8 +151,8 @@ def build_trainer(
             placement_strategy=plan.config.ray.placement_strategy,
             elastic_resize_monitor_interval_s=plan.config.ray.resize_check_s,
         ),
-        datasets={"train": train, "test": test},
-        dataset_config=DataConfig(datasets_to_split=[] if whole else ["train"], execution_options=options),
+        datasets={"test": test} if train is None else {"train": train, "test": test},
+        dataset_config=DataConfig(datasets_to_split=[], execution_options=options),
         run_config=RunConfig(
             name=NOTES,
             **ray_storage(plan.folder),

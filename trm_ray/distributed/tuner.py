@@ -22,7 +22,6 @@ from ray.tune.trainable import wrap_function
 
 from trm_ray.config import SweepConfig, with_overrides
 from trm_ray.config.trials import TrialNames
-from trm_ray.data.stream import fits_in_memory
 from trm_ray.distributed.cluster import RoomWatch, check_resources, may_grow, ray_cluster, worker_resources
 from trm_ray.distributed.dataset import ray_storage
 from trm_ray.distributed.ray_internals import HEAD_NODE
@@ -88,7 +87,7 @@ def run_sweep(
     """
     plans = first.runs
     for plan in plans:
-        fits_in_memory(plan.info, "train")  # a split that can neither be held whole nor dealt out is refused at once
+        _ = plan.holds_train  # a split that can be read neither way is refused at once
     failed: dict[str, str] = {}
     # Signals are taken over once Ray is there, since its start takes SIGTERM.
     with ray_cluster(plans[0].config.ray.address), StopSignals(folder / STOP_FILE):
@@ -101,14 +100,19 @@ def run_sweep(
 
         with RoomWatch(plans[0].config, watch.num_at_once, display.tell):
             await_worker(plans[0].config.ray.start_timeout_s, look)
-            different = {(plan.train_paths, plan.test_paths): plan for plan in plans}
-            data = wait_beside(lambda: {paths: load_splits(plan) for paths, plan in different.items()}, look)
+            different = {_data_key(plan): plan for plan in plans}
+            data = wait_beside(lambda: {key: load_splits(plan) for key, plan in different.items()}, look)
             begin()
         for one in rounds:
             watch = _Watch(one.sweep, one.runs, folder, display)
             _run_round(one, folder, watch, data)
             failed = {name: why for name, why in failed.items() if name not in watch.ended} | watch.failed
     return Outcome(failed)
+
+
+def _data_key(plan: RunPlan) -> tuple[Any, ...]:
+    """Name what `load_splits` gives for a plan."""
+    return plan.train_paths, plan.test_paths, plan.holds_train
 
 
 def _run_round(one: Round, folder: Path, watch: _Watch, data: dict[Any, Any]) -> None:
@@ -391,7 +395,7 @@ def _run_trial(
     if mark is not None or is_whole(plan.folder / FINAL_MODEL, MANIFEST_FILE):
         return
     try:
-        _train(plan, latest, folder / STOP_FILE, data[plan.train_paths, plan.test_paths], several)
+        _train(plan, latest, folder / STOP_FILE, data[_data_key(plan)], several)
     except NonFiniteError as error:  # it would come again
         if "non_finite" not in sweep.stop_on:
             raise

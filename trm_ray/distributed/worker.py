@@ -13,8 +13,7 @@ from typing import Any
 import ray.train
 from ray import tune
 
-from trm_ray.data.stream import Shard, fits_in_memory
-from trm_ray.distributed.dataset import iter_rows, read_rows
+from trm_ray.distributed.dataset import read_in_order, read_rows
 from trm_ray.distributed.elastic import RESIZE_FILE
 from trm_ray.distributed.gauges import RunGauges
 from trm_ray.distributed.ray_internals import is_preempted
@@ -79,7 +78,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
 
     plan: RunPlan = settings["plan"]
     context: Any = ray.train.get_context()
-    source, stop_file = ray.train.get_dataset_shard("train"), StopFile(settings["stop_file"])
+    stop_file = StopFile(settings["stop_file"])
     resize_file = StopFile(plan.folder / RESIZE_FILE) if plan.config.ray.is_elastic else None
 
     def resizing() -> bool:
@@ -89,7 +88,8 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, float] | NonFiniteErr
         evaluation = execute(
             plan,
             latest_checkpoint(plan.folder, verified=True) if context.get_world_rank() == 0 else None,
-            train=partial(read_rows, source) if settings["whole"] else _shard(plan, source, context.get_world_size()),
+            read_train=lambda: read_rows(ray.train.get_dataset_shard("train")),
+            in_order=read_in_order,
             test_rows=read_rows(ray.train.get_dataset_shard("test")),
             device=ray.train.torch.get_device(),
             session_type=partial(settings["session_type"], gauges=RunGauges(plan)),
@@ -113,18 +113,14 @@ def _answer(plan: RunPlan) -> None:
             (plan.folder / RESIZE_FILE).unlink(missing_ok=True)
 
 
-def _shard(plan: RunPlan, source: Any, num_workers: int) -> Shard:
-    # `streaming_split` gives every worker equally many rows and drops the remainder.
-    return Shard(lambda: iter_rows(source), plan.info.split("train").rows // num_workers)
-
-
 def train_trial(plan: RunPlan, latest: Path | None, train: Any, test: Any, stop_file: Path) -> None:
     """Train as a Tune trial of one worker, on from its latest checkpoint, until it ends or is asked to stop."""
     with suppress(Interrupted):
         execute(
             plan,
             latest,
-            train=partial(read_rows, train) if fits_in_memory(plan.info, "train") else _shard(plan, train, 1),
+            read_train=partial(read_rows, train),
+            in_order=read_in_order,
             test_rows=read_rows(test),
             device=choose_device(plan.config),
             session_type=partial(TuneSession, gauges=RunGauges(plan)),

@@ -21,6 +21,7 @@ from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat
 from trm_ray.config.files import read_file
 from trm_ray.data.format import FORMAT_VERSION, DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.rows import IGNORED_LABEL, PAD_ID
+from trm_ray.data.stored import rows_of_chunk
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.kinds.registry import KINDS
 from trm_ray.reporting.run_log import read_run
@@ -285,7 +286,9 @@ def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
     paths = (*config.data_paths, *config.data_paths_test)
     disk = None if missing else sum(tree_bytes(as_path(path)) for path in paths) / _MIB
     row_bytes = 4 * (2 * info.seq_len + 3)
-    held = 2 * info.seq_len * (1 if info.vocab_size < 2**7 else 2) * train if fits_in_memory(info, "train") else 0
+    whole = fits_in_memory(info, "train", config.data_memory_gib)
+    held_rows = train if whole else 2 * rows_of_chunk(info.seq_len, config.data_memory_gib)  # one used, one being read
+    held = 2 * info.seq_len * (1 if info.vocab_size < 2**7 else 2) * held_rows
     return Data(paths, train, test, disk, row_bytes * (train + test) / _MIB, (held + row_bytes * test) / _MIB)
 
 

@@ -11,7 +11,8 @@ import torch
 from trm_ray.config import Config
 from trm_ray.data.format import read_splits
 from trm_ray.data.rows import Rows, first_puzzles
-from trm_ray.data.stream import RowStream, Shard, test_batches
+from trm_ray.data.stored import InOrder, StoredSplit
+from trm_ray.data.stream import RowStream, test_batches
 from trm_ray.interop.checkpoints import InitialWeights, initial_weights
 from trm_ray.kinds.registry import symmetry_from
 from trm_ray.reporting.mirrored_log import open_log
@@ -27,7 +28,8 @@ def execute(
     plan: RunPlan,
     latest: Path | None,
     *,
-    train: Callable[[], Rows] | Shard,
+    read_train: Callable[[], Rows],
+    in_order: InOrder = map,
     test_rows: Rows,
     device: torch.device,
     session_type: Callable[..., Session],
@@ -37,8 +39,9 @@ def execute(
 
     Args:
         latest: the checkpoint to go on from, which rank 0 has looked for; None begins anew.
-        train: reads the whole train split, for whoever had passed it on would hold it for the whole run; or where that
-            does not fit into memory this worker's shard of it.
+        read_train: reads the train split if it is to be held in memory. It is not passed on itself, for whoever did
+            would hold it for the whole run.
+        in_order: reads the chunks of a train split that does not fit into memory.
         test_rows: the whole test split; each worker takes its share.
         stop_requested: whether this worker was asked to save and stop.
 
@@ -55,7 +58,7 @@ def execute(
     test_rows = first_puzzles(test_rows, config.eval_max_puzzles)
     quick_rows = first_puzzles(test_rows, config.eval_quick_puzzles)
     stream = RowStream(
-        train if isinstance(train, Shard) else train(),
+        read_train() if plan.holds_train else stored_train(plan, in_order),
         batch_size=config.global_batch_size,
         seed=config.seed,
         symmetry=symmetry if config.augment else None,
@@ -77,6 +80,11 @@ def execute(
             latest=latest,
         )
         return run_training(config, plan.shape, plan.num_steps, session, begin_with)
+
+
+def stored_train(plan: RunPlan, in_order: InOrder = map) -> StoredSplit:
+    """Find the train split of a run that does not hold it in memory."""
+    return StoredSplit.of(plan.train_paths, "train", memory_gib=plan.config.data_memory_gib, in_order=in_order)
 
 
 def beginning(plan: RunPlan) -> InitialWeights:
@@ -111,7 +119,7 @@ def train_in_process(
         return execute(
             plan,
             latest,
-            train=lambda: read_splits(plan.train_paths, "train"),
+            read_train=lambda: read_splits(plan.train_paths, "train"),
             test_rows=read_splits(plan.test_paths, "test"),
             device=choose_device(plan.config),
             session_type=session_type,

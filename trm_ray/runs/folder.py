@@ -16,7 +16,6 @@ import torch
 from trm_ray import __version__
 from trm_ray.config import Config, ConfigError, config_from_run, config_from_values, flat, to_yaml
 from trm_ray.data.identifiers import PuzzleIdentifiers
-from trm_ray.data.stream import fits_in_memory
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.replacement import RUN, SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.runs.plan import RunPlan
@@ -152,9 +151,7 @@ def _tell_change_of_workers(plan: RunPlan, before: Config) -> None:
     now, then = (max(1, config.ray.most_workers) for config in (plan.config, before))
     if now == then or plan.config.ray.is_elastic or before.ray.is_elastic:  # whose number the log tells
         return
-    rounding = "the same batches from the same state, so that only the rounding of sums differs"
-    order = "the train split is too large for one memory and is dealt out anew, so the order of its puzzles differs"
-    differing = rounding if fits_in_memory(plan.info, "train") else order
+    differing = "the same batches from the same state, so that only the rounding of sums differs"
     logging.getLogger("trm_ray").warning("going on with %s instead of %s workers: %s", now, then, differing)
 
 

@@ -10,6 +10,7 @@ from trm_ray.config import Config, ConfigError, run_dir, with_overrides
 from trm_ray.config.surroundings import check_surroundings
 from trm_ray.data.format import DatasetInfo, read_identifiers
 from trm_ray.data.identifiers import PuzzleIdentifiers
+from trm_ray.data.stream import fits_in_memory
 from trm_ray.runs.data import complete, open_data, tell_own_data
 from trm_ray.storage import as_path, resolved
 
@@ -32,6 +33,15 @@ class RunPlan:
     def shape(self) -> TokenShape:
         """The tokens that the model reads and writes."""
         return shape_of(self.info)
+
+    @property
+    def holds_train(self) -> bool:
+        """Whether every worker holds the train split in memory.
+
+        Raises:
+            DatasetError: it is too large for that, and must be.
+        """
+        return fits_in_memory(self.info, "train", self.config.data_memory_gib)
 
     def identifiers(self) -> PuzzleIdentifiers:
         """Read what the puzzle identifiers stand for."""

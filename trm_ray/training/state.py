@@ -138,9 +138,7 @@ class TrainState:
     to stop saves before it does what is due at its step (log, evaluate); a resume does that first.
 
     The carry is saved for the global batch, in rank order. With another number of workers the rows are dealt out anew
-    and the run goes on from the same state, with the same batches, so that only the rounding of sums differs. A train
-    split too large for memory is the exception: it is dealt out to the workers, so another number of them goes on with
-    other batches, equal in distribution.
+    and the run goes on from the same state, with the same batches, so that only the rounding of sums differs.
     """
 
     def __init__(self, config: Config, shape: TokenShape, device: torch.device):

@@ -90,7 +90,8 @@ def grid_sizes(tokens: np.ndarray) -> np.ndarray:
     """
     canvas = tokens.reshape(-1, SIDE, SIDE)
     is_colour = (canvas >= FIRST_COLOUR) & (canvas < VOCAB_SIZE)
-    ends = np.where(is_colour.all(2), SIDE, is_colour.argmin(2))
+    ends = is_colour.argmin(2)
+    ends[(ends == 0) & is_colour[:, :, 0]] = SIDE  # no cell is other than a colour
     widths = np.minimum.accumulate(ends, axis=1)
     rows = (widths * np.arange(1, SIDE + 1)).argmax(1)
     columns = widths[np.arange(len(rows)), rows]
