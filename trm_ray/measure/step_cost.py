@@ -232,7 +232,7 @@ def activation_bytes(state: TrainState, config: Config) -> int:
     device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
     session = Session(Path(), device, tokens, lambda: (), lambda *_: None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        train_step(state, _recipe(config), next(session.train_batches(state.step)), session)
+        train_step(state, _recipe(config, device), next(session.train_batches(state.step)), session)
     return sum(kept.values())
 
 
@@ -243,14 +243,14 @@ def _state_at_full_supervision(config: Config, tokens: TokenShape, device: torch
     return state
 
 
-def _recipe(config: Config) -> Recipe:
-    return build_recipe(config, num_steps=config.max_steps or 2 * config.curriculum_end_step)
+def _recipe(config: Config, device: torch.device) -> Recipe:
+    return build_recipe(config, num_steps=config.max_steps or 2 * config.curriculum_end_step, device=device)
 
 
 def _time_steps(state: TrainState, config: Config, num_steps: int | None) -> list[dict[str, float]]:
     """Take a step to warm up, then the timed ones."""
     device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
-    recipe, marks = _recipe(config), list[_Mark]()
+    recipe, marks = _recipe(config, device), list[_Mark]()
 
     def mark(*_: object) -> None:
         marks.append(_Mark(device))

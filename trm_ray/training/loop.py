@@ -52,7 +52,7 @@ def run_training(
         NonFiniteError: a loss or gradient norm became NaN or infinite.
         StorageError: a checkpoint could not be written.
     """
-    recipe, state = build_recipe(config, num_steps), TrainState(config, shape, session.device)
+    recipe, state = build_recipe(config, num_steps, session.device), TrainState(config, shape, session.device)
     _begin(state, session, initial_weights)
     evaluation: dict[str, float] = {}
     with _open_store(config, session) as store:
