@@ -69,18 +69,22 @@ def _multiplied(product: Callable[..., Tensor], *operands: Tensor | None) -> Ten
     return product(*operands)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _cpu_multiplies_bfloat16() -> bool:
     """Tell whether this CPU has bfloat16 units.
 
     Without them PyTorch's bfloat16 products are tens of times slower than its float32 ones, and going through float32
     gives the same: products of bfloat16 values, summed in float32.
     """
+    flags = _cpu_flags()
+    return flags is None or not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str] | None:
+    """Read what this CPU can do; None where the system does not say: not Linux, but Apple's have bfloat16 units."""
     description = Path("/proc/cpuinfo")
-    if not description.exists():  # not Linux; Apple's processors have them
-        return True
-    flags = set(description.read_text().split())
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return frozenset(description.read_text().split()) if description.exists() else None
 
 
 class _ResidualNorm(torch.autograd.Function):

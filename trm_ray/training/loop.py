@@ -214,5 +214,5 @@ def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> HeldO
     """Evaluate the averaged weights if there are any, else the weights; None if a worker is asked to stop meanwhile."""
     batches = itertools.takewhile(lambda _: not session.stop_requested(), session.test_batches())
     with state.averaged_weights():
-        held_out = evaluate(state.model, batches, recipe.cell_loss, session)
+        held_out = evaluate(state.model, batches, recipe.cell_loss, session, recipe.forward)
     return None if session.any_rank(session.stop_requested()) else held_out

@@ -60,7 +60,7 @@ def train_metric_names(num_cycles: int) -> tuple[str, ...]:
 
 @torch.no_grad()
 def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tensor]:
-    """Sum up one worker's segment, without gradients.
+    """Sum up one worker's segment.
 
     Losses are already shares of the global batch and add up over the workers. Accuracies count the puzzles that halted,
     as in the original. Rows at their first segment are summed apart too: later ones begin with an answer that all
@@ -73,7 +73,7 @@ def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tens
     def over_halted(values: Tensor) -> Tensor:
         return (values * halted).sum()
 
-    sums = {
+    return {
         "halted": halted.sum(),
         "total_loss": losses.total,
         "act_loss": losses.act,
@@ -88,7 +88,6 @@ def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tens
         "first": first.sum(),
         **{f"first_step_{i}_loss": (rows * first).sum() for i, rows in enumerate(losses.rows)},
     }
-    return {name: value.detach() for name, value in sums.items()}
 
 
 def step_sums(grad_norm: Tensor, world_size: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +26,19 @@ BACKEND = "inductor"
 class SegmentResult:
     """What a step needs of its segment; only `loss`, a scalar, has a gradient.
 
-    sums: `segment_sums` of it. puzzle_leaf: as in `SegmentOutput`.
+    names, values: (K,) float64, the segment's sums. puzzle_leaf: as in `SegmentOutput`.
     """
 
     loss: Tensor
     carry: Carry
-    sums: dict[str, Tensor]
     puzzle_leaf: Tensor | None
+    names: tuple[str, ...]
+    values: Tensor
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """`segment_sums` of it."""
+        return dict(zip(self.names, self.values.unbind(), strict=True))
 
 
 Segment = Callable[[TinyRecursiveModel, Carry, Batch, Tensor, CycleWeights], SegmentResult]
@@ -70,15 +77,24 @@ def _run(
 ) -> SegmentResult:
     output = model(carry, batch, weights.supervise, min_steps, puzzle_leaf)
     losses = segment_losses(output, weights, cell_loss, num_puzzles)
-    return SegmentResult(losses.total, output.carry, segment_sums(output, losses), output.puzzle_leaf)
+    sums = segment_sums(output, losses)
+    # In one tensor: of a loss that goes out under two names, as a baseline's does, inductor may lose the gradient.
+    with torch.no_grad():
+        values = torch.stack([value.double() for value in sums.values()])
+    return SegmentResult(losses.total, output.carry, output.puzzle_leaf, tuple(sums), values)
+
+
+def compiled_graph(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
+    """Compile a function into one graph, or raise at its first call; other shapes of its tensors need another."""
+    options = {"fullgraph": True, "dynamic": False, "backend": BACKEND, "mode": mode}
+    # Isolated: a graph of its own, of however many runs there are in a process.
+    return torch.compile(function, isolate_recompiles=True, **options)  # type: ignore[call-overload]
 
 
 def _compiled(body: _Body, device: torch.device) -> _Body:
-    # Isolated: a graph of its own, of however many runs there are in a process.
-    compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, isolate_recompiles=True, backend=BACKEND)
     if device.type != "cuda":
-        return compiled(body)
-    graph = compiled(body, mode="reduce-overhead")
+        return compiled_graph(body)
+    graph = compiled_graph(body, "reduce-overhead")
 
     def replayed(*inputs: object) -> SegmentResult:
         torch.compiler.cudagraph_mark_step_begin()

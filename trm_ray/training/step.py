@@ -20,7 +20,7 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
     segment = recipe.segment(model, state.carry or model.initial_carry(batch), batch, min_steps, weights)
     segment.loss.backward()
     # Losses and gradients are shares of the global batch, so their sums over the workers are those of one large batch.
-    total = segment.loss.detach().to(torch.float32, copy=True)
+    sums, total = segment.sums, segment.loss.detach().to(torch.float32, copy=True)
     stop_votes = torch.full_like(total, session.stop_requested())
     session.sum_over_ranks(total, stop_votes, *(p.grad for p in model.parameters() if p.grad is not None))
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip_norm)
@@ -29,7 +29,7 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
         {
             "step": torch.full_like(total, state.step + 1),
             "total_loss": total,
-            **{name: segment.sums[name] for name in ("act_loss", "supervised_loss", "lm_loss")},
+            **{name: sums[name] for name in ("act_loss", "supervised_loss", "lm_loss")},
             "grad_norm": grad_norm,
             "lr": torch.full_like(total, rate),
         }
@@ -37,7 +37,7 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
     state.stop_votes.add(stop_votes)
     state.update_weights(rate)
     state.update_puzzle_embedding(segment, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
-    state.sums.add(segment.sums | step_sums(grad_norm, session.world_size))
+    state.sums.add(sums | step_sums(grad_norm, session.world_size))
     state.carry, state.step = segment.carry, state.step + 1
 
 
