@@ -32,6 +32,7 @@ from trm_ray.data.rows import TokenBatch
 from trm_ray.model.layers import Linear
 from trm_ray.reporting.terminal import number_table
 from trm_ray.training.flops import step_flops
+from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
@@ -78,7 +79,7 @@ class BenchResult:
     """One case; times are medians over the steps after a first one.
 
     cpu_ms: processor time of a step, over all threads; robust when others use the machine. wall_ms: the same on the
-    wall. forward_ms: the model's segment. backward_ms: losses and backward pass. optimizer_ms: clipping, update and
+    wall. forward_ms: the segment with its losses. backward_ms: its backward pass. optimizer_ms: clipping, update and
     metrics. The three are wall time on a GPU and processor time else. flops: operations of the matrix multiplications
     of a step. machine_rate: FLOP/s of the matrix multiplication in this dtype, measured after the steps.
     peak_mib: weights, optimizer state, activations and temporaries at their highest, without the libraries. A long run
@@ -250,12 +251,17 @@ def _recipe(config: Config, device: torch.device) -> Recipe:
 def _time_steps(state: TrainState, config: Config, num_steps: int | None) -> list[dict[str, float]]:
     """Take a step to warm up, then the timed ones."""
     device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
-    recipe, marks = _recipe(config, device), list[_Mark]()
+    plain, marks = _recipe(config, device), list[_Mark]()
 
     def mark(*_: object) -> None:
         marks.append(_Mark(device))
 
-    state.model.register_forward_hook(mark)
+    def marked_segment(*inputs: Any) -> SegmentResult:
+        result = plain.segment(*inputs)
+        mark()
+        return result
+
+    recipe = replace(plain, segment=marked_segment)  # no hook of the model's, which may be compiled
     session = _MarkingSession(Path(), device, tokens, lambda: (), lambda *_: None, mark)
     batches = session.train_batches(state.step)
 

@@ -34,7 +34,7 @@ class PuzzleEmbedding(nn.Module):
 
     def rows(self, identifiers: Tensor, leaf: Tensor) -> Tensor:
         """Look up (B,) identifiers: (B, ndim), as many as the leaf has."""
-        return self.table[identifiers.long()] + leaf
+        return self.table.index_select(0, identifiers) + leaf
 
     def prefix(self, rows: Tensor) -> Tensor:
         """Lay vectors (B, ndim) out over the positions: (B, prefix_len, hidden_size)."""

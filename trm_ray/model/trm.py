@@ -228,8 +228,8 @@ class _Recursion(nn.Module):
                 for _ in range(model.L_cycles):
                     latent = model.blocks(latent + injected)
                 answer = model.blocks(answer + latent)
-                cycle_logits.append(model.lm_head(answer[:, model.prefix_len :]))
-        halt_logits = model.q_head(answer[:, 0])[:, 0].float()
+                cycle_logits.append(model.lm_head(answer.narrow(1, model.prefix_len, model.seq_len)))
+        halt_logits = model.q_head(answer.select(1, 0)).select(1, 0).float()
         return tuple(cycle_logits), halt_logits, answer, latent
 
     def _embed(self, inputs: Tensor, rows: Tensor | None) -> Tensor:

@@ -59,9 +59,9 @@ def stablemax_cross_entropy_float64(logits: Tensor, labels: Tensor) -> Tensor:
     x = logits.double()
     # The branch that is not taken must stay finite, or its gradient turns the other one into NaN.
     s = torch.where(x < 0, 1 / (1 - x.clamp(max=0)), x + 1)
-    counted = labels != IGNORED_LABEL
-    picked = s.gather(-1, labels.long().masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1)
-    return (s.sum(-1).log() - picked.log()).masked_fill(~counted, 0.0)
+    ignored = labels == IGNORED_LABEL
+    picked = s.gather(-1, labels.long().masked_fill(ignored, 0).unsqueeze(-1)).squeeze(-1)
+    return (s.sum(-1).log() - picked.log()).masked_fill(ignored, 0.0)
 
 
 LOSSES: dict[str, CellLoss] = {

@@ -47,7 +47,7 @@ class AdamAtan2(Optimizer):
         aims = [torch.where(go > 0, grad, mean) for grad, mean in zip(grads, means, strict=True)]
         square_aims = [torch.where(go > 0, grad.square(), old) for grad, old in zip(grads, squares, strict=True)]
         beta1, beta2 = group["betas"]
-        torch._foreach_add_(steps, go)
+        torch._foreach_add_(steps, [go] * len(steps))
         torch._foreach_lerp_(means, aims, 1 - beta1)
         torch._foreach_lerp_(squares, square_aims, 1 - beta2)
         # Before the first update all is 0, and so is what is taken off, since `go` is.
