@@ -129,7 +129,6 @@ NonNegative = Annotated[float, Field(ge=0, description="a number of at least 0")
 AboveOne = Annotated[float, Field(gt=1, description="a number above 1"), _Number]
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"), _Number]
 Decay = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1"), _Number]
-Switch = Annotated[bool | Literal["auto"], Field(description="auto, true or false")]
 TextOrNull = Annotated[str | None, Field(description="text or null")]
 SourceOrNull = Annotated[
     Annotated[str, Field(min_length=1)] | None,

@@ -29,7 +29,6 @@ from trm_ray.config.keys import (
     Settings,
     Share,
     SourceOrNull,
-    Switch,
     TextOrNull,
     Workers,
     check_address,
@@ -244,7 +243,7 @@ class Config(Settings):
     log_interval: Positive = 100  # steps between two rows of the log
     log_dir: Folder = "runs/run"  # filled in when loading: runs/CONFIG_NAME
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = a GPU where there is one
-    compile: Switch = "auto"  # compile each step's segment into one graph; auto = on a GPU, where a compiler is there
+    compile: Literal["auto", True, False] = "auto"  # each step's segment into one graph; auto = on a GPU
 
     arch: ArchConfig = ArchConfig()
     ray: RayConfig = RayConfig()
