@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from config_helpers import LINEAR, ROOT, load, write
 
-from trm_ray.config import banner, flat, load_config, run_dir
+from trm_ray.config import ConfigError, banner, flat, load_config, run_dir
 
 
 def test_the_general_defaults_are_the_published_ones(tmp_path):
@@ -120,3 +120,13 @@ def test_importing_config_loads_neither_torch_nor_ray():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("word", "value"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_compile_is_a_switch_or_left_to_the_device(word, value):
+    assert load_config("deep_supervision_linear", overrides=[f"compile={word}"]).compile == value
+
+
+def test_a_switch_that_is_neither_on_off_nor_auto_is_refused():
+    with pytest.raises(ConfigError, match="compile=maybe must be one of auto, true, false"):
+        load_config("deep_supervision_linear", overrides=["compile=maybe"])

@@ -266,3 +266,28 @@ def test_a_block_mixes_then_feeds_forward_each_with_its_norm_after_the_residual(
     block, x = Block(mixer, SwiGLU(8, 16, generator=seeded(1)), 1e-5), normal(3, 5, 8)
     h = mixer(x)
     torch.testing.assert_close(block(x), composed_norm(h + block.mlp(h), 1e-5, -1))
+
+
+# -- two spellings ----------------------------------------------------------------------------------------------------
+
+
+def with_gradients(function, *inputs: Tensor) -> list[Tensor]:
+    """The value and the gradients of its inputs, for gradients of the value that differ from place to place."""
+    leaves = [value.clone().requires_grad_() for value in inputs]
+    value = function(*leaves)
+    value.backward(normal(*value.shape, seed=9, dtype=value.dtype))
+    return [value.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_what_a_compiler_gets_equals_the_hand_written_functions(dim, dtype):
+    x, update, gate_up = (normal(3, 6, 8, seed=seed, dtype=dtype) for seed in (0, 1, 2))
+    tolerance = {"rtol": 0, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-6}
+    for eager, composed, inputs in (
+        (layers.residual_norm, layers._composed_residual_norm, (x, update)),
+        (layers.silu_gate, layers._composed_silu_gate, (gate_up,)),
+    ):
+        more = (1e-5, dim) if len(inputs) == 2 else (dim,)
+        ours, theirs = (with_gradients(lambda *t, f=f, m=more: f(*t, *m), *inputs) for f in (eager, composed))
+        torch.testing.assert_close(ours, theirs, **tolerance)

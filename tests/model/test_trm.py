@@ -18,7 +18,7 @@ from trm_ray.model import trm
 from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel
 from trm_ray.training.losses import stablemax_cross_entropy, stablemax_cross_entropy_float64
 from trm_ray.training.state import TokenShape, build_model
-from trm_ray.training.supervision import segment_losses
+from trm_ray.training.supervision import CycleWeights, segment_losses
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "conformance"
 golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden outputs of the original are not at hand")
@@ -92,11 +92,11 @@ def test_logits_halt_logits_and_losses_equal_the_originals(case):
         torch.testing.assert_close(logits, torch.from_numpy(expected["logits"][segment]), rtol=0, atol=tolerance)
         torch.testing.assert_close(output.halt_logits, torch.from_numpy(expected["q"][segment]), rtol=0, atol=tolerance)
         for cell_loss in (stablemax_cross_entropy, stablemax_cross_entropy_float64):
-            losses = segment_losses(output, (1.0,) * model.H_cycles, cell_loss, num_puzzles=1)
+            losses = segment_losses(output, CycleWeights.of((1.0,) * model.H_cycles), cell_loss, num_puzzles=1)
             assert losses.lm.item() == pytest.approx(expected["lm"][segment], rel=1e-5)
         assert losses.halt.item() == pytest.approx(expected["ql"][segment], rel=1e-5)
         plain = replace(output, cycle_logits=(logits,))
-        total = segment_losses(plain, (1.0,), stablemax_cross_entropy, num_puzzles=1).total
+        total = segment_losses(plain, CycleWeights.of((1.0,)), stablemax_cross_entropy, num_puzzles=1).total
         assert total.item() == pytest.approx(expected["loss"][segment], rel=1e-5)
     assert carry.halted.all() == (segments == model.halt_max_steps)
 
@@ -107,7 +107,7 @@ def test_gradient_norms_of_every_parameter_equal_the_originals(case):
     model, (batch, _) = golden_model(case), golden_batch(case)
     output = model(model.initial_carry(batch), batch, supervise_all_cycles=False)
     weights = (*(0.0,) * (model.H_cycles - 1), 1.0)
-    segment_losses(output, weights, stablemax_cross_entropy, len(batch)).total.backward()
+    segment_losses(output, CycleWeights.of(weights), stablemax_cross_entropy, len(batch)).total.backward()
     expected = json.loads((GOLDEN / f"{case}.grads.json").read_text())
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
     assert norms == pytest.approx({our_name(name): value for name, value in expected.items()}, rel=1e-3)
@@ -215,9 +215,9 @@ def test_a_segment_equals_the_transcription_with_all_its_gradients(arch, supervi
     weights = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
     leaves = list(model.parameters())
     if model.puzzle_embedding is not None:
-        assert output.puzzle_rows is not None
+        assert output.puzzle_leaf is not None
         weights["rows"] = model.puzzle_embedding.table[batch.puzzle_identifiers.long()].requires_grad_()
-        leaves.append(output.puzzle_rows)
+        leaves.append(output.puzzle_leaf)
     logits, halt = transcription(weights, carry, batch, arch, supervise)
     torch.testing.assert_close(list(output.cycle_logits), logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(output.halt_logits, halt, rtol=1e-4, atol=1e-4)

@@ -146,25 +146,35 @@ def test_nothing_that_outlives_a_step_remembers_its_graph(tmp_path):
     assert not any(tensor.requires_grad for tensor in kept.values())
 
 
-class Asked(TorchDispatchMode):
-    """Counts the operations that copy a value to the host."""
+# What must know values or how many there are, for which a process waits for its GPU.
+WAITING = {f"aten::{name}" for name in ("_local_scalar_dense", "is_nonzero", "item", "nonzero", "equal")}
+WAITING |= {f"aten::{name}" for name in ("masked_select", "_unique2", "unique_dim", "repeat_interleave", "bincount")}
 
-    count = 0
+
+class Asked(TorchDispatchMode):
+    """Notes the operations that wait for values."""
+
+    def __init__(self):
+        super().__init__()
+        self.waiting: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += "_local_scalar_dense" in str(func) or "is_nonzero" in str(func)
+        self.waiting += WAITING & {func._schema.name}
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam_atan2"])
-def test_a_step_asks_the_device_for_no_value(tmp_path, optimizer):
-    state, recipe, session = set_up(tmp_path, optimizer=optimizer, ema=True, **supervised())
-    batches = session.train_batches(0)
-    train_step(state, recipe, next(batches), session)
-    batch = next(batches)
+def test_steps_ask_the_device_for_no_value(tmp_path, optimizer):
+    """From the first on, through a ramp."""
+    arch = {"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}
+    state, recipe, session = set_up(tmp_path, optimizer=optimizer, ema=True, arch=arch, **CURRICULUM)
+    batches = list(itertools.islice(session.train_batches(0), 8))
     with Asked() as asked:
-        train_step(state, recipe, batch, session)
-    assert asked.count == 0
+        for batch in batches:
+            train_step(state, recipe, batch, session)
+        assert not asked.waiting
+        state.guard.check()  # which does, as the test would see
+    assert asked.waiting == ["aten::_local_scalar_dense"]
 
 
 @pytest.mark.gpu

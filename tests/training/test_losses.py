@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import literal_cross_entropy
 
+from trm_ray.training import losses
 from trm_ray.training.losses import (
     IGNORED_LABEL,
     LOSSES,
@@ -118,3 +119,15 @@ def test_a_puzzle_is_solved_when_all_labelled_cells_are_right():
     share, solved = solved_cells(F.one_hot(predicted, 4).float(), labels)
     assert share.tolist() == pytest.approx([1.0, 2 / 3, 1.0])
     assert solved.tolist() == [True, False, True]
+
+
+def test_the_logarithm_that_a_compiler_gets_equals_the_hand_written_one_at_zero_too():
+    x = torch.tensor([-1e4, -3.0, -1e-6, -0.0, 0.0, 1e-6, 0.5, 1e4])
+    values = []
+    for spelling in (losses.log_stable, losses._composed_log_stable):
+        leaf = x.clone().requires_grad_()
+        value = spelling(leaf)
+        value.backward(torch.linspace(1, 2, len(x)))
+        values.append([value.detach(), leaf.grad])
+    torch.testing.assert_close(*values, rtol=1e-6, atol=0)
+    assert values[0][1][3:5].tolist() == pytest.approx([1 + 3 / 7, 1 + 4 / 7])  # the slope at 0 is 1

@@ -8,8 +8,8 @@ from helpers import local_session, tiny_config
 from test_supervision import random_output
 
 from trm_ray.training.losses import softmax_cross_entropy
-from trm_ray.training.metrics import MetricSums, gpu_row, train_metric_names, train_row, train_sums
-from trm_ray.training.supervision import segment_losses
+from trm_ray.training.metrics import MetricSums, gpu_row, segment_sums, step_sums, train_metric_names, train_row
+from trm_ray.training.supervision import CycleWeights, segment_losses
 
 CPU = torch.device("cpu")
 
@@ -35,8 +35,8 @@ def one_step(halted: list[bool], world_size: int = 1) -> dict[str, float]:
     output = random_output()
     carry = replace(output.carry, halted=torch.tensor(halted), steps=torch.tensor([2, 5]))
     output = replace(output, carry=carry)
-    losses = segment_losses(output, (0.5, 0.5, 1.0), softmax_cross_entropy, 2)
-    sums = train_sums(output, losses, torch.tensor(0.75), world_size)
+    losses = segment_losses(output, CycleWeights.of((0.5, 0.5, 1.0)), softmax_cross_entropy, 2)
+    sums = segment_sums(output, losses) | step_sums(torch.tensor(0.75), world_size)
     assert set(sums) == set(train_metric_names(3))
     return {name: value.item() for name, value in sums.items()}
 
@@ -54,8 +54,8 @@ def test_losses_of_puzzles_at_their_first_segment_are_summed_apart():
     assert one_step([True, True])["first"] == 0
     output = random_output()
     carry = replace(output.carry, halted=torch.tensor([False, False]), steps=torch.tensor([1, 5]))
-    losses = segment_losses(replace(output, carry=carry), (0.5, 0.5, 1.0), softmax_cross_entropy, 2)
-    sums = train_sums(replace(output, carry=carry), losses, torch.tensor(0.0), 1)
+    losses = segment_losses(replace(output, carry=carry), CycleWeights.of((0.5, 0.5, 1.0)), softmax_cross_entropy, 2)
+    sums = segment_sums(replace(output, carry=carry), losses)
     assert sums["first"] == 1
     labels = output.carry.puzzles.labels
     for i, logits in enumerate(output.cycle_logits):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trm_ray.training.optim import (
     AdamAtan2,
@@ -63,6 +63,34 @@ def test_several_steps_equal_a_scalar_transcription(name):
         take_steps(optimizer, model, [row])
     expected = [literal(name, w, [row[i] for row in rows], rates) for i, w in enumerate((1.0, -2.0, 0.5))]
     assert model.values.tolist() == pytest.approx(expected, rel=2e-6)
+
+
+def one_by_one(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: int, rate: float) -> None:
+    """Adam-atan2 of one tensor, in place: its formula an operation at a time, in the order that rounds the same."""
+    mean.lerp_(grad, 1 - 0.9)
+    square.lerp_(grad.square(), 1 - 0.95)
+    bias1, bias2 = (1 - beta ** torch.tensor(float(step)) for beta in (0.9, 0.95))
+    angle = torch.atan2(mean, (square / bias2).sqrt())
+    weight.mul_(1 - torch.tensor(rate) * 0.1)
+    weight.sub_(torch.tensor(rate) / bias1 * angle)
+
+
+def test_weights_updated_together_are_bitwise_those_updated_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    shapes, rates = [(7,), (33, 17), (1,), (64, 96)], [0.1, 0.1, 0.05, 0.2, 0.01]
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    rows = [(weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight)) for weight in weights]
+    optimizer = AdamAtan2([weight.requires_grad_() for weight in weights], weight_decay=0.1)
+    for step, rate in enumerate(rates, 1):
+        optimizer.param_groups[0]["lr"] = rate
+        for weight, (alone, mean, square) in zip(weights, rows, strict=True):
+            weight.grad = 10.0 ** (step - 3) * torch.randn(weight.shape, generator=generator)
+            one_by_one(alone, weight.grad, mean, square, step, rate)
+        optimizer.step()
+    for weight, (alone, mean, square) in zip(weights, rows, strict=True):
+        assert torch.equal(weight, alone)
+        assert torch.equal(optimizer.state[weight]["exp_avg"], mean)
+        assert torch.equal(optimizer.state[weight]["exp_avg_sq"], square)
 
 
 def test_atan2_does_not_care_for_the_scale_of_the_loss_and_stands_still_without_a_gradient():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,17 @@ def test_batches_become_tensors_from_the_number_asked_for_on(tmp_path):
         assert getattr(batch, name).dtype == torch.int32
     assert batch.inputs.shape == (8, 16)
     assert len(batch) == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_that_are_copied_ahead_to_a_gpu_are_those_of_the_stream(tmp_path):
+    session = local_session(tmp_path, tiny_config())
+    on_gpu = replace(session, device=torch.device("cuda"))
+    for ours, theirs, _ in zip(on_gpu.train_batches(3), session.train_batches(3), range(20), strict=False):
+        torch.cuda._sleep(10**6)  # a step that computes while the next batch is copied
+        for name in ("inputs", "labels", "puzzle_identifiers"):
+            assert torch.equal(getattr(ours, name).cpu(), getattr(theirs, name))
 
 
 def test_the_test_split_can_be_read_again_and_again(tmp_path):

@@ -8,7 +8,13 @@ from helpers import literal_cross_entropy, sudoku, tiny_model
 
 from trm_ray.model.trm import Batch, Carry, SegmentOutput
 from trm_ray.training.losses import LOSSES, softmax_cross_entropy
-from trm_ray.training.supervision import Supervision, curriculum_weight, segment_losses, supervision_weights
+from trm_ray.training.supervision import (
+    CycleWeights,
+    Supervision,
+    curriculum_weight,
+    segment_losses,
+    supervision_weights,
+)
 
 # -- weights ----------------------------------------------------------------------------------------------------------
 
@@ -117,7 +123,7 @@ def test_the_parts_add_up_as_worked_by_hand_from_the_logits(name):
     first, second, last = map(cross_entropy, output.cycle_logits)
     # Halt targets 0 (wrong) and 1 (right): BCE = softplus(0.3) and softplus(1.2).
     halt = (math.log1p(math.exp(0.3)) + math.log1p(math.exp(1.2))) / 2
-    losses = segment_losses(output, (0.5 / 3, 1 / 3, 1.0), LOSSES[name], num_puzzles=2)
+    losses = segment_losses(output, CycleWeights.of((0.5 / 3, 1 / 3, 1.0)), LOSSES[name], num_puzzles=2)
     expected = {
         "total": (0.16666667 * first + 0.33333333 * second + last) / 1.5 + 0.5 * halt,
         "act": last / 1.5 + 0.5 * halt,
@@ -135,9 +141,11 @@ def test_a_weight_of_zero_gives_the_baselines_loss_and_gradients_exactly():
     plain = output_of(
         [random_output().cycle_logits[2]], random_output().carry.puzzles.labels, random_output().halt_logits
     )
-    baseline = segment_losses(plain, (1.0,), softmax_cross_entropy, 2)
+    baseline = segment_losses(plain, CycleWeights.of((1.0,)), softmax_cross_entropy, 2)
     output = random_output()
-    zero = segment_losses(output, supervision_weights("linear_decay", 3, 0.0), softmax_cross_entropy, 2)
+    zero = segment_losses(
+        output, CycleWeights.of(supervision_weights("linear_decay", 3, 0.0)), softmax_cross_entropy, 2
+    )
     assert zero.total.item() == zero.act.item() == baseline.total.item()
     assert zero.supervised.item() == 0.0
     zero.total.backward()
@@ -149,21 +157,21 @@ def test_a_weight_of_zero_gives_the_baselines_loss_and_gradients_exactly():
 
 def test_each_cycle_gets_its_weights_share_of_the_gradient():
     output = random_output()
-    segment_losses(output, (0.125, 0.25, 1.0), softmax_cross_entropy, 2).total.backward()
+    segment_losses(output, CycleWeights.of((0.125, 0.25, 1.0)), softmax_cross_entropy, 2).total.backward()
     for cycle, share in zip(output.cycle_logits, (0.125 / 1.375, 0.25 / 1.375, 1 / 1.375), strict=True):
         alone = cycle.detach().requires_grad_()
         one = output_of([alone], output.carry.puzzles.labels, output.halt_logits.detach())
-        segment_losses(one, (1.0,), softmax_cross_entropy, 2).total.backward()
+        segment_losses(one, CycleWeights.of((1.0,)), softmax_cross_entropy, 2).total.backward()
         torch.testing.assert_close(cycle.grad, share * alone.grad)
 
 
 def test_losses_are_shares_that_add_up_over_the_workers():
     output = random_output()
-    whole = segment_losses(output, (0.5, 0.5, 1.0), softmax_cross_entropy, 2)
+    whole = segment_losses(output, CycleWeights.of((0.5, 0.5, 1.0)), softmax_cross_entropy, 2)
     halves = [
         segment_losses(
             output_of([c[i : i + 1] for c in output.cycle_logits], output.carry.puzzles.labels[i : i + 1], halt),
-            (0.5, 0.5, 1.0),
+            CycleWeights.of((0.5, 0.5, 1.0)),
             softmax_cross_entropy,
             2,
         )
@@ -177,12 +185,13 @@ def test_labels_come_from_the_carry_and_not_from_the_batch():
     model, first, second = tiny_model(), sudoku(4).batch(), sudoku(4, seed=9).batch()
     carry = model(model.initial_carry(first), first, supervise_all_cycles=False, min_steps=torch.zeros(4)).carry
     output = model(carry, second, supervise_all_cycles=False)
-    losses = segment_losses(output, (0.0, 0.0, 1.0), softmax_cross_entropy, 4)
+    losses = segment_losses(output, CycleWeights.of((0.0, 0.0, 1.0)), softmax_cross_entropy, 4)
     flat = output.cycle_logits[-1].flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(flat, first.labels.flatten().long())
     assert losses.lm.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_no_gradient_reaches_the_losses_of_cycles_that_weigh_nothing():
-    losses = segment_losses(random_output(), (0.0, 0.5, 1.0), softmax_cross_entropy, 2)
-    assert [cycle.requires_grad for cycle in losses.cycles] == [False, True, True]
+    for weights, expected in (((0.0, 0.0, 1.0), [False, False, True]), ((0.25, 0.5, 1.0), [True, True, True])):
+        losses = segment_losses(random_output(), CycleWeights.of(weights), softmax_cross_entropy, 2)
+        assert [cycle.requires_grad for cycle in losses.cycles] == expected

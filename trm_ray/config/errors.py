@@ -81,7 +81,7 @@ def misfit(key: str, value: Any, field: FieldInfo) -> str:
     line = f"{key}={show(value)} must be {rule(key, field)}"
     choices = _choices(field)
     if isinstance(value, str) and choices:
-        return f"{line}; {did_you_mean(value, [str(choice) for choice in choices])}"
+        return f"{line}; {did_you_mean(value, choices)}"
     if choices or isinstance(field.default, (bool, int, float)):
         return f"{line}; the default is {show(field.default)}"
     return line
@@ -92,11 +92,12 @@ def rule(key: str, field: FieldInfo) -> str:
     if field.description:
         return field.description
     if choices := _choices(field):
-        return "one of " + ", ".join(str(choice) for choice in choices)
+        return "one of " + ", ".join(choices)
     if field.annotation is bool:
         return "true or false"
     return "text; quote it" if field.annotation is str else f"a section of keys; write {key}.KEY=VALUE"
 
 
-def _choices(field: FieldInfo) -> tuple[Any, ...]:
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+def _choices(field: FieldInfo) -> list[str]:
+    """List a choice's values as they are written."""
+    return [show(choice) for choice in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []

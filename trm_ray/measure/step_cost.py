@@ -33,6 +33,7 @@ from trm_ray.data.rows import TokenBatch
 from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes, wait_for
 from trm_ray.reporting.terminal import number_table
 from trm_ray.training.flops import step_flops
+from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session, place
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
@@ -102,7 +103,7 @@ class BenchResult:
 
     scaled: what of the preset was made smaller for a CPU.
     cpu_ms: processor time of a step, over all threads; robust when others use the machine. wall_ms: the same on the
-    wall. forward_ms: the model's segment. backward_ms: losses and backward pass. optimizer_ms: clipping, update and
+    wall. forward_ms: the segment with its losses. backward_ms: its backward pass. optimizer_ms: clipping, update and
     metrics. The three are wall time on a GPU and processor time else. flops, bytes_moved: of a step, counted
     (`step_flops`, `step_bytes`). machine_rate, machine_bandwidth: FLOP/s of the matrix multiplication in this dtype and
     bytes/s of a copy, measured after the steps.
@@ -294,7 +295,7 @@ def activation_bytes(state: TrainState, config: Config) -> int:
     device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
     session = Session(Path(), device, tokens, lambda whole: (), lambda *_: None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        train_step(state, _recipe(config), next(session.train_batches(state.step)), session)
+        train_step(state, _recipe(config, device), next(session.train_batches(state.step)), session)
     return sum(kept.values())
 
 
@@ -305,19 +306,24 @@ def _state_at_full_supervision(config: Config, tokens: TokenShape, device: torch
     return state
 
 
-def _recipe(config: Config) -> Recipe:
-    return build_recipe(config, num_steps=config.max_steps or 2 * config.curriculum_end_step)
+def _recipe(config: Config, device: torch.device) -> Recipe:
+    return build_recipe(config, num_steps=config.max_steps or 2 * config.curriculum_end_step, device=device)
 
 
 def _time_steps(state: TrainState, config: Config, num_steps: int | None) -> list[dict[str, float]]:
     """Take a step to warm up, then the timed ones."""
     device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
-    recipe, marks = _recipe(config), list[_Mark]()
+    plain, marks = _recipe(config, device), list[_Mark]()
 
     def mark(*_: object) -> None:
         marks.append(_Mark(device))
 
-    state.model.register_forward_hook(mark)
+    def marked_segment(*inputs: Any) -> SegmentResult:
+        result = plain.segment(*inputs)
+        mark()
+        return result
+
+    recipe = replace(plain, segment=marked_segment)  # no hook of the model's, which may be compiled
     session = _MarkingSession(Path(), device, tokens, lambda whole: (), lambda *_: None, mark)
     batches = session.train_batches(state.step)
 
@@ -357,7 +363,7 @@ def _random_tokens(tokens: TokenShape, config: Config) -> Callable[[int], Iterat
 def taken_steps(config: Config, tokens: TokenShape, device: torch.device) -> Iterator[TrainState]:
     """Take steps on random tokens without end, this worker's part of each; yield the state after each, as it is."""
     state, stream = TrainState(config, tokens, device), _random_tokens(tokens, config)
-    session, recipe = Session(Path(), device, stream, lambda whole: (), lambda *_: None), _recipe(config)
+    session, recipe = Session(Path(), device, stream, lambda whole: (), lambda *_: None), _recipe(config, device)
     for batch in session.train_batches(0):
         train_step(state, recipe, batch, session)
         yield state

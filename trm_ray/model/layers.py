@@ -2,6 +2,9 @@
 
 Weights may be swapped for low-precision copies during a segment (see `TinyRecursiveModel`), so a layer never casts its
 own weights; it computes in the dtype of its input.
+
+Element-wise work is written twice. Eagerly it runs in hand-written functions with gradients of their own, in few passes
+over memory; a compiler cannot look into those, so it is given composed operations, which it fuses by itself.
 """
 
 from __future__ import annotations
@@ -66,18 +69,22 @@ def _multiplied(product: Callable[..., Tensor], *operands: Tensor | None) -> Ten
     return product(*operands)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _cpu_multiplies_bfloat16() -> bool:
     """Tell whether this CPU has bfloat16 units.
 
     Without them PyTorch's bfloat16 products are tens of times slower than its float32 ones, and going through float32
     gives the same: products of bfloat16 values, summed in float32.
     """
+    flags = _cpu_flags()
+    return flags is None or not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str] | None:
+    """Read what this CPU can do; None where the system does not say: not Linux, but Apple's have bfloat16 units."""
     description = Path("/proc/cpuinfo")
-    if not description.exists():  # not Linux; Apple's processors have them
-        return True
-    flags = set(description.read_text().split())
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return frozenset(description.read_text().split()) if description.exists() else None
 
 
 class _ResidualNorm(torch.autograd.Function):
@@ -103,7 +110,14 @@ class _ResidualNorm(torch.autograd.Function):
 
 def residual_norm(x: Tensor, update: Tensor, eps: float, dim: int = -1) -> Tensor:
     """Add an update and divide by the root mean square over an axis, in float32; no gain."""
+    if torch.compiler.is_compiling():
+        return _composed_residual_norm(x, update, eps, dim)
     return _ResidualNorm.apply(x, update, dim, eps)
+
+
+def _composed_residual_norm(x: Tensor, update: Tensor, eps: float, dim: int) -> Tensor:
+    total = (x + update).float()
+    return (total * (total.square().mean(dim, keepdim=True) + eps).rsqrt()).to(x.dtype)
 
 
 class Rotary(nn.Module):
@@ -149,6 +163,16 @@ class _SiLUGate(torch.autograd.Function):
         return grads, None
 
 
+def silu_gate(gate_up: Tensor, dim: int) -> Tensor:
+    """Multiply one half of an axis by the SiLU of the other: silu(gate) · up."""
+    return _composed_silu_gate(gate_up, dim) if torch.compiler.is_compiling() else _SiLUGate.apply(gate_up, dim)
+
+
+def _composed_silu_gate(gate_up: Tensor, dim: int) -> Tensor:
+    gate, up = gate_up.chunk(2, dim)
+    return F.silu(gate) * up
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward: down(silu(gate(x)) · up(x)), over the features or over the positions."""
 
@@ -159,11 +183,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, size) to (…, size)."""
-        return self.down_proj(_SiLUGate.apply(self.gate_up_proj(x), -1))
+        return self.down_proj(silu_gate(self.gate_up_proj(x), -1))
 
     def over_positions(self, x: Tensor) -> Tensor:
         """Map (B, size, D) to (B, size, D), the same map over the middle axis."""
-        return self.down_proj.over_positions(_SiLUGate.apply(self.gate_up_proj.over_positions(x), 1))
+        return self.down_proj.over_positions(silu_gate(self.gate_up_proj.over_positions(x), 1))
 
 
 def swiglu_inner_size(size: int, expansion: float, multiple_of: int) -> int:

@@ -11,8 +11,7 @@ class PuzzleEmbedding(nn.Module):
     """A table of vectors (N, ndim) that lie as a prefix before the board.
 
     The table is no parameter: its gradient would be as large as itself, and so would an optimizer's moments. A
-    training step takes the batch's rows as leaves of the graph, and `sign_sgd` writes what follows from their
-    gradients back.
+    training step adds a leaf of zeros to the batch's rows, and `sign_sgd` writes what follows from its gradient back.
 
     Args:
         num_identifiers: N; identifier 0 is that of a puzzle nobody knows.
@@ -28,9 +27,14 @@ class PuzzleEmbedding(nn.Module):
         self.prefix_len, self.hidden_size = prefix_len, hidden_size
         self.register_buffer("table", torch.zeros(num_identifiers, ndim))
 
-    def rows(self, identifiers: Tensor) -> Tensor:
-        """Look up (B,) identifiers: (B, ndim), a leaf of the graph that remembers its gradient while training."""
-        return self.table[identifiers.long()].requires_grad_(torch.is_grad_enabled())
+    def leaf(self, num_rows: int) -> Tensor:
+        """Make zeros (B, ndim) that remember, while training, the gradient of the rows to which they are added."""
+        shape, device = (num_rows, self.table.shape[1]), self.table.device
+        return torch.zeros(shape, dtype=self.table.dtype, device=device, requires_grad=torch.is_grad_enabled())
+
+    def rows(self, identifiers: Tensor, leaf: Tensor) -> Tensor:
+        """Look up (B,) identifiers: (B, ndim), as many as the leaf has."""
+        return self.table.index_select(0, identifiers) + leaf
 
     def prefix(self, rows: Tensor) -> Tensor:
         """Lay vectors (B, ndim) out over the positions: (B, prefix_len, hidden_size)."""

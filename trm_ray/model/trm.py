@@ -28,7 +28,7 @@ class Batch:
 
     def each(self, function: Callable[..., Tensor], *others: Batch) -> Batch:
         """Apply a function to each tensor, together with that of the other batches."""
-        parts = ([getattr(batch, field.name) for field in fields(Batch)] for batch in (self, *others))
+        parts = ([getattr(batch, field.name) for field in fields(self)] for batch in (self, *others))
         return Batch(*map(function, *parts))
 
     def __len__(self) -> int:
@@ -50,18 +50,23 @@ class Carry:
     halted: Tensor
     puzzles: Batch
 
+    def each(self, function: Callable[[Tensor], Tensor]) -> Carry:
+        """Apply a function to each tensor."""
+        answer, latent, steps, halted = map(function, (self.answer, self.latent, self.steps, self.halted))
+        return Carry(answer, latent, steps, halted, self.puzzles.each(function))
+
 
 @dataclass(frozen=True)
 class SegmentOutput:
     """One segment: logits (B, L, V) of every H-cycle, halt logits (B,) in float32, and the carry for the next.
 
-    puzzle_rows: (B, ndim) the rows of the puzzle embedding that took part, whose gradient a backward pass fills in.
+    puzzle_leaf: (B, ndim) whose gradient, filled in by a backward pass, is that of the puzzles' rows of the embedding.
     """
 
     cycle_logits: tuple[Tensor, ...]
     halt_logits: Tensor
     carry: Carry
-    puzzle_rows: Tensor | None = None
+    puzzle_leaf: Tensor | None = None
 
 
 # Logits of every cycle, halt logits, the answer and the latent after the last cycle.
@@ -132,16 +137,31 @@ class TinyRecursiveModel(nn.Module):
         nn.init.constant_(self.q_head.get_parameter("bias"), -5.0)
         self.register_buffer("answer_init", truncated_normal_(torch.empty(hidden_size), 1.0, generator))
         self.register_buffer("latent_init", truncated_normal_(torch.empty(hidden_size), 1.0, generator))
+        # In a tuple, since as a submodule it would name every weight twice.
+        self._recursion = (_Recursion(self),)
 
     def initial_carry(self, batch: Batch) -> Carry:
-        """Begin with every row halted, so that the first segment takes the batch's puzzles."""
+        """Begin with every row halted, so that the first segment takes the batch's puzzles.
+
+        No two of its tensors are one, which a compiled graph would take for a property of every carry.
+        """
         rows, length, device = len(batch), self.prefix_len + self.seq_len, batch.inputs.device
         state = torch.zeros(rows, length, self.hidden_size, dtype=self.forward_dtype, device=device)
         steps = torch.zeros(rows, dtype=torch.int32, device=device)
-        return Carry(state, state, steps, torch.ones_like(steps, dtype=torch.bool), batch)
+        halted = torch.ones_like(steps, dtype=torch.bool)
+        return Carry(state, state.clone(), steps, halted, batch.each(torch.clone))
+
+    def puzzle_leaf(self, num_rows: int) -> Tensor | None:
+        """Make the leaf of the puzzle embedding for a segment; None without one."""
+        return None if self.puzzle_embedding is None else self.puzzle_embedding.leaf(num_rows)
 
     def forward(
-        self, carry: Carry, batch: Batch, supervise_all_cycles: bool, min_steps: Tensor | None = None
+        self,
+        carry: Carry,
+        batch: Batch,
+        supervise_all_cycles: bool,
+        min_steps: Tensor | None = None,
+        puzzle_leaf: Tensor | None = None,
     ) -> SegmentOutput:
         """Run one segment of all H-cycles.
 
@@ -150,19 +170,22 @@ class TinyRecursiveModel(nn.Module):
             supervise_all_cycles: let gradients flow through all H-cycles instead of only the last.
             min_steps: (B,) fewest segments before the halt head may stop a row; without it (evaluation) every row
                 goes on to `halt_max_steps`.
+            puzzle_leaf: made by `puzzle_leaf` if not given; a graph must be given it, since it cannot make leaves.
 
         Returns:
             Logits of every cycle; before the last they carry no gradient unless `supervise_all_cycles`.
         """
         carry = self._refill(carry, batch)
-        rows = None if self.puzzle_embedding is None else self.puzzle_embedding.rows(carry.puzzles.puzzle_identifiers)
+        leaf, rows = self.puzzle_leaf(len(batch)) if puzzle_leaf is None else puzzle_leaf, None
+        if self.puzzle_embedding is not None and leaf is not None:
+            rows = self.puzzle_embedding.rows(carry.puzzles.puzzle_identifiers, leaf)
         cycle_logits, halt_logits, answer, latent = self._recur(carry, rows, supervise_all_cycles)
         steps = carry.steps + 1
         halted = steps >= self.halt_max_steps
         if min_steps is not None:
             halted = halted | ((halt_logits.detach() > 0) & (steps >= min_steps))
         after = replace(carry, answer=answer.detach(), latent=latent.detach(), steps=steps, halted=halted)
-        return SegmentOutput(cycle_logits, halt_logits, after, rows)
+        return SegmentOutput(cycle_logits, halt_logits, after, leaf)
 
     def _refill(self, carry: Carry, batch: Batch) -> Carry:
         """Give halted rows the batch's puzzle and the initial state."""
@@ -175,7 +198,7 @@ class TinyRecursiveModel(nn.Module):
         )
 
     def _recur(self, carry: Carry, rows: Tensor | None, supervise_all_cycles: bool) -> _Recursed:
-        recursion = _Recursion(self)
+        (recursion,) = self._recursion
         arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, supervise_all_cycles)
         if self.embed_tokens.dtype == self.forward_dtype:
             return recursion(*arguments)
@@ -205,8 +228,8 @@ class _Recursion(nn.Module):
                 for _ in range(model.L_cycles):
                     latent = model.blocks(latent + injected)
                 answer = model.blocks(answer + latent)
-                cycle_logits.append(model.lm_head(answer[:, model.prefix_len :]))
-        halt_logits = model.q_head(answer[:, 0])[:, 0].float()
+                cycle_logits.append(model.lm_head(answer.narrow(1, model.prefix_len, model.seq_len)))
+        halt_logits = model.q_head(answer.select(1, 0)).select(1, 0).float()
         return tuple(cycle_logits), halt_logits, answer, latent
 
     def _embed(self, inputs: Tensor, rows: Tensor | None) -> Tensor:

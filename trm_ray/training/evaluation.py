@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trm_ray.model.trm import Batch, SegmentOutput, TinyRecursiveModel
-from trm_ray.training.inference import run_segments
+from trm_ray.training.inference import Forward, forward_of, run_segments
 from trm_ray.training.losses import IGNORED_LABEL, CellLoss, puzzle_loss, solved_cells
 from trm_ray.training.metrics import MetricSums
 from trm_ray.training.session import Session
@@ -32,10 +32,20 @@ class HeldOut:
     depths: dict[str, list[float]]
 
 
-def evaluate(model: TinyRecursiveModel, batches: Iterable[Batch], cell_loss: CellLoss, session: Session) -> HeldOut:
+def evaluate(
+    model: TinyRecursiveModel,
+    batches: Iterable[Batch],
+    cell_loss: CellLoss,
+    session: Session,
+    forward: Forward | None = None,
+) -> HeldOut:
     """Measure a model on held-out puzzles at every depth, each with `halt_max_steps` segments.
 
     Rows without any label have no solution to compare with and count nowhere; if there are no others, all is NaN.
+
+    Args:
+        forward: the compiled `forward_of`, if there is one. It is a graph for batches as large as the first, so that a
+            shorter one is filled up with rows that count nowhere.
 
     Returns:
         A row with `eval/loss` (CE of the last H-cycle at the last segment), `eval/step_{i}_loss` of that segment's
@@ -47,8 +57,8 @@ def evaluate(model: TinyRecursiveModel, batches: Iterable[Batch], cell_loss: Cel
     shape = (len(_BY_DEPTH), model.halt_max_steps * model.H_cycles)
     by_depth = torch.zeros(shape, dtype=torch.float64, device=session.device)
     model.eval()
-    for batch in batches:
-        halting, curves = _batch_sums(model, batch, cell_loss)
+    for batch in batches if forward is None else _filled(batches):
+        halting, curves = _batch_sums(model, batch, cell_loss, forward or forward_of)
         sums.add(halting)
         by_depth += curves
     model.train(was_training)
@@ -57,6 +67,16 @@ def evaluate(model: TinyRecursiveModel, batches: Iterable[Batch], cell_loss: Cel
     count = totals["count"] or math.nan
     depths = dict(zip(_BY_DEPTH, (by_depth / count).tolist(), strict=True))
     return HeldOut({**_depth_row(depths, model.H_cycles), **{f"eval/{n}": totals[n] / count for n in _HALTING}}, depths)
+
+
+def _filled(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Fill shorter batches up to the size of the first by their last row, without its labels."""
+    size = 0
+    for batch in batches:
+        size = size or len(batch)
+        rows, last = torch.arange(size, device=batch.labels.device), len(batch) - 1
+        whole = batch.each(operator.itemgetter(rows.clamp(max=last)))
+        yield replace(whole, labels=whole.labels.masked_fill((rows > last).unsqueeze(1), IGNORED_LABEL))
 
 
 def _depth_row(depths: dict[str, list[float]], num_cycles: int) -> dict[str, float]:
@@ -82,10 +102,12 @@ def anytime(exact: Sequence[float]) -> float:
 
 
 @torch.inference_mode()
-def _batch_sums(model: TinyRecursiveModel, batch: Batch, cell_loss: CellLoss) -> tuple[dict[str, Tensor], Tensor]:
+def _batch_sums(
+    model: TinyRecursiveModel, batch: Batch, cell_loss: CellLoss, forward: Forward
+) -> tuple[dict[str, Tensor], Tensor]:
     """Sum up where the halt head stops, and the numbers of every depth: (3, D)."""
     halts, curves = [], []
-    for output in run_segments(model, batch):
+    for output in run_segments(model, batch, forward=forward):
         halts.append(output.halt_logits > 0)
         # Cycle by cycle: all logits of a segment at once would take H_cycles times the memory.
         for logits in output.cycle_logits:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from trm_ray.model.trm import Batch, SegmentOutput, TinyRecursiveModel
+from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel
 from trm_ray.training.losses import IGNORED_LABEL
 
+Forward = Callable[[TinyRecursiveModel, Carry, Batch], SegmentOutput]
 
-def run_segments(model: TinyRecursiveModel, batch: Batch, num_segments: int | None = None) -> Iterator[SegmentOutput]:
+
+def forward_of(model: TinyRecursiveModel, carry: Carry, batch: Batch) -> SegmentOutput:
+    """Run a segment of which nothing is to be learned."""
+    return model(carry, batch, supervise_all_cycles=False)
+
+
+def run_segments(
+    model: TinyRecursiveModel, batch: Batch, num_segments: int | None = None, forward: Forward = forward_of
+) -> Iterator[SegmentOutput]:
     """Refine the answers of a batch and yield every segment's output; no row is halted or replaced.
 
     Args:
         num_segments: `halt_max_steps`, as trained, if not given; more are possible.
+        forward: `forward_of`, or the same compiled.
     """
     carry = model.initial_carry(batch)
     for _ in range(num_segments or model.halt_max_steps):
         with torch.inference_mode():
-            output = model(carry, batch, supervise_all_cycles=False)
+            output = forward(model, carry, batch)
         carry = replace(output.carry, halted=torch.zeros_like(output.carry.halted))
         yield replace(output, carry=carry)
 

@@ -53,7 +53,7 @@ def run_training(
         NonFiniteError: a loss or gradient norm became NaN or infinite.
         StorageError: a checkpoint could not be written.
     """
-    recipe, state = build_recipe(config, num_steps), TrainState(config, shape, session.device)
+    recipe, state = build_recipe(config, num_steps, session.device), TrainState(config, shape, session.device)
     _begin(state, session, initial_weights)
     evaluation: dict[str, float] = {}
     with _open_store(config, session) as store:
@@ -232,5 +232,5 @@ def evaluate_state(state: TrainState, recipe: Recipe, session: Session) -> HeldO
     puzzles = session.test_batches(whole=state.step == recipe.total_steps)
     batches = itertools.takewhile(lambda _: not session.stop_requested(), puzzles)
     with state.averaged_weights():
-        held_out = evaluate(state.model, batches, recipe.cell_loss, session)
+        held_out = evaluate(state.model, batches, recipe.cell_loss, session, recipe.forward)
     return None if session.any_rank(session.stop_requested()) else held_out

@@ -59,28 +59,26 @@ def train_metric_names(num_cycles: int) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def train_sums(output: SegmentOutput, losses: SegmentLosses, grad_norm: Tensor, world_size: int) -> dict[str, Tensor]:
-    """Sum up one step of one worker.
+def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tensor]:
+    """Sum up one worker's segment.
 
-    Losses are already shares of the global batch and add up over the workers; `count` and the gradient norm are the
-    same on all of them. Accuracies count the puzzles that halted, as in the original. Rows at their first segment are
-    summed apart too: later ones begin with an answer that all cycles have refined already.
+    Losses are already shares of the global batch and add up over the workers. Accuracies count the puzzles that halted,
+    as in the original. Rows at their first segment are summed apart too: later ones begin with an answer that all
+    cycles have refined already.
     """
     carry = output.carry
     cells, solved = solved_cells(output.cycle_logits[-1], carry.puzzles.labels)
-    halted, first, one = carry.halted, carry.steps == 1, torch.ones((), device=carry.steps.device)
+    halted, first = carry.halted, carry.steps == 1
 
     def over_halted(values: Tensor) -> Tensor:
         return (values * halted).sum()
 
     return {
-        "count": one / world_size,
         "halted": halted.sum(),
         "total_loss": losses.total,
         "act_loss": losses.act,
         "supervised_loss": losses.supervised,
         "lm_loss": losses.lm,
-        "grad_norm": grad_norm / world_size,
         "q_halt_loss": losses.halt,
         "steps": over_halted(carry.steps),
         "accuracy": over_halted(cells),
@@ -90,6 +88,11 @@ def train_sums(output: SegmentOutput, losses: SegmentLosses, grad_norm: Tensor, 
         "first": first.sum(),
         **{f"first_step_{i}_loss": (rows * first).sum() for i, rows in enumerate(losses.rows)},
     }
+
+
+def step_sums(grad_norm: Tensor, world_size: int) -> dict[str, Tensor]:
+    """Divide what is the same on every worker by their number, so that it adds up too."""
+    return {"count": torch.ones_like(grad_norm) / world_size, "grad_norm": grad_norm / world_size}
 
 
 def train_row(sums: Mapping[str, float], *, per_cycle: bool) -> dict[str, float]:

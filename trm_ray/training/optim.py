@@ -50,27 +50,45 @@ class AdamAtan2(_WithoutCompiler):
         assert closure is None, "closures are not supported"
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group, found_inf)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._update(weights, group, found_inf)
 
-    def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any], found_inf: Tensor | None) -> None:
-        state = self.state[weight]
-        if not state:
-            state["step"] = torch.zeros((), device=weight.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        # 1 to update, 0 to skip: on the device, so that nobody waits for the gradient norm.
-        go = torch.ones((), device=weight.device) if found_inf is None else 1 - found_inf
-        grad = torch.where(go > 0, grad, 0.0)
+    def _update(self, weights: list[Tensor], group: dict[str, Any], found_inf: Tensor | None) -> None:
+        """Update all weights of a group together: a launch or a few for each operation, not one a weight."""
+        steps, means, squares = self._states(weights)
+        # 1 to update, 0 to skip: on the device, so that nobody waits for the gradient norm. What is skipped moves
+        # towards where it is.
+        go = torch.ones((), device=weights[0].device) if found_inf is None else 1 - found_inf
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        aims = [torch.where(go > 0, grad, mean) for grad, mean in zip(grads, means, strict=True)]
+        square_aims = [torch.where(go > 0, grad.square(), old) for grad, old in zip(grads, squares, strict=True)]
         beta1, beta2 = group["betas"]
-        state["step"] = state["step"].to(weight.device) + go  # loading a checkpoint leaves it on the CPU
-        state["exp_avg"].lerp_(grad, go * (1 - beta1))
-        state["exp_avg_sq"].lerp_(grad.square(), go * (1 - beta2))
+        torch._foreach_add_(steps, [go] * len(steps))
+        torch._foreach_lerp_(means, aims, 1 - beta1)
+        torch._foreach_lerp_(squares, square_aims, 1 - beta2)
         # Before the first update all is 0, and so is what is taken off, since `go` is.
-        bias1, bias2 = (1 - beta ** state["step"].clamp(min=1) for beta in (beta1, beta2))
-        scale = (state["exp_avg_sq"] / bias2).sqrt_()
-        weight.mul_(1 - go * group["lr"] * group["weight_decay"])
-        weight.sub_(go * group["lr"] / bias1 * torch.atan2(state["exp_avg"], scale))
+        bias1, bias2 = (_one_minus_powers(beta, torch._foreach_clamp_min(steps, 1)) for beta in (beta1, beta2))
+        angles = list(map(torch.atan2, means, torch._foreach_sqrt(torch._foreach_div(squares, bias2))))
+        rate = go * group["lr"]
+        torch._foreach_mul_(angles, [rate / bias for bias in bias1])
+        torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
+        torch._foreach_sub_(weights, angles)
+
+    def _states(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Give each weight's count of steps, mean of gradients and mean of their squares, 0 at first."""
+        for weight in weights:
+            state = self.state[weight]
+            if not state:
+                state["step"] = torch.zeros((), device=weight.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            state["step"] = state["step"].to(weight.device)  # loading a checkpoint leaves it on the CPU
+        steps, means, squares = ([self.state[w][n] for w in weights] for n in ("step", "exp_avg", "exp_avg_sq"))
+        return steps, means, squares
+
+
+def _one_minus_powers(base: float, exponents: Iterable[Tensor]) -> list[Tensor]:
+    return list(torch._foreach_add(torch._foreach_neg(torch._foreach_pow(base, list(exponents))), 1))
 
 
 def build_optimizer(
@@ -113,10 +131,11 @@ class AveragedWeights:
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the model's weights and the averages; a second call undoes the first."""
-        for name, parameter in model.named_parameters():
-            kept = parameter.detach().clone()
-            parameter.copy_(self.weights[name])
-            self.weights[name].copy_(kept)
+        weights: list[Tensor] = list(model.parameters())
+        averages = list(self.weights.values())
+        kept = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, averages)
+        torch._foreach_copy_(averages, kept)
 
 
 class NonFiniteError(RuntimeError):
@@ -131,21 +150,22 @@ class FiniteGuard:
 
     def __init__(self, device: torch.device):
         self.found_inf = torch.zeros((), device=device)
-        self._first: dict[str, Tensor] = {}
+        self._names: tuple[str, ...] = ()
+        self._first: Tensor | None = None
 
     def watch(self, values: dict[str, Tensor]) -> None:
         """Look at one step's scalars on the device; after the first bad step no update happens any more."""
         row = torch.stack([value.detach().float() for value in values.values()])
         fresh = ~torch.isfinite(row).all() & (self.found_inf == 0)
-        before = self._first or dict.fromkeys(values, row.new_zeros(()))
-        self._first = {n: torch.where(fresh, row[i], before[n]) for i, n in enumerate(values)}
+        self._names = tuple(values)
+        self._first = torch.where(fresh, row, row if self._first is None else self._first)
         self.found_inf = torch.maximum(self.found_inf, fresh.float())
 
     def check(self) -> None:
         """Raise if a step was not finite. Synchronises with the device."""
-        if self.found_inf.item() == 0:
+        if self.found_inf.item() == 0 or self._first is None:
             return
-        parts = {name: value.item() for name, value in self._first.items()}
+        parts = dict(zip(self._names, self._first.tolist(), strict=True))
         values = ", ".join(f"{name}={value:{'.0f' if name == 'step' else '.4g'}}" for name, value in parts.items())
         raise NonFiniteError(
             f"the loss or the gradient norm is not finite: {values}. That update was not made and the last checkpoint "

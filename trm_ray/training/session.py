@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,7 +94,8 @@ class Session:
 
     def train_batches(self, start: int) -> Iterator[Batch]:
         """Yield this worker's batches from number `start` on, on the device."""
-        return (self._to_device(tokens) for tokens in self.train_tokens(start))
+        tokens = self.train_tokens(start)
+        return self._copied_ahead(tokens) if self.device.type == "cuda" else map(self._to_device, tokens)
 
     def test_batches(self, whole: bool = True) -> Iterator[Batch]:
         """Yield this worker's share of the test split once, or of its part for a quick look, on the device."""
@@ -150,6 +152,20 @@ class Session:
         yield
         if self.device.type == "cpu":
             self.exchange_time.seconds += time.perf_counter() - began
+
+    def _copied_ahead(self, batches: Iterable[Tokens]) -> Iterator[Batch]:
+        """Copy batches to a GPU on a stream of their own, each while the step before it computes."""
+        beside, here = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
+        for tokens in batches:
+            with torch.cuda.stream(beside):
+                ahead.append((self._to_device(tokens), beside.record_event()))
+            if len(ahead) == 2:  # one is on its way while the other is computed on
+                batch, copied = ahead.popleft()
+                here.wait_event(copied)
+                for tensor in (batch.inputs, batch.labels, batch.puzzle_identifiers):
+                    tensor.record_stream(here)  # else the next copy could be given its memory while it is read
+                yield batch
 
     def _to_device(self, tokens: Tokens) -> Batch:
         arrays = (tokens.inputs, tokens.labels, tokens.puzzle_identifiers)

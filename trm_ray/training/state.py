@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from trm_ray.config import ArchConfig, Config
 from trm_ray.model.layers import AttentionMixer, MLPMixer, Rotary, swiglu_inner_size
 from trm_ray.model.puzzle_embedding import PuzzleEmbedding, sign_sgd
-from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel
+from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel
 from trm_ray.training.clock import PARTS
+from trm_ray.training.inference import Forward, forward_of
 from trm_ray.training.losses import LOSSES, CellLoss
 from trm_ray.training.metrics import MetricSums, train_metric_names
 from trm_ray.training.optim import AveragedWeights, FiniteGuard, build_optimizer, learning_rate
+from trm_ray.training.segment import Segment, SegmentResult, build_segment, compiled_graph, compiles
 from trm_ray.training.session import Session
 from trm_ray.training.stopping import StopVotes
 from trm_ray.training.supervision import Supervision
@@ -40,6 +42,8 @@ class Recipe:
 
     supervision: Supervision
     cell_loss: CellLoss
+    segment: Segment
+    forward: Forward | None
     rate_at: Callable[[int], float]
     puzzle_rate_at: Callable[[int], float]
     puzzle_weight_decay: float
@@ -105,8 +109,10 @@ def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | 
     )
 
 
-def build_recipe(config: Config, num_steps: int) -> Recipe:
-    """Build the recipe of a config for a run of `num_steps` steps."""
+def build_recipe(config: Config, num_steps: int, device: torch.device | None = None) -> Recipe:
+    """Build the recipe of a config for a run of `num_steps` steps, on a CPU if no device is given."""
+    cell_loss, device = LOSSES[config.loss_type], device or torch.device("cpu")
+    compiled = compiles(config.compile, device)
     ramp = (config.curriculum_start_step, config.curriculum_end_step)
     rate = functools.partial(
         learning_rate, warmup_steps=config.lr_warmup_steps, total_steps=num_steps, min_ratio=config.lr_min_ratio
@@ -118,7 +124,9 @@ def build_recipe(config: Config, num_steps: int) -> Recipe:
             weight=config.deep_supervision_weight,
             curriculum=ramp if config.curriculum_enabled else None,
         ),
-        cell_loss=LOSSES[config.loss_type],
+        cell_loss=cell_loss,
+        segment=build_segment(cell_loss, config.global_batch_size, device, compiled=compiled),
+        forward=compiled_graph(forward_of) if compiled else None,
         rate_at=functools.partial(rate, lr=config.lr),
         puzzle_rate_at=functools.partial(rate, lr=config.puzzle_emb_lr),
         puzzle_weight_decay=config.puzzle_emb_weight_decay,
@@ -181,18 +189,18 @@ class TrainState:
             self.average.update(self.model)
 
     def update_puzzle_embedding(
-        self, output: SegmentOutput, rate: float, weight_decay: float, session: Session
+        self, segment: SegmentResult, rate: float, weight_decay: float, session: Session
     ) -> None:
         """Move the rows of the puzzle embedding that took part on any worker; every rank writes the same."""
-        embedding, rows = self.model.puzzle_embedding, output.puzzle_rows
+        embedding, leaf = self.model.puzzle_embedding, segment.puzzle_leaf
         if embedding is None:
             return
-        assert rows is not None, "the model looks rows up where it has an embedding"
-        assert rows.grad is not None, "called after the backward pass"
+        assert leaf is not None, "the model looks rows up where it has an embedding"
+        assert leaf.grad is not None, "called after the backward pass"
         sign_sgd(
             embedding.table,
-            session.gather_rows(output.carry.puzzles.puzzle_identifiers, self.num_rows),
-            session.gather_rows(rows.grad, self.num_rows),
+            session.gather_rows(segment.carry.puzzles.puzzle_identifiers, self.num_rows),
+            session.gather_rows(leaf.grad, self.num_rows),
             lr=rate,
             weight_decay=weight_decay,
             found_inf=self.guard.found_inf,

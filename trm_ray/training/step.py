@@ -7,21 +7,20 @@ from torch import Tensor
 
 from trm_ray.model.trm import Batch
 from trm_ray.training.losses import puzzle_loss
-from trm_ray.training.metrics import train_sums
+from trm_ray.training.metrics import step_sums
 from trm_ray.training.session import Session
 from trm_ray.training.state import Recipe, TrainState
-from trm_ray.training.supervision import segment_losses, supervision_weights
+from trm_ray.training.supervision import CycleWeights, supervision_weights
 
 
 def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> None:
     """Run one segment and update the weights; nothing here waits for the device."""
-    model, weights = state.model, cycle_weights(state, recipe)
+    model, weights = state.model, CycleWeights.of(cycle_weights(state, recipe), session.device)
     min_steps = session.own_rows(_exploration(state, recipe)).to(session.device, non_blocking=True)
-    output = model(state.carry or model.initial_carry(batch), batch, supervises(weights), min_steps)
-    losses = segment_losses(output, weights, recipe.cell_loss, recipe.global_batch_size)
-    losses.total.backward()
+    segment = recipe.segment(model, state.carry or model.initial_carry(batch), batch, min_steps, weights)
+    segment.loss.backward()
     # Losses and gradients are shares of the global batch, so their sums over the workers are those of one large batch.
-    total = losses.total.detach().to(torch.float32, copy=True)
+    sums, total = segment.sums, segment.loss.detach().to(torch.float32, copy=True)
     stop_votes = torch.full_like(total, session.stop_requested())
     session.sum_over_ranks(total, stop_votes, *(p.grad for p in model.parameters() if p.grad is not None))
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip_norm)
@@ -30,29 +29,22 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
         {
             "step": torch.full_like(total, state.step + 1),
             "total_loss": total,
-            "act_loss": losses.act,
-            "supervised_loss": losses.supervised,
-            "lm_loss": losses.lm,
+            **{name: sums[name] for name in ("act_loss", "supervised_loss", "lm_loss")},
             "grad_norm": grad_norm,
             "lr": torch.full_like(total, rate),
         }
     )
     state.stop_votes.add(stop_votes)
     state.update_weights(rate)
-    state.update_puzzle_embedding(output, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
-    state.sums.add(train_sums(output, losses, grad_norm, session.world_size))
-    state.carry, state.step = output.carry, state.step + 1
+    state.update_puzzle_embedding(segment, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
+    state.sums.add(sums | step_sums(grad_norm, session.world_size))
+    state.carry, state.step = segment.carry, state.step + 1
 
 
 def cycle_weights(state: TrainState, recipe: Recipe) -> tuple[float, ...]:
     """Weigh the H-cycles at the step to come."""
     base = recipe.supervision.base_weight(state.step)
     return supervision_weights(recipe.supervision.schedule, state.model.H_cycles, base)
-
-
-def supervises(weights: tuple[float, ...]) -> bool:
-    """Tell whether any cycle before the last weighs something; if not, the step is the baseline's."""
-    return any(weights[:-1])
 
 
 def _exploration(state: TrainState, recipe: Recipe) -> Tensor:
@@ -72,7 +64,7 @@ def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Ses
     generators change. Without supervision only the last cycle has a gradient. Synchronises with the device.
     """
     weights, model = cycle_weights(state, recipe), state.model
-    output = model(state.carry or model.initial_carry(batch), batch, supervises(weights))
+    output = model(state.carry or model.initial_carry(batch), batch, any(weights[:-1]))
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("q_head")]
     row: dict[str, float] = {}
     for cycle, (logits, weight) in enumerate(zip(output.cycle_logits, weights, strict=True)):

@@ -71,6 +71,24 @@ class Supervision:
 
 
 @dataclass(frozen=True)
+class CycleWeights:
+    """The weights of a segment's H-cycles on a device, where a ramp changes them without a new graph.
+
+    values: (N + 1,) float64: each cycle's weight, of which the last is 1, then their sum.
+    supervise: whether any before the last is above 0; if not, the step is the baseline's.
+    """
+
+    values: Tensor
+    supervise: bool
+
+    @classmethod
+    def of(cls, weights: tuple[float, ...], device: torch.device | None = None) -> CycleWeights:
+        """Take weights to a device without waiting for the copy."""
+        values = torch.tensor((*weights, sum(weights)), dtype=torch.float64)
+        return cls(values.to(device, non_blocking=True), any(weights[:-1]))
+
+
+@dataclass(frozen=True)
 class SegmentLosses:
     """Losses of one segment, averaged over puzzles; scalars, and `total` = `act` + `supervised` carries the gradient.
 
@@ -89,26 +107,26 @@ class SegmentLosses:
 
 
 def segment_losses(
-    output: SegmentOutput, weights: tuple[float, ...], cell_loss: CellLoss, num_puzzles: int
+    output: SegmentOutput, weights: CycleWeights, cell_loss: CellLoss, num_puzzles: int
 ) -> SegmentLosses:
     """Combine the cycles' cross-entropies and the halt loss.
 
     Args:
-        weights: one a cycle, the last 1. A cycle of weight 0 adds nothing, so it is measured without gradient.
+        weights: one a cycle. In the baseline the cycles before the last are measured without gradient.
         num_puzzles: puzzles in the global batch; losses are sums over the rows here divided by it, so that they add up
             over the workers.
     """
     labels = output.carry.puzzles.labels
-    cycles, rows = [], []
-    for logits, weight in zip(output.cycle_logits, weights, strict=True):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+    cycles, rows, last = [], [], len(output.cycle_logits) - 1
+    for cycle, logits in enumerate(output.cycle_logits):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (cycle == last or weights.supervise)):
             of_rows = puzzle_loss(cell_loss, logits, labels)
             cycles.append(of_rows.sum() / num_puzzles)
             rows.append(of_rows.detach())
     solved = solved_cells(output.cycle_logits[-1].detach(), labels)[1]
     halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved.float(), reduction="sum") / num_puzzles
-    total_weight = sum(weights)
+    *each, _, total_weight = weights.values.to(cycles[-1].dtype).unbind()
     act = cycles[-1] / total_weight + 0.5 * halt
-    weighted = [w * ce / total_weight for w, ce in zip(weights[:-1], cycles[:-1], strict=True) if w > 0]
-    supervised = torch.stack(weighted).sum() if weighted else torch.zeros_like(act)
+    weighted = [weight * ce / total_weight for weight, ce in zip(each, cycles[:-1], strict=True)]
+    supervised = torch.stack(weighted).sum() if weights.supervise else torch.zeros_like(act)
     return SegmentLosses(act + supervised, act, supervised, cycles[-1], tuple(cycles), halt, tuple(rows))

@@ -1,0 +1,133 @@
+"""One segment with its losses, as a function of tensors: the part of a step that is one graph where it is compiled."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel
+from trm_ray.training.losses import CellLoss
+from trm_ray.training.metrics import segment_sums
+from trm_ray.training.supervision import CycleWeights, segment_losses
+
+# What torch compiles with; tests that count graphs and nothing else take one that is quicker.
+BACKEND = "inductor"
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What a step needs of its segment; only `loss`, a scalar, has a gradient.
+
+    names, values: (K,) float64, the segment's sums. puzzle_leaf: as in `SegmentOutput`.
+    """
+
+    loss: Tensor
+    carry: Carry
+    puzzle_leaf: Tensor | None
+    names: tuple[str, ...]
+    values: Tensor
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """`segment_sums` of it."""
+        return dict(zip(self.names, self.values.unbind(), strict=True))
+
+
+Segment = Callable[[TinyRecursiveModel, Carry, Batch, Tensor, CycleWeights], SegmentResult]
+_Body = Callable[..., SegmentResult]  # `_run` without its first two arguments
+
+
+def build_segment(cell_loss: CellLoss, num_puzzles: int, device: torch.device, *, compiled: bool) -> Segment:
+    """Make what runs a segment: its model, carry, batch, fewest segments a row (B,) and the weights of the cycles.
+
+    Args:
+        num_puzzles: puzzles in the global batch, as in `segment_losses`.
+        compiled: as a graph for the baseline's steps and one for supervised ones. They are compiled when first needed
+            and never again, since whatever changes between two steps is a tensor. On a GPU they run as CUDA graphs.
+    """
+    body: _Body = functools.partial(_run, cell_loss, num_puzzles)
+    graphs = {supervise: _compiled(body, device) if compiled else body for supervise in (False, True)}
+
+    def segment(
+        model: TinyRecursiveModel, carry: Carry, batch: Batch, min_steps: Tensor, weights: CycleWeights
+    ) -> SegmentResult:
+        leaf = model.puzzle_leaf(len(batch))  # out here, since no leaf can be made in a graph
+        return graphs[weights.supervise](model, carry, batch, min_steps, weights, leaf)
+
+    return segment
+
+
+def _run(
+    cell_loss: CellLoss,
+    num_puzzles: int,
+    model: TinyRecursiveModel,
+    carry: Carry,
+    batch: Batch,
+    min_steps: Tensor,
+    weights: CycleWeights,
+    puzzle_leaf: Tensor | None,
+) -> SegmentResult:
+    output = model(carry, batch, weights.supervise, min_steps, puzzle_leaf)
+    losses = segment_losses(output, weights, cell_loss, num_puzzles)
+    sums = segment_sums(output, losses)
+    # In one tensor: of a loss that goes out under two names, as a baseline's does, inductor may lose the gradient.
+    with torch.no_grad():
+        values = torch.stack([value.double() for value in sums.values()])
+    return SegmentResult(losses.total, output.carry, output.puzzle_leaf, tuple(sums), values)
+
+
+def compiled_graph(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
+    """Compile a function into one graph, or raise at its first call; other shapes of its tensors need another."""
+    options = {"fullgraph": True, "dynamic": False, "backend": BACKEND, "mode": mode}
+    # Isolated: a graph of its own, of however many runs there are in a process.
+    return torch.compile(function, isolate_recompiles=True, **options)  # type: ignore[call-overload]
+
+
+def _compiled(body: _Body, device: torch.device) -> _Body:
+    if device.type != "cuda":
+        return compiled_graph(body)
+    graph = compiled_graph(body, "reduce-overhead")
+
+    def replayed(*inputs: object) -> SegmentResult:
+        torch.compiler.cudagraph_mark_step_begin()
+        result = graph(*inputs)
+        # A CUDA graph writes to the same memory at every step, and the carry outlives its own.
+        return replace(result, carry=result.carry.each(torch.clone))
+
+    return replayed
+
+
+def compiles(setting: bool | str, device: torch.device) -> bool:
+    """Decide whether a run's segments are compiled.
+
+    Args:
+        setting: `compile` of the config. `auto` compiles on a GPU that has what it takes; a CPU gains too little.
+
+    Raises:
+        ValueError: it is to compile, and there is nothing to compile with.
+    """
+    missing = _missing_for(device)
+    if setting == "auto":
+        return device.type == "cuda" and missing is None
+    if setting and missing:
+        raise ValueError(f"compile=true needs {missing}, which is not there; install it, or use compile=false")
+    return bool(setting)
+
+
+def _missing_for(device: torch.device) -> str | None:
+    """Name what compiling for a device lacks: torch writes C++ for a CPU, and for a GPU Triton's launchers in C."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton"
+    language, variable, names = ("C", "CC", ("cc", "gcc", "clang"))
+    if device.type != "cuda":
+        language, variable, names = ("C++", "CXX", ("c++", "g++", "clang++"))
+    found = any(map(shutil.which, (os.environ.get(variable, ""), *names)))
+    return None if found else f"a {language} compiler"
