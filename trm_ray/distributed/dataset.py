@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -80,17 +81,26 @@ def read_in_order(read: Callable[[int], NamedRows], numbers: Iterator[int]) -> I
     one costs more time than to read a chunk.
     """
     while some := list(itertools.islice(numbers, _CHUNKS_AT_ONCE)):
-        with ray.data.DataContext.current(_streaming_context()):
+        with ray.data.DataContext.current(_streaming_context()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray 2.64 is to drop `ray_remote_args_fn`, and 2.60 has nothing instead
             dataset = ray.data.from_items(some, override_num_blocks=len(some)).map_batches(
                 _Reader,
                 fn_constructor_args=(read,),
                 batch_size=None,
                 num_cpus=0,
-                max_restarts=0,  # a reader that is lost fails its worker, which `ray.max_failures` replaces
+                ray_remote_args_fn=_lost_for_good,
                 compute=ray.data.ActorPoolStrategy(size=_READERS, max_tasks_in_flight_per_actor=1),
             )
         for piece in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             yield NamedRows(**piece)
+
+
+def _lost_for_good() -> dict[str, int]:
+    """Have a reader that is lost fail its worker, which `ray.max_failures` replaces.
+
+    Ray would start it anew, and say so at the end of every run, when it ends the readers itself.
+    """
+    return {"max_restarts": 0, "max_task_retries": 0}
 
 
 class _Reader:
