@@ -256,6 +256,7 @@ def test_the_guard_names_a_late_step_in_full():
 
 TRAINS = """
 import sys, torch
+import trm_ray.runs.execute
 from trm_ray.training.optim import build_optimizer
 model = torch.nn.Linear(2, 2)
 optimizer = build_optimizer({name!r}, model, lr=0.1, betas=(0.9, 0.95), weight_decay=0.1)
@@ -268,7 +269,7 @@ print(*sorted({{"torch._dynamo", "sympy"}} & sys.modules.keys()))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_loads_no_compiler(name: str):
+def test_a_process_that_trains_loads_no_compiler(name: str):
     """It is 2 s and 70 MB of every process that trains, unless steps are compiled."""
     command = [sys.executable, "-c", TRAINS.format(name=name)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -63,7 +63,8 @@ class Preset:
     def config(self, scenario: str, device: torch.device) -> Config:
         """Resolve the preset under a scenario."""
         scaled = self.on_cpu if device.type == "cpu" else ()
-        return load_config(f"deep_supervision_{scenario}", [f"task={self.task}", *self.overrides, *scaled])
+        words = {word.partition("=")[0]: word for word in (f"task={self.task}", *self.overrides, *scaled)}
+        return load_config(f"deep_supervision_{scenario}", [*words.values()])
 
 
 # Cells, and tokens: PAD, blank and the digits; PAD and a maze's five; PAD, end and ARC's ten colours; PAD and bytes.

@@ -9,7 +9,6 @@ over memory; a compiler cannot look into those, so it is given composed operatio
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -64,27 +63,25 @@ class Linear(nn.Module):
 def _multiplied(product: Callable[..., Tensor], *operands: Tensor | None) -> Tensor:
     """Multiply in the operands' dtype, or in float32 where this CPU is slow at bfloat16."""
     dtype, device = operands[0].dtype, operands[0].device  # type: ignore[union-attr]
-    if dtype == torch.bfloat16 and device.type == "cpu" and not _cpu_multiplies_bfloat16():
+    if dtype == torch.bfloat16 and device.type == "cpu" and not _BFLOAT16_UNITS:
         return product(*(None if operand is None else operand.float() for operand in operands)).to(dtype)
     return product(*operands)
 
 
-@torch.compiler.assume_constant_result
 def _cpu_multiplies_bfloat16() -> bool:
     """Tell whether this CPU has bfloat16 units.
 
     Without them PyTorch's bfloat16 products are tens of times slower than its float32 ones, and going through float32
     gives the same: products of bfloat16 values, summed in float32.
     """
-    flags = _cpu_flags()
-    return flags is None or not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-@functools.cache
-def _cpu_flags() -> frozenset[str] | None:
-    """Read what this CPU can do; None where the system does not say: not Linux, but Apple's have bfloat16 units."""
     description = Path("/proc/cpuinfo")
-    return frozenset(description.read_text().split()) if description.exists() else None
+    if not description.exists():  # not Linux; Apple's processors have them
+        return True
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(description.read_text().split())
+
+
+# Read once, and not while a step is compiled, which would look into the function.
+_BFLOAT16_UNITS = _cpu_multiplies_bfloat16()
 
 
 class _ResidualNorm(torch.autograd.Function):
