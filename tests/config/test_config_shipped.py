@@ -100,7 +100,7 @@ def test_the_five_scenarios_run_once_each_and_the_baseline_is_first_and_kept():
     loaded = sweep()
     assert [variant["config_name"] for variant in loaded.variants()] == list(FIVE_SCENARIOS)
     assert loaded.keep == ["deep_supervision_baseline"]
-    assert (loaded.asha.metric, loaded.asha.mode) == ("eval/loss", "min")
+    assert (loaded.asha.enabled, loaded.asha.metric, loaded.asha.mode) == (False, "eval/accuracy", "max")
     for config in trial_configs(loaded):
         assert config.lr_warmup_steps < loaded.asha.grace_period < (config.max_steps or 0)
 

@@ -247,6 +247,7 @@ class Config(Settings):
     log_interval: Positive = 100  # steps between two rows of the log
     log_dir: Folder = "runs/run"  # filled in when loading: runs/CONFIG_NAME
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = a GPU where there is one
+    checkpoint_cycles: bool = False  # recompute H-cycles in the backward pass: less memory for more time
     compile: Literal["auto", True, False] = "auto"  # each step's segment into one graph; auto = on a GPU
 
     arch: ArchConfig = ArchConfig()

@@ -98,10 +98,11 @@ class _ResidualNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        normed, scale = ctx.saved_tensors
+        normed, scale = ctx.saved_tensors  # read once: a checkpointed cycle gives them once
+        dtype = normed.dtype
         grad, normed = grad.float(), normed.float()
         along = (grad * normed).mean(ctx.dim, keepdim=True)
-        grad = torch.addcmul(grad, normed, along, value=-1).mul_(scale).to(ctx.saved_tensors[0].dtype)
+        grad = torch.addcmul(grad, normed, along, value=-1).mul_(scale).to(dtype)
         return grad, grad, None, None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from trm_ray.model.layers import Block, Linear, SwiGLU, truncated_normal_
 from trm_ray.model.puzzle_embedding import PuzzleEmbedding
@@ -87,6 +88,7 @@ class TinyRecursiveModel(nn.Module):
         puzzle_embedding: what lies before the board; the mixers must know its positions.
         learned_positions: add a learned vector a position to the question.
         residual_init_scale: scales the initial weights of the output projections; 1 is the original.
+        checkpoint_cycles: keep of each H-cycle only what it begins with, and compute it again in the backward pass.
         forward_dtype: dtype of the recursion; weights of another are cast once a segment, also after `half()`.
 
     Source: the original's `TinyRecursiveReasoningModel_ACTV1`, whose state it can hold.
@@ -110,12 +112,14 @@ class TinyRecursiveModel(nn.Module):
         learned_positions: bool = False,
         eps: float = 1e-5,
         residual_init_scale: float = 1.0,
+        checkpoint_cycles: bool = False,
         forward_dtype: torch.dtype = torch.float32,
         generator: torch.Generator,
     ):
         super().__init__()
         self.seq_len, self.hidden_size = seq_len, hidden_size
         self.H_cycles, self.L_cycles, self.halt_max_steps = H_cycles, L_cycles, halt_max_steps
+        self.checkpoint_cycles = checkpoint_cycles
         self.forward_dtype = forward_dtype
         self.embed_scale = math.sqrt(hidden_size)
 
@@ -207,12 +211,30 @@ class TinyRecursiveModel(nn.Module):
         return functional_call(recursion, weights, arguments)
 
 
+class _Cycle(nn.Module):
+    """One H-cycle: from answer, latent and question to the next answer and latent and the logits."""
+
+    def __init__(self, model: TinyRecursiveModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, answer: Tensor, latent: Tensor, question: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Update the latent `L_cycles` times and the answer once."""
+        model = self.model
+        injected = answer + question
+        for _ in range(model.L_cycles):
+            latent = model.blocks(latent + injected)
+        answer = model.blocks(answer + latent)
+        return answer, latent, model.lm_head(answer.narrow(1, model.prefix_len, model.seq_len))
+
+
 class _Recursion(nn.Module):
     """The recursion itself, as a module of its own so that its weights can be swapped for a segment."""
 
     def __init__(self, model: TinyRecursiveModel):
         super().__init__()
         self.model = model
+        self._cycle = (_Cycle(model),)  # in a tuple: swapped under two names, no weight would come back
 
     def forward(
         self, inputs: Tensor, rows: Tensor | None, answer: Tensor, latent: Tensor, supervise_all_cycles: bool
@@ -224,13 +246,25 @@ class _Recursion(nn.Module):
         for cycle in range(model.H_cycles):
             last = cycle == model.H_cycles - 1
             with torch.set_grad_enabled(torch.is_grad_enabled() and (last or supervise_all_cycles)):
-                injected = answer + question
-                for _ in range(model.L_cycles):
-                    latent = model.blocks(latent + injected)
-                answer = model.blocks(answer + latent)
-                cycle_logits.append(model.lm_head(answer.narrow(1, model.prefix_len, model.seq_len)))
+                run = self._checkpointed if model.checkpoint_cycles and torch.is_grad_enabled() else self._cycle[0]
+                answer, latent, logits = run(answer, latent, question)
+                cycle_logits.append(logits)
         halt_logits = model.q_head(answer.select(1, 0)).select(1, 0).float()
         return tuple(cycle_logits), halt_logits, answer, latent
+
+    def _checkpointed(self, answer: Tensor, latent: Tensor, question: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # As they are now: swapped weights are the old ones again when the backward pass runs the cycle once more.
+        (cycle,) = self._cycle
+        weights: dict[str, Tensor] = dict(cycle.named_parameters())
+
+        def run(*states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            updated: tuple[Tensor, Tensor, Tensor] = functional_call(cycle, weights, states)
+            return updated
+
+        again: tuple[Tensor, Tensor, Tensor] = checkpoint(
+            run, answer, latent, question, use_reentrant=False, preserve_rng_state=False
+        )
+        return again
 
     def _embed(self, inputs: Tensor, rows: Tensor | None) -> Tensor:
         model = self.model

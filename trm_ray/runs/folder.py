@@ -37,7 +37,7 @@ RESUMABLE_KEYS = (
     "eval_quick_puzzles",
     *("checkpoint_every_eval", "keep_last", "keep_best"),
     *("log_interval", "log_per_step_losses", "compute_gradient_stats", "gradient_stats_interval"),
-    *("init_from", "prepare_command", "generator.check_existing", "log_dir", "device", "compile"),
+    *("init_from", "prepare_command", "generator.check_existing", "log_dir", "device", "compile", "checkpoint_cycles"),
 )
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from trm_ray.config import Config, known_keys, with_overrides
+from trm_ray.config import Config, with_overrides
 from trm_ray.measure.floor import wait_for
 from trm_ray.measure.selftest.ground import raw_rows, train
 from trm_ray.measure.step_cost import PRESETS, in_own_process, peak_bytes, run_benchmark, taken_steps
@@ -99,7 +99,7 @@ def check_losses(bench: Bench) -> Iterator[Finding]:
     cpu = torch.device("cpu")
     for dtype, scenario in itertools.product(TOLERANCE, ("baseline", "linear")):
         config = PRESETS["sudoku6"].config(scenario, cpu)
-        config = with_overrides(config, {"arch.forward_dtype": dtype, **_uncompiled()})
+        config = with_overrides(config, {"arch.forward_dtype": dtype, "compile": False})
         work, num_steps = (config, PRESETS["sudoku6"].tokens), min(bench.num_steps, _MOST_COMPARED)
         first, second = (_losses(*work, device, num_steps) for device in (cpu, bench.device))
         yield _agreement(f"{scenario}, {dtype}", first, second, TOLERANCE[dtype])
@@ -107,9 +107,6 @@ def check_losses(bench: Bench) -> Iterator[Finding]:
 
 def check_compiled(bench: Bench) -> Iterator[Finding]:
     """Hold compiled steps against eager ones: losses, and steps a second."""
-    if "compile" not in known_keys():
-        yield _no_key("compile")
-        return
     for scenario in ("baseline", "linear"):
         eager, compiled = (bench.config(scenario, compile=compile) for compile in (False, True))
         num_steps = min(bench.num_steps, _MOST_COMPARED)
@@ -122,10 +119,7 @@ def check_compiled(bench: Bench) -> Iterator[Finding]:
 
 def check_graphs(bench: Bench) -> Iterator[Finding]:
     """Count what the host launches in a step: kernels one by one, or whole CUDA graphs."""
-    settings = (False, True) if "compile" in known_keys() else ()
-    if not settings:
-        yield _no_key("compile")
-    for compile in settings:
+    for compile in (False, True):
         launches = _launches(bench.config(compile=compile), bench.tokens, bench.device)
         passed = launches["graph launches a step"] >= 1 if compile and bench.device.type == "cuda" else None
         yield Finding("compiled" if compile else "eager", launches, passed)
@@ -164,14 +158,6 @@ def _launches(config: Config, tokens: TokenShape, device: torch.device) -> dict[
     return {"kernel launches a step": launched("LaunchKernel"), "graph launches a step": graphs}
 
 
-def _uncompiled() -> dict[str, Any]:
-    return {"compile": False} if "compile" in known_keys() else {}
-
-
-def _no_key(key: str) -> Finding:
-    return Finding(key, note=f"this release has no key {key}")
-
-
 # ---- speed and memory --------------------------------------------------------------------------------------
 
 
@@ -198,9 +184,6 @@ def _data_sheet_rate(device: torch.device) -> float:
 
 def check_checkpointing(bench: Bench) -> Iterator[Finding]:
     """Measure what it saves and costs to compute cycles anew in the backward pass."""
-    if "checkpoint_cycles" not in known_keys():
-        yield _no_key("checkpoint_cycles")
-        return
     for again in (False, True):
         config = bench.config(checkpoint_cycles=again)
         peak = in_own_process(peak_bytes, config, bench.tokens, 1, bench.device)

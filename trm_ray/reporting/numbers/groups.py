@@ -20,6 +20,7 @@ _PER_RUN_KEYS = {
     *("ray.storage_path", "ray.address", "ray.max_failures", "ray.start_timeout_s"),
     *("ray.placement_strategy", "ray.resize_check_s"),
     *("log_interval", "log_per_step_losses", "compute_gradient_stats", "gradient_stats_interval"),
+    *("compile", "checkpoint_cycles", "device"),
     *("eval_interval", "eval_batch_size", "eval_quick_puzzles", "checkpoint_every_eval", "keep_last", "keep_best"),
 }
 # Keys that scenarios are made of: they differ between scenarios by definition.
