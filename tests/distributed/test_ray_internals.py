@@ -37,6 +37,7 @@ USES = {
     "ray._private.worker.global_worker": "killing a controller that nobody waits for",
     "ray._raylet.CoreWorker.kill_actor": "killing a controller that nobody waits for",
     "ray.ActorID.from_hex": "killing a controller that nobody waits for",
+    "ray._private.internal_api.get_memory_info_reply": "how much the object stores hold",
     "ray._private.state.state._connect_and_get_accessor": "who asked for a placement group",
     "ray._raylet.GlobalStateAccessor.get_placement_group_table": "who asked for a placement group",
     "ray.core.generated.gcs_pb2.PlacementGroupTableData.FromString": "who asked for a placement group",

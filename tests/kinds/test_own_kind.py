@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import trm_ray
 from trm_ray.cli import app
-from trm_ray.config import Config, ConfigError
+from trm_ray.config import Config, ConfigError, Generator
 from trm_ray.config.keys import Positive
 from trm_ray.data.check import open_dataset
 from trm_ray.data.format import DatasetInfo
@@ -164,4 +164,4 @@ def test_a_kind_that_nobody_knows_or_of_another_shape_is_refused(tmp_path: Path)
 
 def test_what_cannot_be_made_says_so(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"generator\.name=arc must be one of sudoku, maze, sorting; prepare other"):
-        make_missing(sorting(tmp_path, "generator.name=arc"))
+        make_missing(sorting(tmp_path).model_copy(update={"generator": Generator(name="arc")}))

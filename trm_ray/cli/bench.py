@@ -56,10 +56,10 @@ def bench(
     if compare is not None:
         return show(console, comparison_table(*compare))
     asked = (preset.split(",") if preset else list(RECIPES), scenarios.split(",") if scenarios else None)
-    cases, results = planned_cases(*asked), []
+    cases, measured, results = planned_cases(*asked), run_benchmark(*asked, steps, threads), []
     say(console, f"Measuring {len(cases)} cases, one after the other")
     with console.status(" ".join(cases[0])) as status:
-        for number, result in enumerate(run_benchmark(*asked, steps, threads), start=1):
+        for number, result in enumerate(measured, start=1):
             results.append(result)
             say(console, f"{number} of {len(cases)}  {case_line(result)}")
             status.update(" ".join((*cases, ("done", ""))[number]))
