@@ -14,11 +14,11 @@ import psutil
 from trm_ray.storage import write_whole
 from trm_ray.training.clock import used_earlier_s
 
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 5.0
 
 
 class ProcessTimes:
-    """Looks at the processes every second while this lasts: what one uses in its last moments is missed.
+    """Looks at the processes every few seconds while this lasts: what one uses in its last moments is missed.
 
     Args:
         file: holds the same of an earlier time, which is added where there is one.
