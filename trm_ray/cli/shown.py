@@ -30,6 +30,8 @@ class Shown(Watch):
         self.tell(banner(plan.config, self.overrides))
         where = plan.config.log_dir if plan.config.ray.storage_path is None else plan.folder
         self.tell(f"All keys: {where}/config.yaml")
+        if plan.config.compile is True:
+            self.tell("The first step of each sort waits for its graph to be compiled, half a minute or more")
         if self.resume:
             none = f"No checkpoint in {plan.config.log_dir}: starting anew"
             self.tell(f"Going on after step {first_step} of {plan.num_steps}" if first_step else none)

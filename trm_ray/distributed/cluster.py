@@ -164,10 +164,11 @@ def check_resources(config: Config, option: str = "ray.num_workers") -> None:
         setting = f"ray.cpus_per_worker={amount:g}" if kind == "CPU" else config.ray.gpus_told
         needed, key = amount * fewest, setting.partition("=")[0]
         if needed > there.get(kind, 0) + _ROUNDING:
+            fewer = "ray.use_gpu=false, " if kind == "GPU" else ""
+            fewer += "fewer workers, " if fewest > 1 else ""
             raise ConfigError(
-                f"{option}={show(config.ray.num_workers)} with {setting} needs {needed:g} {kind}s, this "
-                f"machine has {there.get(kind, 0):g}; use fewer workers, a smaller {key}, or {option}=0 to do "
-                f"without Ray"
+                f"{option}={show(config.ray.num_workers)} with {setting} needs {needed:g} {kind}{'s' * (needed != 1)}, "
+                f"this machine has {there.get(kind, 0):g}; use {fewer}a smaller {key}, or {option}=0 to do without Ray"
             )
     if config.ray.placement_strategy == "STRICT_SPREAD" and fewest > 1:
         raise ConfigError(

@@ -336,7 +336,8 @@ def _blocks(kind: CsvKind, path: Path, text: TextIO, min_difficulty: float | Non
             for name, board in (("question", question), ("answer", answer)):
                 if len(board) != num_cells:
                     mistake = f"{name} has {len(board)} characters, {board!r}; it must have {num_cells}"
-                    raise DatasetError(f"{path}:{line}: {mistake}")
+                    other = "boards of another size come in by `write_dataset` (docs/data.md)"
+                    raise DatasetError(f"{path}:{line}: {mistake}; {other}")
             if min_difficulty is None or rating >= min_difficulty:
                 rows.append((line, question, answer))
             if len(rows) == _BLOCK:

@@ -30,9 +30,9 @@ from trm_ray.reporting.numbers.statistics import (
     censored_median,
     holm,
     paired_difference,
+    spread,
     unpaired_difference,
 )
-from trm_ray.reporting.numbers.statistics import spread as spread  # the pictures take it from here
 from trm_ray.reporting.numbers.unfinished import IsWritten, ReadGroup, Unfinished, known, nobody_writes, placed
 from trm_ray.reporting.numbers.verdicts import BASELINE, Finished, Verdict, finished_of, judge
 from trm_ray.reporting.run_log import Run, Series

@@ -19,7 +19,8 @@ from matplotlib.ticker import PercentFormatter
 from trm_ray.reporting.numbers.curves import curves_of
 from trm_ray.reporting.numbers.depth import exact_by_depth
 from trm_ray.reporting.numbers.groups import Band, Group, group_runs, spread_over_seeds
-from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, reach, spread, summarise
+from trm_ray.reporting.numbers.statistics import censored_median
+from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, reach, summarise
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.pictures.style import FAINT, INK, MUTED, LineLook
 from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, Run, Series
@@ -188,10 +189,11 @@ def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: flo
     reached = [found for one in series if (found := reach(one, threshold)) is not None]
     steps = [step for step, _ in reached]
     if steps:
-        axes.barh(row + 0.2, spread(steps).mean, height=0.34, color=look.colour, alpha=0.9)
+        length, is_known = _middle(steps, [float(one.steps[-1]) for one in series if not _reaches(one, threshold)])
+        axes.barh(row + 0.2, length, height=0.34, color=look.colour, alpha=0.9 if is_known else 0.35)
         if len(group.runs) > 1:
             axes.plot(steps, [row + 0.2] * len(steps), "o", color="white", markeredgecolor=INK, markersize=5, zorder=4)
-    words = _bar_words(series, reached, max(run.last_step for run in group.runs))
+    words = _bar_words(series, threshold, max(run.last_step for run in group.runs))
     name = _shortened(group.label, BAR_CHARACTERS - len(words))
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "bottom"}
     weight = "bold" if len(name) + len(words) <= BOLD_BAR_CHARACTERS else "normal"
@@ -200,16 +202,31 @@ def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: flo
     axes.annotate(words, (1, row), (0, 1), ha="right", **place)
 
 
-def _bar_words(series: Sequence[Series], reached: Sequence[tuple[float, float]], last_step: int) -> str:
+def _reaches(series: Series, threshold: float) -> bool:
+    return not len(series.steps) or reach(series, threshold) is not None
+
+
+def _middle(reached: Sequence[float], censored: Sequence[float]) -> tuple[float, bool]:
+    """Give the median of the seeds and True; where too few got there, how far the others were followed and False."""
+    median = censored_median(reached, censored)
+    return (median, True) if np.isfinite(median) else (max(censored), False)
+
+
+def _bar_words(series: Sequence[Series], threshold: float, last_step: int) -> str:
     evaluated = [one for one in series if len(one.values)]
+    reached = [found for one in series if (found := reach(one, threshold)) is not None]
     if not evaluated:
         return "not evaluated"
     if not reached:
         best = max(float(np.nanmax(one.values, initial=0.0)) for one in evaluated)
         return f"not in {last_step:,} steps (best {100 * best:.1f} %)"
-    seconds = spread(second for _, second in reached).mean
     some = f" ({len(reached)}/{len(series)} seeds)" if len(reached) < len(series) else ""
-    return f"{spread(step for step, _ in reached).mean:,.0f} steps · {_duration(seconds)}{some}"
+    lacking = [one for one in evaluated if not _reaches(one, threshold)]
+    steps, is_known = _middle([step for step, _ in reached], [float(one.steps[-1]) for one in lacking])
+    if not is_known:
+        return f"> {steps:,.0f} steps{some}"
+    seconds, _ = _middle([second for _, second in reached], [float(one.wall_s[-1]) for one in lacking])
+    return f"{steps:,.0f} steps · {_duration(seconds)}{some}"
 
 
 # ---- around the panels -----------------------------------------------------------------------------------
