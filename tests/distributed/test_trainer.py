@@ -141,7 +141,9 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(puzzles: Path, tmp_path: Pat
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     plan = claimed(puzzles, tmp_path / "run", "ray.use_gpu=true")
-    with pytest.raises(ConfigError, match=r"ray\.gpus_per_worker=1 needs 1 GPUs, this machine has 0"):
+    with pytest.raises(
+        ConfigError, match=r"ray\.gpus_per_worker=1 needs 1 GPU, this machine has 0; use ray\.use_gpu=false"
+    ):
         train_on_ray(plan)
 
 

@@ -80,14 +80,6 @@ def test_two_processes_are_timed_at_the_same_time_and_held_against_one(tmp_path:
     assert finding.numbers["gain"] == pytest.approx(together / alone)
 
 
-@pytest.mark.parametrize("name", ["compiled", "graphs", "checkpointing"])
-def test_a_check_of_a_key_that_there_is_not_says_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu, "known_keys", lambda: ("lr",))
-    (finding,) = found(name, tmp_path)
-    assert "this release has no key" in finding.note
-    assert finding.passed is None
-
-
 def test_the_loop_is_trained_on_boards_from_files(tmp_path: Path):
     baseline, linear = found("loop", tmp_path)
     assert baseline.case == "sudoku6 baseline, without Ray"

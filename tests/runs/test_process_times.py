@@ -21,6 +21,8 @@ def test_processes_that_were_started_count_and_so_does_an_earlier_time(tmp_path:
                 time.sleep(0.05)
                 used = times.total_s - before
             assert used < 30
+            later = ProcessTimes()  # to which the child's earlier seconds do not belong
+            assert later.total_s <= times.total_s - 1000 - 0.45
         finally:
             child.kill()
             child.wait()

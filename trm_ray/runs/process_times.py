@@ -28,11 +28,14 @@ class ProcessTimes:
     """
 
     def __init__(self, file: Path | None = None) -> None:
+        self._end, self._looks = threading.Event(), threading.Lock()
         before = {"total": 0.0, "available": 0.0}
         if file is not None and file.is_file():
             before |= json.loads(file.read_text(encoding="utf-8"))
         self._before, self._began, self._seconds = before, time.perf_counter(), dict[psutil.Process, float]()
-        self._end, self._looks = threading.Event(), threading.Lock()
+        self._look()
+        # What others of a caller's session have used before; of this process `used_earlier_s` tells.
+        self._earlier_s = sum(used for process, used in self._seconds.items() if process != psutil.Process())
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> ProcessTimes:
@@ -59,7 +62,7 @@ class ProcessTimes:
     def total_s(self) -> float:
         """Look once more and add up."""
         self._look()
-        return self._before["total"] + sum(self._seconds.values()) - used_earlier_s()
+        return self._before["total"] + sum(self._seconds.values()) - self._earlier_s - used_earlier_s()
 
     @property
     def available_s(self) -> float:
