@@ -2,6 +2,7 @@
 
 import io
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trm_ray.runs.data import complete
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
 from trm_ray.runs.plan import plan_run
+from trm_ray.training.stopping import Interrupted
 
 CONFIGS = ROOT / "configs"
 LINEAR, BASELINE = "deep_supervision_linear", "deep_supervision_baseline"
@@ -109,6 +111,23 @@ def test_a_folder_that_holds_something_else_is_never_touched(data: Path, tmp_pat
     with pytest.raises(ConfigError, match=r"holds files but no sweep \(.*\); choose another log_dir"):
         start(plan_sweep(sweep_config(data, tmp_path)), **flags)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_sweep_that_is_stopped_before_it_begins_leaves_nothing(begins, data: Path, tmp_path: Path, monkeypatch):
+    """As by Ctrl-C while Ray starts: the same command is not refused afterwards. What had begun keeps its seconds."""
+
+    def stopped(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> None:
+        if begins:
+            begin()
+        raise Interrupted
+
+    monkeypatch.setattr("trm_ray.programs.sweep.run_trials", stopped)
+    plan = plan_sweep(sweep_config(data, tmp_path / "sweep"))
+    with pytest.raises(Interrupted):
+        start(plan)
+    left = {path.name for path in plan.folder.iterdir()} if plan.folder.is_dir() else set()
+    assert left == ({"sweep.yaml", "core_seconds.json"} if begins else set())
 
 
 def test_resume_and_overwrite_exclude_each_other(data: Path, tmp_path: Path):

@@ -21,7 +21,6 @@ from trm_ray.reporting.terminal import say
 from trm_ray.runs.data import complete, complete_trials, make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
-from trm_ray.training.stopping import Interrupted
 
 if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
@@ -100,14 +99,13 @@ def start_sweep(plan: SweepPlan, console: Console, *, resume: bool, overwrite: b
     with owned_sweep(plan, resume=resume, overwrite=overwrite) as begin:
         file = plan.folder / CORE_SECONDS_FILE
         with ProcessTimes(file if resume else None) as times:
-            try:
-                outcome = run_trials(plan, console, begin)
-            except Interrupted:
-                times.write(file)
-                raise
-            comparison = compare_trials(plan, outcome, console, times)
-            times.write(file)
-        return Swept(plan, outcome, comparison)
+
+            def begin_and_keep() -> None:
+                begin()
+                times.keep_in(file)
+
+            outcome = run_trials(plan, console, begin_and_keep)
+            return Swept(plan, outcome, compare_trials(plan, outcome, console, times))
 
 
 def run_trials(plan: SweepPlan, console: Console, begin: Callable[[], None]) -> Outcome:

@@ -37,6 +37,7 @@ class ProcessTimes:
         # What others of a caller's session have used before; of this process `used_earlier_s` tells.
         self._earlier_s = sum(used for process, used in self._seconds.items() if process != psutil.Process())
         self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._file: Path | None = None
 
     def __enter__(self) -> ProcessTimes:
         self._thread.start()
@@ -45,6 +46,9 @@ class ProcessTimes:
     def __exit__(self, *error: object) -> None:
         self._end.set()
         self._thread.join()
+        if self._file is not None:
+            numbers = {"format_version": 1, "total": self.total_s, "available": self.available_s}
+            write_whole(self._file, json.dumps(numbers) + "\n")
 
     def _watch(self) -> None:
         while not self._end.wait(_LOOK_EVERY_S):
@@ -69,10 +73,9 @@ class ProcessTimes:
         """Multiply the time since the start by the cores."""
         return self._before["available"] + (time.perf_counter() - self._began) * (os.cpu_count() or 1)
 
-    def write(self, file: Path) -> None:
-        """Keep both numbers for a resume."""
-        numbers = {"format_version": 1, "total": self.total_s, "available": self.available_s}
-        write_whole(file, json.dumps(numbers) + "\n")
+    def keep_in(self, file: Path) -> None:
+        """Write both numbers at the end, however it comes, for a resume."""
+        self._file = file
 
 
 def _times(process: psutil.Process) -> Any:
