@@ -17,6 +17,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.trainable import wrap_function
 
@@ -194,8 +195,11 @@ class _Mark:
         return f"stopped{how} at step {self.step}"
 
 
-class _Watch(tune.Callback):
-    """Pass Tune's events on to the display, and leave a mark in the folder of a trial that was stopped early."""
+class _Watch(TrialProgressCallback):
+    """Pass Tune's events on to the display, and leave a mark in the folder of a trial that was stopped early.
+
+    It stands in the place of Tune's own display, which prints a line for a trial that ends without a result.
+    """
 
     def __init__(self, sweep: SweepConfig, plans: list[RunPlan], folder: Path, display: SweepDisplay):
         self._sweep, self._plans, self._folder, self._display = sweep, plans, folder, display
