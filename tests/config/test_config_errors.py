@@ -75,8 +75,8 @@ MISTAKES = [
     ("generator.check_existing=1", "generator.check_existing=1 must be true or false"),
     (
         "deep_supervision_schedule=linear",
-        "deep_supervision_schedule=linear must be one of constant, linear_decay, exponential_decay; "
-        "did you mean `linear_decay`?",
+        "deep_supervision_schedule=linear must be one of constant, linear_decay, exponential_decay, inverse_decay, "
+        "last_two, first_and_last; did you mean `linear_decay`?",
     ),
     ("device=gpu", "device=gpu must be one of auto, cpu, cuda"),
     ("optimizer=adam", "optimizer=adam must be one of adamw, adam_atan2; did you mean `adamw`?"),

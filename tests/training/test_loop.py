@@ -29,6 +29,7 @@ from helpers import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_ray.config import Config
+from trm_ray.config.schedules import SCHEDULES
 from trm_ray.training import store
 from trm_ray.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from trm_ray.training.clock import PARTS, Clock, CoreSeconds
@@ -217,10 +218,19 @@ def test_the_curriculum_is_bitwise_the_baseline_until_its_ramp_and_another_run_a
 def test_a_weight_of_zero_is_bitwise_the_baseline_and_others_are_not(tmp_path):
     baseline = weights_by_step(tmp_path, 3)[-1]
     assert torch.equal(weights_by_step(tmp_path, 3, **supervised(weight=0.0))[-1], baseline)
-    schedules = ("constant", "linear_decay", "exponential_decay")
-    others = [weights_by_step(tmp_path, 3, **supervised(schedule))[-1] for schedule in schedules]
+    others = [weights_by_step(tmp_path, 3, **supervised(schedule))[-1] for schedule in SCHEDULES]
     assert not any(torch.equal(other, baseline) for other in others)
-    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(others))
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(others, 2))
+
+
+def test_a_schedule_of_ones_own_is_one_line_and_trains_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "half_way", lambda i, n: 0.5)
+    half = weights_by_step(tmp_path, 3, **supervised("half_way", weight=0.8))
+    constant = weights_by_step(tmp_path, 3, **supervised("constant", weight=0.4))
+    assert torch.equal(half[-1], constant[-1])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="deep_supervision_schedule"):
+        tiny_config(**supervised("half_way"))
 
 
 def test_the_curriculum_at_full_weight_is_bitwise_the_supervised_run(tmp_path):

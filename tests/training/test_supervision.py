@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import literal_cross_entropy, sudoku, tiny_model
 
+from trm_ray.config.schedules import SCHEDULES
 from trm_ray.model.trm import Batch, Carry, SegmentOutput
 from trm_ray.training.losses import LOSSES, softmax_cross_entropy
 from trm_ray.training.supervision import (
@@ -25,9 +26,12 @@ from trm_ray.training.supervision import (
         ("constant", (0.5, 0.5, 1.0)),
         ("linear_decay", (0.5 / 3, 1.0 / 3, 1.0)),
         ("exponential_decay", (0.125, 0.25, 1.0)),
+        ("inverse_decay", (0.5, 0.35, 1.0)),
+        ("last_two", (0.0, 0.5, 1.0)),
+        ("first_and_last", (0.5, 0.0, 1.0)),
     ],
 )
-def test_three_cycles_at_one_half_weigh_as_the_readme_says(schedule, expected):
+def test_three_cycles_at_one_half_weigh_as_the_book_says(schedule, expected):
     assert supervision_weights(schedule, 3, 0.5) == pytest.approx(expected, abs=1e-15)
 
 
@@ -37,13 +41,16 @@ def test_three_cycles_at_one_half_weigh_as_the_readme_says(schedule, expected):
         ("constant", (0.8, 0.8, 0.8, 1.0)),
         ("linear_decay", (0.2, 0.4, 0.6, 1.0)),
         ("exponential_decay", (0.1, 0.2, 0.4, 1.0)),
+        ("inverse_decay", (0.8, 0.56, 0.392, 1.0)),
+        ("last_two", (0.0, 0.0, 0.8, 1.0)),
+        ("first_and_last", (0.8, 0.0, 0.0, 1.0)),
     ],
 )
 def test_four_cycles_at_eight_tenths(schedule, expected):
     assert supervision_weights(schedule, 4, 0.8) == pytest.approx(expected, abs=1e-15)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear_decay", "exponential_decay"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_weight_of_zero_leaves_the_last_cycle_alone_and_one_cycle_needs_no_schedule(schedule):
     assert supervision_weights(schedule, 3, 0.0) == (0.0, 0.0, 1.0)
     assert supervision_weights(schedule, 1, 0.7) == (1.0,)

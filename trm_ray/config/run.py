@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
 
-from trm_ray.config.errors import show
+from trm_ray.config.errors import OneOf, show
 from trm_ray.config.keys import (
     Address,
     Count,
@@ -35,9 +35,10 @@ from trm_ray.config.keys import (
     flatten,
     section_of,
 )
+from trm_ray.config.schedules import SCHEDULES
 from trm_ray.storage import as_path, join
 
-Schedule = Literal["constant", "linear_decay", "exponential_decay"]
+Schedule = Annotated[str, OneOf(SCHEDULES)]
 LossType = Literal["softmax_cross_entropy", "stablemax_cross_entropy", "stablemax_cross_entropy_float64"]
 
 
@@ -236,7 +237,9 @@ class Config(Settings):
 
     deep_supervision_enabled: bool = True  # supervise every H-cycle; false = the last alone, the baseline
     deep_supervision_weight: Share = 0.5  # w, the base weight of the cycles before the last: 0.3 is light, 0.7 strong
-    deep_supervision_schedule: Schedule = "linear_decay"  # cycle i of N weighs w, w·(i+1)/N or w·2^i/2^(N−1)
+    # w times which factor cycle i of N weighs, in their order: 1; (i+1)/N; 2^i/2^(N−1); 0.7^i; 1 for cycle N−2, else 0;
+    # 1 for cycle 0, else 0
+    deep_supervision_schedule: Schedule = "linear_decay"
     curriculum_enabled: bool = False  # let w grow from 0
     curriculum_start_step: Count = 1000  # last step at which w is 0
     curriculum_end_step: Positive = 10000  # first step at which w is whole

@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trm_ray.config import Schedule
+from trm_ray.config.schedules import SCHEDULES
 from trm_ray.model.trm import SegmentOutput
 from trm_ray.training.losses import CellLoss, puzzle_loss, solved_cells
 
 
-def supervision_weights(schedule: Schedule, num_cycles: int, weight: float) -> tuple[float, ...]:
+def supervision_weights(schedule: str, num_cycles: int, weight: float) -> tuple[float, ...]:
     """Weigh each H-cycle's loss; the last always weighs 1.
 
     Args:
+        schedule: a name of `config.schedules`, which gives each cycle's factor.
         num_cycles: at least 1 (H_cycles).
-        weight: base weight w of the intermediate cycles, in [0, 1]. Cycle i of N weighs w (constant), w·(i+1)/N
-            (linear_decay) or w·2^i / 2^(N−1) (exponential_decay).
+        weight: base weight w of the intermediate cycles, in [0, 1]; cycle i of N weighs w·factor(i, N).
 
     Raises:
         ValueError: `num_cycles` < 1, `weight` outside [0, 1] or an unknown schedule.
@@ -31,14 +31,10 @@ def supervision_weights(schedule: Schedule, num_cycles: int, weight: float) -> t
         raise ValueError(f"num_cycles={num_cycles} must be at least 1; set arch.H_cycles to 1 or more")
     if not 0 <= weight <= 1:
         raise ValueError(f"weight={weight} must lie in [0, 1]; 0.5 is the usual deep_supervision_weight")
-    factors = {
-        "constant": [1.0 for _ in range(num_cycles)],
-        "linear_decay": [(i + 1) / num_cycles for i in range(num_cycles)],
-        "exponential_decay": [2.0 ** (i - num_cycles + 1) for i in range(num_cycles)],
-    }
-    if schedule not in factors:
-        raise ValueError(f"schedule={schedule!r} must be one of {', '.join(factors)}")
-    return (*(weight * factor for factor in factors[schedule][:-1]), 1.0)
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
+    factor = SCHEDULES[schedule]
+    return (*(weight * factor(cycle, num_cycles) for cycle in range(num_cycles - 1)), 1.0)
 
 
 def curriculum_weight(step: int, start_step: int, end_step: int, weight: float) -> float:
@@ -51,7 +47,7 @@ class Supervision:
     """One scenario: the base weight over the steps and its distribution over the H-cycles."""
 
     enabled: bool
-    schedule: Schedule
+    schedule: str
     weight: float
     curriculum: tuple[int, int] | None
 
