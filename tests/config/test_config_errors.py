@@ -78,6 +78,22 @@ MISTAKES = [
         "deep_supervision_schedule=linear must be one of constant, linear_decay, exponential_decay, inverse_decay, "
         "last_two, first_and_last; did you mean `linear_decay`?",
     ),
+    *(
+        (
+            f"deep_supervision_weights={value}".replace(" ", ""),
+            f"deep_supervision_weights={value} must be null, or a list of numbers of at least 0, the last above 0",
+        )
+        for value in ("0.3", "[]", "[0.1, 0.3, 0]", "[-0.1, 0.3, 1]", "[a, 0.3, 1]", "[NaN, 0.3, 1]")
+    ),
+    (
+        "deep_supervision_weights=[0.3,1]",
+        "deep_supervision_weights=[0.3, 1.0] must have one number for each of arch.H_cycles=3; "
+        "write 3 of them, or use arch.H_cycles=2",
+    ),
+    (
+        "deep_supervision_weights=[0.1,0.3,1] deep_supervision_enabled=false",
+        "deep_supervision_weights=[0.1, 0.3, 1.0] needs deep_supervision_enabled=true; set it, or leave both",
+    ),
     ("device=gpu", "device=gpu must be one of auto, cpu, cuda"),
     ("optimizer=adam", "optimizer=adam must be one of adamw, adam_atan2; did you mean `adamw`?"),
     (

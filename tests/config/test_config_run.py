@@ -93,6 +93,12 @@ def test_the_banner_has_a_title_a_rule_the_supervision_and_what_was_given():
     assert {"generator.size: 4", "generator.test: 512"} < set(banner(load(*section), section).splitlines())
 
 
+def test_the_banner_tells_weights_of_ones_own_in_place_of_weight_and_schedule():
+    lines = banner(load("deep_supervision_weights=[0.1,0.3,1]")).splitlines()
+    assert lines[2:4] == ["deep_supervision_enabled: True", "deep_supervision_weights: [0.1, 0.3, 1.0]"]
+    assert not any(line.startswith(("deep_supervision_weight:", "deep_supervision_schedule")) for line in lines)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

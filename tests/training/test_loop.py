@@ -233,6 +233,12 @@ def test_a_schedule_of_ones_own_is_one_line_and_trains_by_its_name(tmp_path, mon
         tiny_config(**supervised("half_way"))
 
 
+def test_weights_of_ones_own_are_bitwise_the_schedule_that_they_spell_out(tmp_path):
+    schedule = weights_by_step(tmp_path, 3, **supervised("exponential_decay", weight=0.5))
+    own = weights_by_step(tmp_path, 3, **supervised(weights=[0.25, 0.5, 2.0]))
+    assert torch.equal(own[-1], schedule[-1])
+
+
 def test_the_curriculum_at_full_weight_is_bitwise_the_supervised_run(tmp_path):
     full = supervised(curriculum_enabled=True, curriculum_start_step=0, curriculum_end_step=4)
     state, recipe, session = set_up(tmp_path, **full)

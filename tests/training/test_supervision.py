@@ -1,6 +1,7 @@
 """Weights of the schedules by their literal values, and losses combined by hand from the logits."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,25 @@ def test_the_supervised_steps_are_those_whose_base_weight_is_above_zero(enabled,
     scenario = Supervision(enabled, "constant", weight, curriculum)
     for steps in (0, 1, 2, 10, 11, 12, 25):
         assert scenario.num_supervised(steps) == sum(scenario.base_weight(step) > 0 for step in range(steps))
+
+
+OWN = Supervision(True, "constant", 0.3, None, own=(1.0, 0.7, 0.5))
+
+
+def test_weights_of_ones_own_are_divided_by_the_last_and_leave_weight_and_schedule_out():
+    assert OWN.weights(0, 3) == pytest.approx((2.0, 1.4, 1.0), abs=1e-15)
+    assert OWN.base_weight(0) == 1.0
+    assert replace(OWN, enabled=False).weights(0, 3) == (0.0, 0.0, 1.0)
+    assert OWN.num_supervised(7) == 7
+    assert replace(OWN, own=(0.0, 0.0, 2.0)).num_supervised(7) == 0
+
+
+def test_a_curriculum_lets_the_weights_of_ones_own_grow_together_from_zero():
+    ramped = replace(OWN, curriculum=(10, 20))
+    assert ramped.weights(10, 3) == (0.0, 0.0, 1.0)
+    assert ramped.weights(15, 3) == pytest.approx((1.0, 0.7, 1.0), abs=1e-15)
+    assert ramped.weights(20, 3) == ramped.weights(99, 3) == OWN.weights(0, 3)
+    assert [ramped.num_supervised(steps) for steps in (11, 12)] == [0, 1]
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------

@@ -114,6 +114,12 @@ def _place(text: str) -> str:
         raise PydanticCustomError(UNREACHABLE, "{rule}", {"rule": str(error)}) from None
 
 
+def _last_counts(weights: list[float] | None) -> list[float] | None:
+    if weights is not None and not (weights and weights[-1] > 0):
+        raise PydanticCustomError("weights", "the last must be above 0")  # told by the field's description
+    return weights
+
+
 _Number = BeforeValidator(_number)
 _Listed = BeforeValidator(_listed)
 _Place = AfterValidator(_place)
@@ -142,6 +148,11 @@ FolderOrNull = Annotated[Folder | None, Field(description=f"null or {_FOLDER_RUL
 Folders = Annotated[list[Folder], Field(description="a list of text such as [a, b]"), _Listed]
 PairOrNull = Annotated[
     Annotated[tuple[Positive, Positive], Strict(False)] | None, Field(description="null or [MIN, MAX]")
+]
+WeightsOrNull = Annotated[
+    list[Annotated[float, Field(ge=0), _Number]] | None,
+    Field(description="null, or a list of numbers of at least 0, the last above 0, such as [0.1, 0.3, 1]"),
+    AfterValidator(_last_counts),
 ]
 Workers = Annotated[
     int | tuple[int, int],

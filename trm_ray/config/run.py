@@ -30,6 +30,7 @@ from trm_ray.config.keys import (
     Share,
     SourceOrNull,
     TextOrNull,
+    WeightsOrNull,
     Workers,
     check_address,
     flatten,
@@ -240,7 +241,10 @@ class Config(Settings):
     # w times which factor cycle i of N weighs, in their order: 1; (i+1)/N; 2^i/2^(N−1); 0.7^i; 1 for cycle N−2, else 0;
     # 1 for cycle 0, else 0
     deep_supervision_schedule: Schedule = "linear_decay"
-    curriculum_enabled: bool = False  # let w grow from 0
+    # One's own weights of the H-cycles, divided by the last, so that it weighs 1 as everywhere. They take the place of
+    # w and the schedule, which then count for nothing. null = w and the schedule
+    deep_supervision_weights: WeightsOrNull = None
+    curriculum_enabled: bool = False  # let w, or the weights of one's own, grow from 0
     curriculum_start_step: Count = 1000  # last step at which w is 0
     curriculum_end_step: Positive = 10000  # first step at which w is whole
 
@@ -260,6 +264,7 @@ class Config(Settings):
     def _check(self) -> Config:
         _check_data_and_length(self)
         _check_curriculum(self)
+        _check_weights(self)
         _check_workers(self)
         if self.keep_best and self.keep_last is None:
             raise ValueError(f"keep_best={self.keep_best} needs keep_last, which is null: all stay; use keep_last=2")
@@ -292,6 +297,18 @@ def _check_curriculum(config: Config) -> None:
         raise ValueError(f"curriculum_start_step={start} {rule}; use curriculum_end_step={start + 1} or more")
     if config.curriculum_enabled and not config.deep_supervision_enabled:
         raise ValueError("curriculum_enabled=true needs deep_supervision_enabled=true; set it, or leave both")
+
+
+def _check_weights(config: Config) -> None:
+    weights, cycles = config.deep_supervision_weights, config.arch.H_cycles
+    if weights is None:
+        return
+    given = f"deep_supervision_weights={show(weights)}"
+    if len(weights) != cycles:
+        way_out = f"write {cycles} of them, or use arch.H_cycles={len(weights)}"
+        raise ValueError(f"{given} must have one number for each of arch.H_cycles={cycles}; {way_out}")
+    if not config.deep_supervision_enabled:
+        raise ValueError(f"{given} needs deep_supervision_enabled=true; set it, or leave both")
 
 
 def _check_workers(config: Config) -> None:
@@ -337,10 +354,19 @@ def run_dir(config: Config) -> Path:
     return join(config.ray.storage_path, config.log_dir)
 
 
+def schedule_words(config: Config) -> str:
+    """Name the schedule of a run, or the weights that stand in its place."""
+    own = config.deep_supervision_weights
+    return config.deep_supervision_schedule if own is None else show(own)
+
+
 def banner(config: Config, overrides: Sequence[str] = ()) -> str:
     """Return lines to print before training: how cycles are supervised, on which task, and what was overridden."""
     told = ["deep_supervision_enabled"]
-    told += ["deep_supervision_weight", "deep_supervision_schedule"] if config.deep_supervision_enabled else []
+    if config.deep_supervision_weights is not None:
+        told += ["deep_supervision_weights"]
+    elif config.deep_supervision_enabled:
+        told += ["deep_supervision_weight", "deep_supervision_schedule"]
     told += ["curriculum_start_step", "curriculum_end_step"] if config.curriculum_enabled else []
     told += ["config_name", "task", *(word.partition("=")[0] for word in overrides)]
     values = flat(config)

@@ -315,7 +315,9 @@ def _rows_of_worker(config: Config) -> int:
 def _supervised_steps(config: Config, info: DatasetInfo) -> int:
     """Count the steps that carry gradients through all H-cycles; a curriculum begins without."""
     steps = count_steps(config, info)
-    if not config.deep_supervision_enabled or config.deep_supervision_weight == 0 or config.arch.H_cycles == 1:
+    own = config.deep_supervision_weights
+    weighs = config.deep_supervision_weight > 0 if own is None else any(own[:-1])
+    if not config.deep_supervision_enabled or not weighs or config.arch.H_cycles == 1:
         return 0
     return max(0, steps - config.curriculum_start_step - 1) if config.curriculum_enabled else steps
 

@@ -114,7 +114,7 @@ def build_recipe(config: Config, num_steps: int, device: torch.device | None = N
     """Build the recipe of a config for a run of `num_steps` steps, on a CPU if no device is given."""
     cell_loss, device = LOSSES[config.loss_type], device or torch.device("cpu")
     compiled = compiles(config.compile, device)
-    ramp = (config.curriculum_start_step, config.curriculum_end_step)
+    ramp, own = (config.curriculum_start_step, config.curriculum_end_step), config.deep_supervision_weights
     rate = functools.partial(
         learning_rate, warmup_steps=config.lr_warmup_steps, total_steps=num_steps, min_ratio=config.lr_min_ratio
     )
@@ -124,6 +124,7 @@ def build_recipe(config: Config, num_steps: int, device: torch.device | None = N
             schedule=config.deep_supervision_schedule,
             weight=config.deep_supervision_weight,
             curriculum=ramp if config.curriculum_enabled else None,
+            own=None if own is None else tuple(own),
         ),
         cell_loss=cell_loss,
         segment=build_segment(cell_loss, config.global_batch_size, device, compiled=compiled),

@@ -10,7 +10,7 @@ from trm_ray.training.losses import puzzle_loss
 from trm_ray.training.metrics import step_sums
 from trm_ray.training.session import Session
 from trm_ray.training.state import Recipe, TrainState
-from trm_ray.training.supervision import CycleWeights, supervision_weights
+from trm_ray.training.supervision import CycleWeights
 
 
 def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> None:
@@ -43,8 +43,7 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
 
 def cycle_weights(state: TrainState, recipe: Recipe) -> tuple[float, ...]:
     """Weigh the H-cycles at the step to come."""
-    base = recipe.supervision.base_weight(state.step)
-    return supervision_weights(recipe.supervision.schedule, state.model.H_cycles, base)
+    return recipe.supervision.weights(state.step, state.model.H_cycles)
 
 
 def _exploration(state: TrainState, recipe: Recipe) -> Tensor:

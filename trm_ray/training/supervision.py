@@ -44,24 +44,36 @@ def curriculum_weight(step: int, start_step: int, end_step: int, weight: float) 
 
 @dataclass(frozen=True)
 class Supervision:
-    """One scenario: the base weight over the steps and its distribution over the H-cycles."""
+    """One scenario: the base weight over the steps and its distribution over the H-cycles.
+
+    own: a weight for each cycle in place of weight and schedule, in any unit. The base weight is then the share of them
+    that counts, which a curriculum lets grow from 0 to 1.
+    """
 
     enabled: bool
     schedule: str
     weight: float
     curriculum: tuple[int, int] | None
+    own: tuple[float, ...] | None = None
 
     def base_weight(self, step: int) -> float:
         """Weight of the intermediate cycles at a step; 0 takes the baseline's path."""
         if not self.enabled:
             return 0.0
-        if self.curriculum is None:
-            return self.weight
-        return curriculum_weight(step, *self.curriculum, self.weight)
+        weight = self.weight if self.own is None else 1.0
+        return weight if self.curriculum is None else curriculum_weight(step, *self.curriculum, weight)
+
+    def weights(self, step: int, num_cycles: int) -> tuple[float, ...]:
+        """Weigh the cycles' losses at a step; the last weighs 1."""
+        base = self.base_weight(step)
+        if self.own is None:
+            return supervision_weights(self.schedule, num_cycles, base)
+        *earlier, last = self.own
+        return (*(base * weight / last for weight in earlier), 1.0)
 
     def num_supervised(self, steps: int) -> int:
-        """Count the steps among the first so many whose base weight is above 0."""
-        if not self.enabled or self.weight == 0:
+        """Count the steps among the first so many in which a cycle before the last has a weight above 0."""
+        if not self.enabled or not (self.weight if self.own is None else any(self.own[:-1])):
             return 0
         return steps if self.curriculum is None else max(0, steps - self.curriculum[0] - 1)
 

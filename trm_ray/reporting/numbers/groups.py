@@ -137,6 +137,8 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         mantissa, exponent = f"{value:.3e}".split("e")
         return f"{value:g}" if not 0 < abs(value) < 0.01 else f"{float(mantissa):g}e{int(exponent)}"
+    if value and isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+        return f"[{', '.join(f'{item:g}' for item in value)}]"
     if isinstance(value, list):
         return "+".join(Path(str(item)).name for item in value) or "none"
     return str(value)

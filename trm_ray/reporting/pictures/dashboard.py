@@ -16,6 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from trm_ray.config.errors import show
 from trm_ray.reporting.numbers.diagnosis import health_marks
 from trm_ray.reporting.numbers.groups import scenario_name
 from trm_ray.reporting.pictures import style
@@ -398,7 +399,8 @@ def _curriculum_words(run: Run) -> str:
     config = run.config
     if not config.get("deep_supervision_enabled", True):
         return "baseline: only the last H-cycle is supervised"
-    schedule = str(config.get("deep_supervision_schedule", "constant")).replace("_", " ")
+    named, own = config.get("deep_supervision_schedule", "constant"), config.get("deep_supervision_weights")
+    schedule = str(named if own is None else show(own)).replace("_", " ")
     if not config.get("curriculum_enabled"):
         return f"no curriculum, schedule {schedule}"
     start, end = (config.get(f"curriculum_{name}_step", 0) for name in ("start", "end"))
