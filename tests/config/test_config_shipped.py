@@ -22,10 +22,9 @@ def test_every_sweep_loads(name):
 
 
 def test_the_folders_hold_what_the_project_promises():
-    names = ["baseline", "constant", "curriculum", "exponential", "linear"]
-    assert [f"deep_supervision_{name}" for name in names] == SCENARIOS
+    assert {*FIVE_SCENARIOS, *OTHER_SCHEDULES} == set(SCENARIOS)
     assert {"sudoku4", "sudoku6"} <= set(TASKS)
-    assert {"five_scenarios", "schedule_variants"} <= set(SWEEPS)
+    assert {"five_scenarios", "schedule_variants", "all_schedules"} <= set(SWEEPS)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
@@ -49,8 +48,15 @@ FIVE_SCENARIOS = {
 }
 
 
-@pytest.mark.parametrize(("name", "expected"), FIVE_SCENARIOS.items())
-def test_the_five_scenarios_supervise_as_the_table_says(name, expected):
+OTHER_SCHEDULES = {
+    "deep_supervision_inverse": (True, "inverse_decay", 0.5, False),
+    "deep_supervision_last_two": (True, "last_two", 0.5, False),
+    "deep_supervision_first_and_last": (True, "first_and_last", 0.5, False),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), [*FIVE_SCENARIOS.items(), *OTHER_SCHEDULES.items()])
+def test_the_scenarios_supervise_as_the_tables_say(name, expected):
     config = load(name=name)
     enabled, schedule, weight, curriculum = expected
     assert (config.deep_supervision_enabled, config.curriculum_enabled) == (enabled, curriculum)
@@ -103,6 +109,13 @@ def test_the_five_scenarios_run_once_each_and_the_baseline_is_first_and_kept():
     assert (loaded.asha.enabled, loaded.asha.metric, loaded.asha.mode) == (False, "eval/accuracy", "max")
     for config in trial_configs(loaded):
         assert config.lr_warmup_steps < loaded.asha.grace_period < (config.max_steps or 0)
+
+
+def test_all_schedules_are_every_scenario_that_is_shipped_on_three_seeds_without_stopping():
+    loaded = sweep(name="all_schedules")
+    assert [*loaded.scenarios] == [*FIVE_SCENARIOS, *OTHER_SCHEDULES]
+    assert (loaded.seeds, loaded.asha.enabled) == ([0, 1, 2], False)
+    assert {(config.task, config.max_steps) for config in trial_configs(loaded)} == {("sudoku6", 400)}
 
 
 def test_the_schedule_variants_are_three_schedules_by_three_weights_by_the_ramp():

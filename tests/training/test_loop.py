@@ -235,7 +235,7 @@ def test_a_schedule_of_ones_own_is_one_line_and_trains_by_its_name(tmp_path, mon
 
 def test_weights_of_ones_own_are_bitwise_the_schedule_that_they_spell_out(tmp_path):
     schedule = weights_by_step(tmp_path, 3, **supervised("exponential_decay", weight=0.5))
-    own = weights_by_step(tmp_path, 3, **supervised(weights=[0.25, 0.5, 2.0]))
+    own = weights_by_step(tmp_path, 3, **supervised(deep_supervision_weights=[0.25, 0.5, 2.0]))
     assert torch.equal(own[-1], schedule[-1])
 
 

@@ -27,7 +27,7 @@ SCENARIO_COLOURS = {
     "exponential": "#009E73",
     "curriculum": "#CC79A7",
 }
-OTHER_COLOURS = ("#D55E00", "#56B4E9", "#882255", "#999933", "#332288")
+OTHER_COLOURS = ("#D55E00", "#56B4E9", "#882255", "#999933", "#332288", "#661100")
 MARK_COLOURS = {"ok": "#00795A", "warn": "#B25F00", "bad": "#C2260C"}
 MARK_SIGNS = {"ok": "✓", "warn": "!", "bad": "✗"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
