@@ -68,7 +68,7 @@ def plain_steps(config: Config, num_steps: int) -> TrainState:
     tokens = step_cost._random_tokens(TOKENS, config)
     session = Session(Path(), CPU, tokens, lambda whole: (), lambda *_: None)
     for batch in itertools.islice(session.train_batches(0), num_steps):
-        train_step(state, recipe, batch, session)
+        train_step(state, recipe, [batch], session)
     return state
 
 
@@ -133,6 +133,12 @@ def test_the_counted_operations_are_those_that_pytorch_counts_in_a_step(arch, sc
     # The halt head's D·2 products a row, and what the first application need not pass back, are left out.
     counted = step_flops(config, TOKENS, supervised=bool(scenario))
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_a_step_of_several_segments_is_as_many_times_the_work_of_one():
+    one, three = (step_flops(tiny_config(segments_per_update=k), TOKENS, supervised=True) for k in (1, 3))
+    assert three == 3 * one
+    assert step_cost.measure_config(tiny_config(segments_per_update=2), TOKENS, 1).forward_ms is not None
 
 
 def test_supervision_triples_the_backward_pass_of_three_cycles():

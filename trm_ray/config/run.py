@@ -208,7 +208,8 @@ class Config(Settings):
     augment: bool = True  # draw the dataset's symmetries while training
     prepare_command: TextOrNull = None  # told to whoever lacks the dataset
 
-    global_batch_size: Positive = 768  # puzzles in a step, over all workers
+    global_batch_size: Positive = 768  # puzzles in a segment, over all workers
+    segments_per_update: Positive = 1  # segments, each with a batch, whose mean gradient makes one update: a step
     epochs: PositiveOrNull = None  # passes over the puzzles; null = until max_steps
     max_steps: PositiveOrNull = None  # most optimizer steps; null = as many as the epochs have
     eval_interval: Positive = 1000  # steps between evaluations, of which the last step always has one

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 # What the cost of a step depends on, besides `arch.*`, the rows a worker takes and whether cycles are supervised.
-_COST_KEYS = ("optimizer", "loss_type", "ema", "freeze_weights", "device", "ray.use_gpu", "ray.cpus_per_worker")
+_COST_KEYS: tuple[str, ...] = ("optimizer", "loss_type", "ema", "freeze_weights", "segments_per_update")
+_COST_KEYS += ("device", "ray.use_gpu", "ray.cpus_per_worker")
 
 
 @dataclass(frozen=True)

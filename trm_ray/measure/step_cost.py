@@ -296,7 +296,8 @@ def activation_bytes(state: TrainState, config: Config) -> int:
     device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
     session = Session(Path(), device, tokens, lambda whole: (), lambda *_: None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        train_step(state, _recipe(config, device), next(session.train_batches(state.step)), session)
+        batch = next(session.train_batches(state.step))
+        train_step(state, _recipe(config, device), [batch], session)
     return sum(kept.values())
 
 
@@ -326,13 +327,13 @@ def _time_steps(state: TrainState, config: Config, num_steps: int | None) -> lis
 
     recipe = replace(plain, segment=marked_segment)  # no hook of the model's, which may be compiled
     session = _MarkingSession(Path(), device, tokens, lambda whole: (), lambda *_: None, mark)
-    batches = session.train_batches(state.step)
+    steps = session.train_steps(state.step, config.segments_per_update)
 
     def timed_step() -> dict[str, float]:
-        batch = next(batches)
+        batches = next(steps)
         wait_for(device)
         marks[:] = [_Mark(device)]
-        train_step(state, recipe, batch, session)
+        train_step(state, recipe, batches, session)
         state.guard.check()  # waits for the device
         mark()
         return _intervals(marks)
@@ -365,8 +366,8 @@ def taken_steps(config: Config, tokens: TokenShape, device: torch.device) -> Ite
     """Take steps on random tokens without end, this worker's part of each; yield the state after each, as it is."""
     state, stream = TrainState(config, tokens, device), _random_tokens(tokens, config)
     session, recipe = Session(Path(), device, stream, lambda whole: (), lambda *_: None), _recipe(config, device)
-    for batch in session.train_batches(0):
-        train_step(state, recipe, batch, session)
+    for batches in session.train_steps(0, config.segments_per_update):
+        train_step(state, recipe, batches, session)
         yield state
 
 
@@ -399,7 +400,7 @@ class _Mark:
 
 
 def _intervals(marks: Sequence[_Mark]) -> dict[str, float]:
-    begin, forward, backward, end = marks
+    begin, forward, *_, backward, end = marks  # of several segments the first one's forward pass
     wait_for(torch.device("cpu" if end.event is None else "cuda"))
     return {
         "cpu_ms": 1e3 * (end.cpu_s - begin.cpu_s),

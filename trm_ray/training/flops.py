@@ -20,6 +20,7 @@ def step_flops(config: Config, tokens: TokenShape, *, supervised: bool) -> float
     """Count the multiplications and additions of a step's matrix multiplications; everything else is left out.
 
     With M = multiply-adds a row of the batch in one pass through the stack and the head's D·V a cell once a cycle,
+    and B the rows of all its segments,
 
         forward  = 2·B·H·((L + 1)·M + cells·D·V)
         backward = 2 × the forward of the cycles that carry gradient: all if `supervised`, else the last.
@@ -28,7 +29,7 @@ def step_flops(config: Config, tokens: TokenShape, *, supervised: bool) -> float
     stack = arch.L_layers * (_mixer_macs(config, positions) + positions * _swiglu_macs(config, arch.hidden_size))
     cycle = (arch.L_cycles + 1) * stack + tokens.seq_len * arch.hidden_size * tokens.vocab_size
     with_gradient = arch.H_cycles if supervised else 1
-    return 2.0 * config.global_batch_size * cycle * (arch.H_cycles + 2 * with_gradient)
+    return 2.0 * config.global_batch_size * config.segments_per_update * cycle * (arch.H_cycles + 2 * with_gradient)
 
 
 def _mixer_macs(config: Config, positions: int) -> int:

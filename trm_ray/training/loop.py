@@ -1,4 +1,4 @@
-"""The training loop: batch → step → (due?) log → (due?) evaluate → (due?) save."""
+"""The training loop: batches → step → (due?) log → (due?) evaluate → (due?) save."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ class _Run:
         state, config = self.state, self.config
         if state.unlogged is not None:
             yield self._due(), state.unlogged
-        batches = self.session.train_batches(state.step)
+        steps = self.session.train_steps(state.step, config.segments_per_update)
         while state.step < self.recipe.total_steps:
             with self.clock.waiting():
-                batch = next(batches)
+                batches = next(steps)
             measure = config.compute_gradient_stats and (state.step + 1) % config.gradient_stats_interval == 0
-            state.unlogged = self._gradient_stats(batch) if measure else {}
-            train_step(state, self.recipe, batch, self.session)
+            state.unlogged = self._gradient_stats(batches[0]) if measure else {}
+            train_step(state, self.recipe, batches, self.session)
             yield self._due(), state.unlogged
 
     def _gradient_stats(self, batch: Batch) -> dict[str, float]:
@@ -161,7 +161,7 @@ class _Run:
         row["train/curriculum_weight"] = supervision.base_weight(done)
         row["train/flops"] = train_flops(self.config, state.shape, state.step, supervision.num_supervised(state.step))
         row["throughput/num_workers"] = self.session.world_size
-        row |= self.clock.throughput(self.recipe.global_batch_size)
+        row |= self.clock.throughput(self.recipe.puzzles_per_step)
         return row | gpu_row(self.session.device) | self.store.numbers()
 
     def log(self, row: dict[str, float], depths: Depths | None = None) -> None:

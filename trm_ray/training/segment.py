@@ -45,16 +45,20 @@ Segment = Callable[[TinyRecursiveModel, Carry, Batch, Tensor, CycleWeights], Seg
 _Body = Callable[..., SegmentResult]  # `_run` without its first two arguments
 
 
-def build_segment(cell_loss: CellLoss, num_puzzles: int, device: torch.device, *, compiled: bool) -> Segment:
+def build_segment(
+    cell_loss: CellLoss, num_puzzles: int, device: torch.device, *, compiled: bool, adds_up: bool = False
+) -> Segment:
     """Make what runs a segment: its model, carry, batch, fewest segments a row (B,) and the weights of the cycles.
 
     Args:
-        num_puzzles: puzzles in the global batch, as in `segment_losses`.
+        num_puzzles: puzzles in the global batches of a step, as in `segment_losses`.
         compiled: as a graph for the baseline's steps and one for supervised ones. They are compiled when first needed
             and never again, since whatever changes between two steps is a tensor. On a GPU they run as CUDA graphs.
+        adds_up: gradients of several segments are added. No CUDA graphs then: their gradients lie where the next one
+            writes.
     """
     body: _Body = functools.partial(_run, cell_loss, num_puzzles)
-    graphs = {supervise: _compiled(body, device) if compiled else body for supervise in (False, True)}
+    graphs = {supervise: _compiled(body, device, adds_up) if compiled else body for supervise in (False, True)}
 
     def segment(
         model: TinyRecursiveModel, carry: Carry, batch: Batch, min_steps: Tensor, weights: CycleWeights
@@ -91,8 +95,8 @@ def compiled_graph(function: Callable[..., Any], mode: str | None = None) -> Cal
     return torch.compile(function, isolate_recompiles=True, **options)  # type: ignore[call-overload]
 
 
-def _compiled(body: _Body, device: torch.device) -> _Body:
-    if device.type != "cuda":
+def _compiled(body: _Body, device: torch.device, adds_up: bool) -> _Body:
+    if device.type != "cuda" or adds_up:
         return compiled_graph(body)
     graph = compiled_graph(body, "reduce-overhead")
 

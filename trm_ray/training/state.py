@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -49,22 +49,30 @@ class Recipe:
     puzzle_weight_decay: float
     grad_clip_norm: float
     global_batch_size: int
+    segments_per_update: int
     exploration_prob: float
     total_steps: int
 
+    @property
+    def puzzles_per_step(self) -> int:
+        """Rows that a step computes on, over all workers; a puzzle that goes on counts in each of its segments."""
+        return self.global_batch_size * self.segments_per_update
+
 
 def total_steps(config: Config, groups: int, mean_puzzle_examples: float) -> int:
-    """Count optimizer steps: epochs · groups · mean examples a puzzle / global batch, capped by `max_steps`.
+    """Count optimizer steps: epochs · groups · mean examples a puzzle / (global batch · segments), up to `max_steps`.
 
     Source: the original's `create_dataloader` / `init_train_state`.
     """
     caps = [] if config.max_steps is None else [config.max_steps]
     if config.epochs is not None:
-        caps.append(int(config.epochs * groups * mean_puzzle_examples / config.global_batch_size))
+        taken = config.global_batch_size * config.segments_per_update
+        caps.append(int(config.epochs * groups * mean_puzzle_examples / taken))
     if min(caps) < 1:
+        several = "" if config.segments_per_update == 1 else f" · segments_per_update={config.segments_per_update}"
         raise ValueError(
             f"epochs={config.epochs} gives no step: {groups} puzzles in batches of global_batch_size="
-            f"{config.global_batch_size}; use more epochs or a smaller batch"
+            f"{config.global_batch_size}{several}; use more epochs or a smaller batch"
         )
     return min(caps)
 
@@ -113,7 +121,7 @@ def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | 
 def build_recipe(config: Config, num_steps: int, device: torch.device | None = None) -> Recipe:
     """Build the recipe of a config for a run of `num_steps` steps, on a CPU if no device is given."""
     cell_loss, device = LOSSES[config.loss_type], device or torch.device("cpu")
-    compiled = compiles(config.compile, device)
+    compiled, segments = compiles(config.compile, device), config.segments_per_update
     ramp, own = (config.curriculum_start_step, config.curriculum_end_step), config.deep_supervision_weights
     rate = functools.partial(
         learning_rate, warmup_steps=config.lr_warmup_steps, total_steps=num_steps, min_ratio=config.lr_min_ratio
@@ -127,13 +135,20 @@ def build_recipe(config: Config, num_steps: int, device: torch.device | None = N
             own=None if own is None else tuple(own),
         ),
         cell_loss=cell_loss,
-        segment=build_segment(cell_loss, config.global_batch_size, device, compiled=compiled),
+        segment=build_segment(
+            cell_loss,
+            config.global_batch_size * segments,
+            device,
+            compiled=compiled,
+            adds_up=segments > 1,
+        ),
         forward=compiled_graph(forward_of) if compiled else None,
         rate_at=functools.partial(rate, lr=config.lr),
         puzzle_rate_at=functools.partial(rate, lr=config.puzzle_emb_lr),
         puzzle_weight_decay=config.puzzle_emb_weight_decay,
         grad_clip_norm=config.grad_clip_norm or math.inf,
         global_batch_size=config.global_batch_size,
+        segments_per_update=segments,
         exploration_prob=config.arch.halt_exploration_prob,
         total_steps=num_steps,
     )
@@ -191,18 +206,24 @@ class TrainState:
             self.average.update(self.model)
 
     def update_puzzle_embedding(
-        self, segment: SegmentResult, rate: float, weight_decay: float, session: Session
+        self, segments: Sequence[SegmentResult], rate: float, weight_decay: float, session: Session
     ) -> None:
-        """Move the rows of the puzzle embedding that took part on any worker; every rank writes the same."""
-        embedding, leaf = self.model.puzzle_embedding, segment.puzzle_leaf
+        """Move the rows of the puzzle embedding that took part on any worker; every rank writes the same.
+
+        A row moves once a step, by its gradients of all segments together: what averaging them means where only the
+        sign counts.
+        """
+        embedding = self.model.puzzle_embedding
         if embedding is None:
             return
-        assert leaf is not None, "the model looks rows up where it has an embedding"
-        assert leaf.grad is not None, "called after the backward pass"
+        leaves = [segment.puzzle_leaf for segment in segments]
+        gradients = [leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None]
+        assert len(gradients) == len(segments), "the model looks rows up where it has an embedding"
+        identifiers = [segment.carry.puzzles.puzzle_identifiers for segment in segments]
         sign_sgd(
             embedding.table,
-            session.gather_rows(segment.carry.puzzles.puzzle_identifiers, self.num_rows),
-            session.gather_rows(leaf.grad, self.num_rows),
+            session.gather_rows(torch.stack(identifiers, dim=1), self.num_rows).flatten(0, 1),
+            session.gather_rows(torch.stack(gradients, dim=1), self.num_rows).flatten(0, 1),
             lr=rate,
             weight_decay=weight_decay,
             found_inf=self.guard.found_inf,

@@ -121,8 +121,8 @@ def segment_losses(
 
     Args:
         weights: one a cycle. In the baseline the cycles before the last are measured without gradient.
-        num_puzzles: puzzles in the global batch; losses are sums over the rows here divided by it, so that they add up
-            over the workers.
+        num_puzzles: puzzles in the global batches of a step; losses are sums over the rows here divided by it, so that
+            they add up over the workers and the step's segments.
     """
     labels = output.carry.puzzles.labels
     cycles, rows, last = [], [], len(output.cycle_logits) - 1
