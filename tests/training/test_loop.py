@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_ray.config import Config
 from trm_ray.config.schedules import SCHEDULES
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.training import store
 from trm_ray.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from trm_ray.training.clock import PARTS, Clock, CoreSeconds
@@ -77,7 +78,9 @@ def test_steps_equal_a_transcription_with_torchs_own_parts(tmp_path, weights):
     for rate in (1.5e-3, 3e-3, 3e-3, 3e-3):
         batch = next(batches)
         train_step(state, recipe, [batch], session)
-        output = model(carry or model.initial_carry(batch), batch, weights is not None, torch.zeros(8))
+        output = model(
+            carry or model.initial_carry(batch), batch, GradientPath.full(3) if weights else None, torch.zeros(8)
+        )
         labels = output.carry.puzzles.labels
         ces = [F.cross_entropy(c.flatten(0, 1), labels.flatten().long()) for c in output.cycle_logits]
         solved = (output.cycle_logits[-1].argmax(-1) == labels).all(-1).float()
@@ -111,7 +114,7 @@ def test_an_update_takes_the_mean_gradient_of_its_segments_which_follow_each_oth
         train_step(state, recipe, taken, session)
         for batch in taken:
             leaf = model.puzzle_leaf(8)
-            output = model(carry or model.initial_carry(batch), batch, True, torch.zeros(8), leaf)
+            output = model(carry or model.initial_carry(batch), batch, GradientPath.full(3), torch.zeros(8), leaf)
             rows.append((output.carry.puzzles.puzzle_identifiers, leaf))
             labels = output.carry.puzzles.labels
             ces = [F.cross_entropy(c.flatten(0, 1), labels.flatten().long()) for c in output.cycle_logits]
@@ -505,7 +508,7 @@ def test_a_cycles_gradient_norms_are_those_of_its_own_loss(tmp_path):
     row = gradient_stats(state, recipe, batch, session)
     for cycle in range(3):
         model = copy.deepcopy(state.model)
-        output = model(model.initial_carry(batch), batch, supervise_all_cycles=True)
+        output = model(model.initial_carry(batch), batch, GradientPath.full(model.H_cycles))
         F.cross_entropy(output.cycle_logits[cycle].flatten(0, 1), batch.labels.flatten().long()).backward()
         norms = [p.grad.norm().item() for name, p in model.named_parameters() if not name.startswith("q_head")]
         expected = {"mean": sum(norms) / len(norms), "max": max(norms), "min": min(norms)}

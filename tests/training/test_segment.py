@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch, TinyRecursiveModel
 from trm_ray.training import segment
 from trm_ray.training.checkpoint import load_checkpoint
@@ -121,6 +122,9 @@ def tensors_of(*values: Any) -> Iterator[Tensor]:
     return (value for value in torch.utils._pytree.tree_leaves(values) if isinstance(value, Tensor))
 
 
+PATHS = (GradientPath.last(3), GradientPath.full(3))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("arch", [{}, ATTENTION], ids=["mlp", "attention"])
 def test_no_tensor_of_a_segment_or_of_its_sums_leaves_the_gpu(arch, loss):
@@ -130,8 +134,8 @@ def test_no_tensor_of_a_segment_or_of_its_sums_leaves_the_gpu(arch, loss):
         model, cells = moved(model), torch.zeros(8, SHAPE.seq_len, dtype=torch.int32, device=GPU)
         batch = Batch(cells, cells.clone(), torch.zeros(8, dtype=torch.int32, device=GPU))
         carry, fewest = model.initial_carry(batch), torch.zeros(8, dtype=torch.int64, device=GPU)
-        for supervise in (False, True):
-            weights = CycleWeights(torch.ones(model.H_cycles + 1, dtype=torch.float64, device=GPU), supervise)
+        for path in PATHS:
+            weights = CycleWeights(torch.ones(model.H_cycles + 1, dtype=torch.float64, device=GPU), path)
             result = segment(model, carry, batch, fewest, weights)
             sums = MetricSums(result.names, GPU)
             sums.add(result.sums)

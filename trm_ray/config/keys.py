@@ -107,6 +107,14 @@ def _workers(value: Any) -> int | tuple[int, int]:
     return (ends[0], ends[1]) if ends[0] < ends[1] else int(ends[0])
 
 
+def _depth(value: Any) -> int | Literal["all"] | None:
+    """Read through how many cycles a gradient runs."""
+    value = _number(value)
+    if value is not None and value != "all" and not (type(value) is int and value >= 1):
+        raise PydanticCustomError("depth", "no depth")  # told by the field's description, as of workers
+    return value
+
+
 def _place(text: str) -> str:
     try:
         return check_url(with_home(text))
@@ -160,6 +168,9 @@ Workers = Annotated[
     PlainValidator(_workers),
     # Written as JSON and YAML have it; the serializer that goes with a plain validator complains of the list.
     PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value, Any, when_used="json"),
+]
+Depth = Annotated[
+    int | Literal["all"] | None, Field(description="a whole number of at least 1, all or null"), PlainValidator(_depth)
 ]
 Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
 Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]

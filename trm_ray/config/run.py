@@ -16,6 +16,7 @@ from trm_ray.config.keys import (
     Count,
     CountOrNull,
     Decay,
+    Depth,
     Folder,
     FolderOrNull,
     Folders,
@@ -245,6 +246,10 @@ class Config(Settings):
     # One's own weights of the H-cycles, divided by the last, so that it weighs 1 as everywhere. They take the place of
     # w and the schedule, which then count for nothing. null = w and the schedule
     deep_supervision_weights: WeightsOrNull = None
+    # Through how many of a segment's last H-cycles the gradient runs; all = every one, and those before it weigh
+    # nothing. null = all if an earlier cycle is supervised, else 1.
+    recurrent_grad_depth: Depth = None
+    detach_cycles: bool = False  # each cycle's gradient ends where the cycle began: a backward pass and memory of one
     curriculum_enabled: bool = False  # let w, or the weights of one's own, grow from 0
     curriculum_start_step: Count = 1000  # last step at which w is 0
     curriculum_end_step: Positive = 10000  # first step at which w is whole
@@ -266,6 +271,7 @@ class Config(Settings):
         _check_data_and_length(self)
         _check_curriculum(self)
         _check_weights(self)
+        _check_gradients(self)
         _check_workers(self)
         if self.keep_best and self.keep_last is None:
             raise ValueError(f"keep_best={self.keep_best} needs keep_last, which is null: all stay; use keep_last=2")
@@ -310,6 +316,18 @@ def _check_weights(config: Config) -> None:
         raise ValueError(f"{given} must have one number for each of arch.H_cycles={cycles}; {way_out}")
     if not config.deep_supervision_enabled:
         raise ValueError(f"{given} needs deep_supervision_enabled=true; set it, or leave both")
+
+
+def _check_gradients(config: Config) -> None:
+    depth, most = config.recurrent_grad_depth, config.arch.H_cycles
+    if isinstance(depth, int) and depth > most:
+        rule = f"must be at most arch.H_cycles={most}, the cycles that there are"
+        raise ValueError(f"recurrent_grad_depth={depth} {rule}; use {most} or less, or all")
+    if config.detach_cycles and not config.deep_supervision_enabled:
+        raise ValueError("detach_cycles=true needs deep_supervision_enabled=true; set it, or leave both")
+    if config.detach_cycles and depth is not None:
+        why = "must be null with detach_cycles=true, where a gradient runs through one cycle"
+        raise ValueError(f"recurrent_grad_depth={depth} {why}; set one of them")
 
 
 def _check_workers(config: Config) -> None:

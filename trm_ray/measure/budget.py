@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from trm_ray.measure.step_cost import StepCost
 
 _MIB = 2**20
-# What the cost of a step depends on, besides `arch.*`, the rows a worker takes and whether cycles are supervised.
-_COST_KEYS: tuple[str, ...] = ("optimizer", "loss_type", "ema", "freeze_weights", "segments_per_update")
-_COST_KEYS += ("device", "ray.use_gpu", "ray.cpus_per_worker")
+# What the cost of a step depends on, besides `arch.*`, the rows a worker takes and the gradient's path.
+_COST_KEYS = (
+    *("optimizer", "loss_type", "ema", "freeze_weights", "device", "ray.use_gpu", "ray.cpus_per_worker"),
+    *("segments_per_update", "checkpoint_cycles", "compile"),
+)
 
 
 @dataclass(frozen=True)
@@ -301,8 +303,8 @@ def _test_rows(config: Config, info: DatasetInfo) -> int:
 def _case(config: Config, info: DatasetInfo) -> str:
     """Name what the cost of a config's step depends on, and how many there are."""
     steps = (count_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
-    rows, supervised = _rows_of_worker(config), _supervised_steps(config, info)
-    return str((_cost_values(config), rows, supervised, steps, config.data_paths))
+    phases = [(_network(one), number) for one, number in _phases(config, info)]
+    return str((phases, steps))
 
 
 def _cost_values(config: Config) -> dict[str, Any]:
@@ -313,14 +315,12 @@ def _rows_of_worker(config: Config) -> int:
     return -(-config.global_batch_size // max(1, config.ray.most_workers))
 
 
-def _supervised_steps(config: Config, info: DatasetInfo) -> int:
-    """Count the steps that carry gradients through all H-cycles; a curriculum begins without."""
+def _phases(config: Config, info: DatasetInfo) -> list[tuple[Config, int]]:
+    """Split the steps where a curriculum's ramp begins, each part with a config whose steps are all like its own."""
     steps = count_steps(config, info)
-    own = config.deep_supervision_weights
-    weighs = config.deep_supervision_weight > 0 if own is None else any(own[:-1])
-    if not config.deep_supervision_enabled or not weighs or config.arch.H_cycles == 1:
-        return 0
-    return max(0, steps - config.curriculum_start_step - 1) if config.curriculum_enabled else steps
+    plain = min(steps, config.curriculum_start_step + 1) if config.curriculum_enabled else 0
+    parts = ((False, plain), (config.deep_supervision_enabled, steps - plain))
+    return [(_as_measured(config, supervised=kind), number) for kind, number in parts if number]
 
 
 # ---- time ------------------------------------------------------------------------------------------------
@@ -329,13 +329,11 @@ def _supervised_steps(config: Config, info: DatasetInfo) -> int:
 def _costs(
     configs: Sequence[Config], infos: _Infos, timer: StepTimer, progress: Callable[[Sequence[Config]], Iterator[Config]]
 ) -> dict[str, StepCost]:
-    """Time the steps of every network that is to be trained, with and without supervision."""
+    """Time the steps of every network that is to be trained, along each path of its gradient."""
     wanted: dict[str, tuple[Config, DatasetInfo]] = {}
     for config in configs:
         info = infos.of(config)
-        steps, supervised = count_steps(config, info), _supervised_steps(config, info)
-        for kind in {supervised > 0, supervised == steps}:
-            one = _as_measured(config, supervised=kind)
+        for one, _ in _phases(config, info):
             wanted.setdefault(_network(one), (one, info))
     timed = progress([config for config, _ in wanted.values()])
     return {_network(config): timer(config, wanted[_network(config)][1]) for config in timed}
@@ -349,19 +347,20 @@ def _as_measured(config: Config, *, supervised: bool) -> Config:
 
 
 def _network(config: Config) -> str:
-    return str((_cost_values(config), config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
+    from trm_ray.training.state import build_supervision
+
+    path = build_supervision(config).path(0)
+    return str((_cost_values(config), config.global_batch_size, path, config.data_paths))
 
 
 def _trials(
     config: Config, number: int, info: DatasetInfo, costs: dict[str, StepCost], sweep: SweepConfig | None
 ) -> Trials:
-    steps, supervised = count_steps(config, info), _supervised_steps(config, info)
-    parameters, state = _state_mib(config, info)
-    plain, full = (
-        costs[_network(_as_measured(config, supervised=kind))] for kind in (supervised == steps, supervised > 0)
-    )
-    step_ms = (plain.step_ms * (steps - supervised) + full.step_ms * supervised) / steps
-    step_ms += _evaluation_ms(config, info, plain) / config.eval_interval
+    steps, parameters, state = count_steps(config, info), *_state_mib(config, info)
+    phases = [(costs[_network(one)], number) for one, number in _phases(config, info)]
+    (first, _), (full, _) = phases[0], phases[-1]
+    step_ms = sum(cost.step_ms * number for cost, number in phases) / steps
+    step_ms += _evaluation_ms(config, info, first) / config.eval_interval
     rungs = stopping_steps(sweep, config, steps) if sweep else [steps]
     kept = sweep is not None and config.config_name in sweep.keep
     factor = sweep.asha.reduction_factor if sweep else 1.0

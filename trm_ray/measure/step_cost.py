@@ -35,7 +35,7 @@ from trm_ray.reporting.terminal import number_table
 from trm_ray.training.flops import step_flops
 from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session, place
-from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
+from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe, build_supervision
 from trm_ray.training.step import train_step
 
 SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum")
@@ -229,7 +229,7 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
     state, num_timed, median = measured_steps(config, tokens, threads, num_steps, device)
     peak = _highest_bytes(device) / _MIB if device.type == "cuda" else math.nan
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    supervised = config.deep_supervision_enabled
+    path = build_supervision(config).path(state.step)
     return BenchResult(
         preset=preset,
         scenario=scenario,
@@ -241,8 +241,8 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
         parameters=parameters,
         num_steps=num_timed,
         **median,
-        flops=step_flops(config, tokens, supervised=supervised),
-        bytes_moved=step_bytes(config, tokens, supervised=supervised, num_weights=parameters),
+        flops=step_flops(config, tokens, path),
+        bytes_moved=step_bytes(config, tokens, path, parameters),
         machine_rate=machine_rate(device, getattr(torch, config.arch.forward_dtype), threads),
         machine_bandwidth=machine_bandwidth(device, threads),
         peak_mib=peak,

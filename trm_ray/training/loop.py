@@ -159,7 +159,7 @@ class _Run:
         row["train/learning_rate"] = self.recipe.rate_at(done)
         supervision = self.recipe.supervision
         row["train/curriculum_weight"] = supervision.base_weight(done)
-        row["train/flops"] = train_flops(self.config, state.shape, state.step, supervision.num_supervised(state.step))
+        row["train/flops"] = train_flops(self.config, state.shape, supervision.paths(state.step))
         row["throughput/num_workers"] = self.session.world_size
         row |= self.clock.throughput(self.recipe.puzzles_per_step)
         return row | gpu_row(self.session.device) | self.store.numbers()

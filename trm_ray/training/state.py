@@ -118,22 +118,31 @@ def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | 
     )
 
 
+def build_supervision(config: Config) -> Supervision:
+    """Build the scenario of a config."""
+    ramp = (config.curriculum_start_step, config.curriculum_end_step)
+    depth, num_cycles = config.recurrent_grad_depth, config.arch.H_cycles
+    return Supervision(
+        enabled=config.deep_supervision_enabled,
+        schedule=config.deep_supervision_schedule,
+        weight=config.deep_supervision_weight,
+        curriculum=ramp if config.curriculum_enabled else None,
+        num_cycles=num_cycles,
+        grad_depth=num_cycles if depth == "all" else depth,
+        detached=config.detach_cycles,
+        own=None if config.deep_supervision_weights is None else tuple(config.deep_supervision_weights),
+    )
+
+
 def build_recipe(config: Config, num_steps: int, device: torch.device | None = None) -> Recipe:
     """Build the recipe of a config for a run of `num_steps` steps, on a CPU if no device is given."""
     cell_loss, device = LOSSES[config.loss_type], device or torch.device("cpu")
     compiled, segments = compiles(config.compile, device), config.segments_per_update
-    ramp, own = (config.curriculum_start_step, config.curriculum_end_step), config.deep_supervision_weights
     rate = functools.partial(
         learning_rate, warmup_steps=config.lr_warmup_steps, total_steps=num_steps, min_ratio=config.lr_min_ratio
     )
     return Recipe(
-        supervision=Supervision(
-            enabled=config.deep_supervision_enabled,
-            schedule=config.deep_supervision_schedule,
-            weight=config.deep_supervision_weight,
-            curriculum=ramp if config.curriculum_enabled else None,
-            own=None if own is None else tuple(own),
-        ),
+        supervision=build_supervision(config),
         cell_loss=cell_loss,
         segment=build_segment(
             cell_loss,

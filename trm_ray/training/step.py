@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from trm_ray.model.trm import Batch
+from trm_ray.model.gradient_path import GradientPath
+from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel
 from trm_ray.training.losses import puzzle_loss
 from trm_ray.training.metrics import step_sums
 from trm_ray.training.segment import SegmentResult
@@ -47,7 +48,8 @@ def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Batch], sess
 
 def _pass_back(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> SegmentResult:
     """Run one segment and add its gradients to those at hand; what is returned remembers no graph."""
-    model, weights = state.model, CycleWeights.of(cycle_weights(state, recipe), session.device)
+    model, supervision = state.model, recipe.supervision
+    weights = CycleWeights.of(supervision.weights(state.step), supervision.path(state.step), session.device)
     min_steps = session.own_rows(_exploration(state, recipe)).to(session.device, non_blocking=True)
     segment = recipe.segment(model, state.carry or model.initial_carry(batch), batch, min_steps, weights)
     segment.loss.backward()
@@ -57,11 +59,6 @@ def _pass_back(state: TrainState, recipe: Recipe, batch: Batch, session: Session
 
 def _added(tensors: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, tensors)
-
-
-def cycle_weights(state: TrainState, recipe: Recipe) -> tuple[float, ...]:
-    """Weigh the H-cycles at the step to come."""
-    return recipe.supervision.weights(state.step, state.model.H_cycles)
 
 
 def _exploration(state: TrainState, recipe: Recipe) -> Tensor:
@@ -78,19 +75,28 @@ def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Ses
     """Measure the gradient norms that each H-cycle's loss gives: mean, max and min over the parameter tensors.
 
     One more forward pass and one backward pass a cycle, on the step's own (first) batch; neither weights, gradients nor
-    generators change. Without supervision only the last cycle has a gradient. Synchronises with the device.
+    generators change. Cycles that are not supervised have none. Synchronises with the device.
     """
-    weights, model = cycle_weights(state, recipe), state.model
-    output = model(state.carry or model.initial_carry(batch), batch, any(weights[:-1]))
+    path, model = recipe.supervision.path(state.step), state.model
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("q_head")]
     row: dict[str, float] = {}
-    for cycle, (logits, weight) in enumerate(zip(output.cycle_logits, weights, strict=True)):
-        if weight == 0:
+    for cycle, (logits, labels) in enumerate(_cycles(model, state.carry or model.initial_carry(batch), batch, path)):
+        if not path.supervised[cycle]:
             continue
-        loss = puzzle_loss(recipe.cell_loss, logits, output.carry.puzzles.labels).sum() / recipe.global_batch_size
+        loss = puzzle_loss(recipe.cell_loss, logits, labels).sum() / recipe.global_batch_size
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
         session.sum_over_ranks(*gradients)
         norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
         for name, value in (("mean", norms.mean()), ("max", norms.max()), ("min", norms.min())):
             row[f"train/gradients/step_{cycle}_grad_norm_{name}"] = value.item()
     return row
+
+
+def _cycles(
+    model: TinyRecursiveModel, carry: Carry, batch: Batch, path: GradientPath
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each cycle's logits, with the labels, one stretch of the path after the other."""
+    for stretch in path.stretches:
+        output = model(carry, batch, stretch)
+        yield from ((logits, output.carry.puzzles.labels) for logits in output.cycle_logits)
+        carry = output.carry.within_segment()

@@ -5,6 +5,8 @@ All weights are pure functions of the cycle index and the step.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trm_ray.config.schedules import SCHEDULES
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import SegmentOutput
 from trm_ray.training.losses import CellLoss, puzzle_loss, solved_cells
 
@@ -44,8 +47,10 @@ def curriculum_weight(step: int, start_step: int, end_step: int, weight: float) 
 
 @dataclass(frozen=True)
 class Supervision:
-    """One scenario: the base weight over the steps and its distribution over the H-cycles.
+    """One scenario: the base weight over the steps, its distribution over the H-cycles, and the gradient's path.
 
+    grad_depth: through how many of the last cycles the gradient runs; None goes by the weights.
+    detached: cut the gradient between the cycles.
     own: a weight for each cycle in place of weight and schedule, in any unit. The base weight is then the share of them
     that counts, which a curriculum lets grow from 0 to 1.
     """
@@ -54,6 +59,9 @@ class Supervision:
     schedule: str
     weight: float
     curriculum: tuple[int, int] | None
+    num_cycles: int
+    grad_depth: int | None = None
+    detached: bool = False
     own: tuple[float, ...] | None = None
 
     def base_weight(self, step: int) -> float:
@@ -63,37 +71,64 @@ class Supervision:
         weight = self.weight if self.own is None else 1.0
         return weight if self.curriculum is None else curriculum_weight(step, *self.curriculum, weight)
 
-    def weights(self, step: int, num_cycles: int) -> tuple[float, ...]:
-        """Weigh the cycles' losses at a step; the last weighs 1."""
+    def weights(self, step: int) -> tuple[float, ...]:
+        """Weigh the cycles' losses at a step; the last weighs 1, those before the gradient's path nothing."""
         base = self.base_weight(step)
         if self.own is None:
-            return supervision_weights(self.schedule, num_cycles, base)
-        *earlier, last = self.own
-        return (*(base * weight / last for weight in earlier), 1.0)
+            weights = supervision_weights(self.schedule, self.num_cycles, base)
+        else:
+            weights = (*(base * weight / self.own[-1] for weight in self.own[:-1]), 1.0)
+        before = self.num_cycles - (self.grad_depth or self.num_cycles)
+        return (0.0,) * before + weights[before:]
 
-    def num_supervised(self, steps: int) -> int:
-        """Count the steps among the first so many in which a cycle before the last has a weight above 0."""
-        if not self.enabled or not (self.weight if self.own is None else any(self.own[:-1])):
-            return 0
-        return steps if self.curriculum is None else max(0, steps - self.curriculum[0] - 1)
+    def path(self, step: int) -> GradientPath:
+        """Choose the gradient's path at a step."""
+        return GradientPath.along(self.weights(step), self.grad_depth, detached=self.detached)
+
+    def paths(self, num_steps: int) -> Counter[GradientPath]:
+        """Count the steps of each path among the first so many: a curriculum has one before its ramp and one after."""
+        before = 0 if self.curriculum is None else min(num_steps, self.curriculum[0] + 1)
+        # Adding drops what has no step.
+        return Counter({self.path(0): before}) + Counter({self.path(before): num_steps - before})
 
 
 @dataclass(frozen=True)
 class CycleWeights:
     """The weights of a segment's H-cycles on a device, where a ramp changes them without a new graph.
 
-    values: (N + 1,) float64: each cycle's weight, of which the last is 1, then their sum.
-    supervise: whether any before the last is above 0; if not, the step is the baseline's.
+    values: (N + 1,) float64: each cycle's weight, of which the segment's last is 1, then the sum over the segment.
     """
 
     values: Tensor
-    supervise: bool
+    path: GradientPath
 
     @classmethod
-    def of(cls, weights: tuple[float, ...], device: torch.device | None = None) -> CycleWeights:
-        """Take weights to a device without waiting for the copy."""
+    def of(
+        cls, weights: tuple[float, ...], path: GradientPath | None = None, device: torch.device | None = None
+    ) -> CycleWeights:
+        """Take weights to a device without waiting for the copy; the path goes by them if it is not given."""
         values = torch.tensor((*weights, sum(weights)), dtype=torch.float64)
-        return cls(values.to(device, non_blocking=True), any(weights[:-1]))
+        return cls(values.to(device, non_blocking=True), path or GradientPath.along(weights))
+
+    def stretches(self) -> Iterator[CycleWeights]:
+        """Yield those of each stretch of the path."""
+        *each, total_weight = self.values.unbind()
+        for path in self.path.stretches:
+            own, each = each[: len(path.supervised)], each[len(path.supervised) :]
+            yield CycleWeights(torch.stack((*own, total_weight)), path)
+
+
+@dataclass(frozen=True)
+class StretchLosses:
+    """Losses of cycles before the segment's last, in which the gradient ends.
+
+    total: Σ wᵢ·CEᵢ / W over these cycles, which carries the gradient. cycles: (n,), rows: (n, B), as in
+    `SegmentLosses`, without.
+    """
+
+    total: Tensor
+    cycles: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -115,26 +150,57 @@ class SegmentLosses:
 
 
 def segment_losses(
-    output: SegmentOutput, weights: CycleWeights, cell_loss: CellLoss, num_puzzles: int
+    output: SegmentOutput,
+    weights: CycleWeights,
+    cell_loss: CellLoss,
+    num_puzzles: int,
+    before: Sequence[StretchLosses] = (),
 ) -> SegmentLosses:
     """Combine the cycles' cross-entropies and the halt loss.
 
     Args:
-        weights: one a cycle. In the baseline the cycles before the last are measured without gradient.
         num_puzzles: puzzles in the global batches of a step; losses are sums over the rows here divided by it, so that
             they add up over the workers and the step's segments.
+        before: of the segment's stretches before the output's. What they weigh counts in `supervised`, and its gradient
+            has been passed back already.
     """
-    labels = output.carry.puzzles.labels
-    cycles, rows, last = [], [], len(output.cycle_logits) - 1
-    for cycle, logits in enumerate(output.cycle_logits):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (cycle == last or weights.supervise)):
-            of_rows = puzzle_loss(cell_loss, logits, labels)
+    cycles, rows = _cross_entropies(output, weights.path, cell_loss, num_puzzles)
+    solved = solved_cells(output.cycle_logits[-1].detach(), output.carry.puzzles.labels)[1]
+    halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved.float(), reduction="sum") / num_puzzles
+    *_, total_weight = weights.values.to(cycles[-1].dtype).unbind()
+    act = cycles[-1] / total_weight + 0.5 * halt
+    weighted = [*(losses.total.detach() for losses in before), *_weighted(cycles[:-1], weights)]
+    supervised = torch.stack(weighted).sum() if weighted else torch.zeros_like(act)
+    all_cycles = (*(ce for losses in before for ce in losses.cycles), *cycles)
+    all_rows = (*(ces for losses in before for ces in losses.rows), *rows)
+    return SegmentLosses(act + supervised, act, supervised, cycles[-1], all_cycles, halt, all_rows)
+
+
+def stretch_losses(
+    output: SegmentOutput, weights: CycleWeights, cell_loss: CellLoss, num_puzzles: int
+) -> StretchLosses:
+    """Weigh the cross-entropies of cycles before the segment's last; arguments as those of `segment_losses`."""
+    cycles, rows = _cross_entropies(output, weights.path, cell_loss, num_puzzles)
+    total = torch.stack([*_weighted(cycles, weights)]).sum()
+    return StretchLosses(total, torch.stack([cycle.detach() for cycle in cycles]), torch.stack(rows))
+
+
+def _cross_entropies(
+    output: SegmentOutput, path: GradientPath, cell_loss: CellLoss, num_puzzles: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Measure each cycle: the mean over puzzles, with gradient where it is supervised, and that of each, without."""
+    cycles, rows = [], []
+    for logits, supervised in zip(output.cycle_logits, path.supervised, strict=True):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and supervised):
+            of_rows = puzzle_loss(cell_loss, logits, output.carry.puzzles.labels)
             cycles.append(of_rows.sum() / num_puzzles)
             rows.append(of_rows.detach())
-    solved = solved_cells(output.cycle_logits[-1].detach(), labels)[1]
-    halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved.float(), reduction="sum") / num_puzzles
-    *each, _, total_weight = weights.values.to(cycles[-1].dtype).unbind()
-    act = cycles[-1] / total_weight + 0.5 * halt
-    weighted = [weight * ce / total_weight for weight, ce in zip(each, cycles[:-1], strict=True)]
-    supervised = torch.stack(weighted).sum() if weights.supervise else torch.zeros_like(act)
-    return SegmentLosses(act + supervised, act, supervised, cycles[-1], tuple(cycles), halt, tuple(rows))
+    return cycles, rows
+
+
+def _weighted(cycles: Sequence[Tensor], weights: CycleWeights) -> Iterator[Tensor]:
+    """Yield wᵢ·CEᵢ / W of those of the first so many cycles that are supervised."""
+    *each, total_weight = weights.values.unbind()
+    for ce, weight, supervised in zip(cycles, each, weights.path.supervised, strict=False):
+        if supervised:
+            yield weight.to(ce.dtype) * ce / total_weight.to(ce.dtype)

@@ -24,7 +24,7 @@ _PER_RUN_KEYS = {
     *("eval_interval", "eval_batch_size", "eval_quick_puzzles", "checkpoint_every_eval", "keep_last", "keep_best"),
 }
 # Keys that scenarios are made of: they differ between scenarios by definition.
-_SCENARIO_KEYS = ("deep_supervision_", "curriculum_")
+_SCENARIO_KEYS = ("deep_supervision_", "curriculum_", "recurrent_grad_depth", "detach_cycles")
 _LENGTH_KEYS = {"max_steps", "epochs"}
 
 
