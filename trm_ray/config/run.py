@@ -252,7 +252,9 @@ class Config(Settings):
     log_interval: Positive = 100  # steps between two rows of the log
     log_dir: Folder = "runs/run"  # filled in when loading: runs/CONFIG_NAME
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = a GPU where there is one
-    checkpoint_cycles: bool = False  # recompute H-cycles in the backward pass: less memory for more time
+    # Recompute H-cycles in the backward pass: less memory for more time, and the same numbers; auto = where the
+    # device has too little free memory when the run begins.
+    checkpoint_cycles: Literal["auto", True, False] = False
     compile: Literal["auto", True, False] = "auto"  # each step's segment into one graph; auto = on a GPU
 
     arch: ArchConfig = ArchConfig()

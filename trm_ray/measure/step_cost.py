@@ -33,6 +33,7 @@ from trm_ray.data.rows import TokenBatch
 from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes, wait_for
 from trm_ray.reporting.terminal import number_table
 from trm_ray.training.flops import step_flops
+from trm_ray.training.memory import kept_bytes
 from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session, place
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe, build_supervision
@@ -253,7 +254,7 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
 class StepCost:
     """What a step of a config costs.
 
-    step_ms, forward_ms: as in `BenchResult`, medians. activation_bytes: what autograd keeps from the forward to the
+    step_ms, forward_ms: as in `BenchResult`, medians. activation_bytes: the most that autograd keeps at once for a
     backward pass. None where nothing was measured.
     """
 
@@ -266,7 +267,7 @@ def measure_config(config: Config, tokens: TokenShape, num_steps: int) -> StepCo
     """Measure the steps of any config in this process, on one device. Sets this process's number of threads."""
     threads, device = max(1, int(config.ray.cpus_per_worker)), any_device()
     state, _, median = measured_steps(config, tokens, threads, num_steps, device)
-    kept = activation_bytes(state, config)
+    kept = kept_bytes(state, _recipe(config, device), config.global_batch_size)
     if device.type == "cuda":
         return StepCost(median["wall_ms"], median["forward_ms"], kept)
     return StepCost(median["cpu_ms"] / threads, median["forward_ms"] / threads, kept)
@@ -280,24 +281,6 @@ def measured_steps(
     state = _state_at_full_supervision(config, tokens, device)
     times = _time_steps(state, config, num_steps)
     return state, len(times), {name: statistics.median(step[name] for step in times) for name in times[0]}
-
-
-def activation_bytes(state: TrainState, config: Config) -> int:
-    """Count the bytes that autograd keeps of a forward pass for its backward pass, without the weights."""
-    owned = {tensor.untyped_storage().data_ptr() for tensor in (*state.model.parameters(), *state.model.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
-    session = Session(Path(), device, tokens, lambda whole: (), lambda *_: None)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        train_step(state, _recipe(config, device), next(session.train_batches(state.step)), session)
-    return sum(kept.values())
 
 
 def _state_at_full_supervision(config: Config, tokens: TokenShape, device: torch.device) -> TrainState:
