@@ -97,6 +97,7 @@ def test_the_banner_has_a_title_a_rule_the_supervision_and_what_was_given():
     ("name", "told"),
     [
         ("deep_supervision_baseline", ["deep_supervision_enabled: False"]),
+        ("bptt_last", ["deep_supervision_enabled: False", "recurrent_grad_depth: all"]),
         (
             "deep_supervision_curriculum",
             [

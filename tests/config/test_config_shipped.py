@@ -6,7 +6,7 @@ import pytest
 import yaml
 from config_helpers import CONFIGS, SCENARIOS, SWEEPS, TASKS, load, sweep
 
-from trm_ray.config import load_config, load_sweep, trial_configs
+from trm_ray.config import flat, load_config, load_sweep, trial_configs
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -23,7 +23,7 @@ def test_every_sweep_loads(name):
 
 def test_the_folders_hold_what_the_project_promises():
     names = ["baseline", "constant", "curriculum", "exponential", "linear"]
-    assert [f"deep_supervision_{name}" for name in names] == SCENARIOS
+    assert {*(f"deep_supervision_{name}" for name in names), "bptt_last", "detached"} <= set(SCENARIOS)
     assert {"sudoku4", "sudoku6"} <= set(TASKS)
     assert {"five_scenarios", "schedule_variants"} <= set(SWEEPS)
 
@@ -58,6 +58,14 @@ def test_the_five_scenarios_supervise_as_the_table_says(name, expected):
         assert (config.deep_supervision_schedule, config.deep_supervision_weight) == (schedule, weight)
 
 
+def test_the_controls_differ_from_the_baseline_and_from_linear_in_the_gradients_path_alone():
+    control, detached = (flat(load(name=name)) for name in ("bptt_last", "detached"))
+    baseline, linear = (flat(load(name=f"deep_supervision_{name}")) for name in ("baseline", "linear"))
+    named = ("config_name", "log_dir")
+    assert {key for key in control if control[key] != baseline[key]} - set(named) == {"recurrent_grad_depth"}
+    assert {key for key in detached if detached[key] != linear[key]} - set(named) == {"detach_cycles"}
+
+
 def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
     long, short = (load(f"task={task}", name="deep_supervision_curriculum") for task in ("arc1", "sudoku6"))
     assert (long.curriculum_start_step, long.curriculum_end_step) == (1000, 10000)
@@ -67,7 +75,8 @@ def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_says_how_to_supervise_and_nothing_about_data(name):
     keys = set(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
-    assert {key for key in keys if not key.startswith(("deep_supervision_", "curriculum_"))} == {"task"}
+    how = ("deep_supervision_", "curriculum_", "recurrent_grad_depth", "detach_cycles")
+    assert {key for key in keys if not key.startswith(how)} == {"task"}
 
 
 @pytest.mark.parametrize("name", TASKS)

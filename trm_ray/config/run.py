@@ -358,6 +358,8 @@ def banner(config: Config, overrides: Sequence[str] = ()) -> str:
     """Return lines to print before training: how cycles are supervised, on which task, and what was overridden."""
     told = ["deep_supervision_enabled"]
     told += ["deep_supervision_weight", "deep_supervision_schedule"] if config.deep_supervision_enabled else []
+    told += ["recurrent_grad_depth"] if config.recurrent_grad_depth is not None else []
+    told += ["detach_cycles"] if config.detach_cycles else []
     told += ["curriculum_start_step", "curriculum_end_step"] if config.curriculum_enabled else []
     told += ["config_name", "task", *(word.partition("=")[0] for word in overrides)]
     values = flat(config)

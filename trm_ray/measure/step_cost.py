@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from trm_ray.config import Config, load_config, with_overrides
+from trm_ray.config import Config, config_names, load_config, with_overrides
 from trm_ray.data.rows import TokenBatch
 from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes, wait_for
 from trm_ray.reporting.terminal import number_table
@@ -39,7 +39,8 @@ from trm_ray.training.session import Session, place
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe, build_supervision
 from trm_ray.training.step import train_step
 
-SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum")
+# By the names of their files, and the five without their prefix.
+SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum", "detached", "bptt_last")
 TIME_BUDGET_S = 5.0
 _FEWEST_STEPS, _MOST_STEPS = 2, 50
 _MIB = 2**20
@@ -65,7 +66,8 @@ class Preset:
         """Resolve the preset under a scenario."""
         scaled = self.on_cpu if device.type == "cpu" else ()
         words = {word.partition("=")[0]: word for word in (f"task={self.task}", *self.overrides, *scaled)}
-        return load_config(f"deep_supervision_{scenario}", [*words.values()])
+        name = scenario if scenario in config_names() else f"deep_supervision_{scenario}"
+        return load_config(name, [*words.values()])
 
 
 # Cells, and tokens: PAD, blank and the digits; PAD and a maze's five; PAD, end and ARC's ten colours; PAD and bytes.
