@@ -129,6 +129,18 @@ MISTAKES = [
         "curriculum_enabled=true deep_supervision_enabled=false",
         "curriculum_enabled=true needs deep_supervision_enabled=true",
     ),
+    (
+        "recurrent_grad_depth=4",
+        "recurrent_grad_depth=4 must be at most arch.H_cycles=3, the cycles that there are; use 3 or less, or all",
+    ),
+    ("recurrent_grad_depth=0", "recurrent_grad_depth=0 must be a whole number of at least 1, all or null"),
+    ("recurrent_grad_depth=every", "recurrent_grad_depth=every must be a whole number of at least 1, all or null"),
+    (
+        "detach_cycles=true deep_supervision_enabled=false",
+        "detach_cycles=true needs deep_supervision_enabled=true; set it, or leave both",
+    ),
+    ("detach_cycles=true recurrent_grad_depth=2", "recurrent_grad_depth=2 must be null with detach_cycles=true"),
+    ("checkpoint_cycles=maybe", "checkpoint_cycles=maybe must be one of auto, true, false"),
     ("max_steps=null epochs=null", "max_steps=null must be given when epochs=null"),
     ("data_paths=[]", "data_paths=[] must name a dataset folder"),
     ("device=cpu ray.use_gpu=true", "ray.use_gpu=true must not go with device=cpu"),

@@ -103,6 +103,7 @@ def test_the_banner_tells_weights_of_ones_own_in_place_of_weight_and_schedule():
     ("name", "told"),
     [
         ("deep_supervision_baseline", ["deep_supervision_enabled: False"]),
+        ("bptt_last", ["deep_supervision_enabled: False", "recurrent_grad_depth: all"]),
         (
             "deep_supervision_curriculum",
             [

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from config_helpers import CONFIGS, SCENARIOS, SWEEPS, TASKS, load, sweep
 
-from trm_ray.config import load_config, load_sweep, trial_configs
+from trm_ray.config import flat, load_config, load_sweep, trial_configs
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -22,7 +22,7 @@ def test_every_sweep_loads(name):
 
 
 def test_the_folders_hold_what_the_project_promises():
-    assert {*FIVE_SCENARIOS, *OTHER_SCHEDULES} == set(SCENARIOS)
+    assert {*FIVE_SCENARIOS, *OTHER_SCHEDULES, *PATHS} == set(SCENARIOS)
     assert {"sudoku4", "sudoku6"} <= set(TASKS)
     assert {"five_scenarios", "schedule_variants", "all_schedules"} <= set(SWEEPS)
 
@@ -53,6 +53,7 @@ OTHER_SCHEDULES = {
     "deep_supervision_last_two": (True, "last_two", 0.5, False),
     "deep_supervision_first_and_last": (True, "first_and_last", 0.5, False),
 }
+PATHS = ("bptt_last", "detached")
 
 
 @pytest.mark.parametrize(("name", "expected"), [*FIVE_SCENARIOS.items(), *OTHER_SCHEDULES.items()])
@@ -64,6 +65,14 @@ def test_the_scenarios_supervise_as_the_tables_say(name, expected):
         assert (config.deep_supervision_schedule, config.deep_supervision_weight) == (schedule, weight)
 
 
+def test_the_controls_differ_from_the_baseline_and_from_linear_in_the_gradients_path_alone():
+    control, detached = (flat(load(name=name)) for name in ("bptt_last", "detached"))
+    baseline, linear = (flat(load(name=f"deep_supervision_{name}")) for name in ("baseline", "linear"))
+    named = ("config_name", "log_dir")
+    assert {key for key in control if control[key] != baseline[key]} - set(named) == {"recurrent_grad_depth"}
+    assert {key for key in detached if detached[key] != linear[key]} - set(named) == {"detach_cycles"}
+
+
 def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
     long, short = (load(f"task={task}", name="deep_supervision_curriculum") for task in ("arc1", "sudoku6"))
     assert (long.curriculum_start_step, long.curriculum_end_step) == (1000, 10000)
@@ -73,7 +82,8 @@ def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_says_how_to_supervise_and_nothing_about_data(name):
     keys = set(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
-    assert {key for key in keys if not key.startswith(("deep_supervision_", "curriculum_"))} == {"task"}
+    how = ("deep_supervision_", "curriculum_", "recurrent_grad_depth", "detach_cycles")
+    assert {key for key in keys if not key.startswith(how)} == {"task"}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -113,7 +123,7 @@ def test_the_five_scenarios_run_once_each_and_the_baseline_is_first_and_kept():
 
 def test_all_schedules_are_every_scenario_that_is_shipped_on_three_seeds_without_stopping():
     loaded = sweep(name="all_schedules")
-    assert [*loaded.scenarios] == [*FIVE_SCENARIOS, *OTHER_SCHEDULES]
+    assert [*loaded.scenarios] == [*FIVE_SCENARIOS, *OTHER_SCHEDULES, *PATHS]
     assert (loaded.seeds, loaded.asha.enabled) == ([0, 1, 2], False)
     assert {(config.task, config.max_steps) for config in trial_configs(loaded)} == {("sudoku6", 400)}
 

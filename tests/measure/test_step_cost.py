@@ -92,7 +92,8 @@ def test_every_preset_can_be_measured_under_every_scenario_beginning_with_its_ba
     for preset in PRESETS.values():
         assert preset.scenarios[0] == "baseline"
         for scenario in SCENARIOS:
-            assert preset.config(scenario, CPU).deep_supervision_enabled == (scenario != "baseline")
+            enabled = scenario not in ("baseline", "bptt_last")
+            assert preset.config(scenario, CPU).deep_supervision_enabled == enabled
 
 
 @pytest.mark.parametrize(
@@ -123,10 +124,18 @@ def test_a_curriculum_is_measured_at_its_full_weight():
     assert build_recipe(config, 8).supervision.base_weight(state.step) == 0.5
 
 
+PATHS = {
+    "baseline": {},
+    "supervised": supervised(),
+    "bptt_last": {"recurrent_grad_depth": "all"},
+    "k=2": supervised(recurrent_grad_depth=2),
+    "detached": supervised(detach_cycles=True),
+}
+
 # -- counting --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scenario", [{}, supervised()], ids=["baseline", "supervised"])
+@pytest.mark.parametrize("scenario", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("arch", [{"mixer": "mlp"}, {"mixer": "attention", "pos_encodings": "rope"}])
 def test_the_counted_operations_are_those_that_pytorch_counts_in_a_step(arch, scenario):
     config = tiny_config(arch={"L_layers": 2, **arch}, **scenario)
@@ -146,6 +155,11 @@ def test_a_step_of_several_segments_is_as_many_times_the_work_of_one():
 def test_supervision_triples_the_backward_pass_of_three_cycles():
     plain, full = (step_flops(tiny_config(), TOKENS, path) for path in (LAST, FULL))
     assert full / plain == pytest.approx((3 + 2 * 3) / (3 + 2 * 1))
+    # Through all cycles from the last loss alone: as much but for the two other cycles' heads.
+    control, head = GradientPath.along((0, 0, 1), 3), 2.0 * 8 * 16 * 16 * 6
+    assert step_flops(tiny_config(), TOKENS, control) == full - 2 * 2 * head
+    detached = GradientPath.along((0.5, 0.5, 1), detached=True)
+    assert step_flops(tiny_config(), TOKENS, detached) == full
     assert train_flops(tiny_config(), TOKENS, {LAST: 6, FULL: 4}) == pytest.approx(6 * plain + 4 * full)
 
 

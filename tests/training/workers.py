@@ -24,6 +24,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "segments": supervised(
         segments_per_update=2, arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3, log_interval=2
     ),
+    "detached": supervised(
+        **{"detach_cycles": True, "compute_gradient_stats": True, "gradient_stats_interval": 3},
+        **{"arch": {"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, "puzzle_emb_lr": 3e-3},
+    ),
     # Four rows of each batch to one worker and three to the other.
     "uneven": supervised(
         global_batch_size=7, arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3, log_interval=2

@@ -260,7 +260,9 @@ class Config(Settings):
     log_interval: Positive = 100  # steps between two rows of the log
     log_dir: Folder = "runs/run"  # filled in when loading: runs/CONFIG_NAME
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = a GPU where there is one
-    checkpoint_cycles: bool = False  # recompute H-cycles in the backward pass: less memory for more time
+    # Recompute H-cycles in the backward pass: less memory for more time, and the same numbers; auto = where the
+    # device has too little free memory when the run begins.
+    checkpoint_cycles: Literal["auto", True, False] = False
     compile: Literal["auto", True, False] = "auto"  # each step's segment into one graph; auto = on a GPU
 
     arch: ArchConfig = ArchConfig()
@@ -386,6 +388,8 @@ def banner(config: Config, overrides: Sequence[str] = ()) -> str:
         told += ["deep_supervision_weights"]
     elif config.deep_supervision_enabled:
         told += ["deep_supervision_weight", "deep_supervision_schedule"]
+    told += ["recurrent_grad_depth"] if config.recurrent_grad_depth is not None else []
+    told += ["detach_cycles"] if config.detach_cycles else []
     told += ["curriculum_start_step", "curriculum_end_step"] if config.curriculum_enabled else []
     told += ["config_name", "task", *(word.partition("=")[0] for word in overrides)]
     values = flat(config)

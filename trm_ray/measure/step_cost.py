@@ -28,17 +28,19 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from trm_ray.config import Config, load_config, with_overrides
+from trm_ray.config import Config, config_names, load_config, with_overrides
 from trm_ray.data.rows import TokenBatch
 from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes, wait_for
 from trm_ray.reporting.terminal import number_table
 from trm_ray.training.flops import step_flops
+from trm_ray.training.memory import kept_bytes
 from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session, place
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe, build_supervision
 from trm_ray.training.step import train_step
 
-SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum")
+# By the names of their files, and the five without their prefix.
+SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum", "detached", "bptt_last")
 TIME_BUDGET_S = 5.0
 _FEWEST_STEPS, _MOST_STEPS = 2, 50
 _MIB = 2**20
@@ -64,7 +66,8 @@ class Preset:
         """Resolve the preset under a scenario."""
         scaled = self.on_cpu if device.type == "cpu" else ()
         words = {word.partition("=")[0]: word for word in (f"task={self.task}", *self.overrides, *scaled)}
-        return load_config(f"deep_supervision_{scenario}", [*words.values()])
+        name = scenario if scenario in config_names() else f"deep_supervision_{scenario}"
+        return load_config(name, [*words.values()])
 
 
 # Cells, and tokens: PAD, blank and the digits; PAD and a maze's five; PAD, end and ARC's ten colours; PAD and bytes.
@@ -253,7 +256,7 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
 class StepCost:
     """What a step of a config costs.
 
-    step_ms, forward_ms: as in `BenchResult`, medians. activation_bytes: what autograd keeps from the forward to the
+    step_ms, forward_ms: as in `BenchResult`, medians. activation_bytes: the most that autograd keeps at once for a
     backward pass. None where nothing was measured.
     """
 
@@ -266,7 +269,7 @@ def measure_config(config: Config, tokens: TokenShape, num_steps: int) -> StepCo
     """Measure the steps of any config in this process, on one device. Sets this process's number of threads."""
     threads, device = max(1, int(config.ray.cpus_per_worker)), any_device()
     state, _, median = measured_steps(config, tokens, threads, num_steps, device)
-    kept = activation_bytes(state, config)
+    kept = kept_bytes(state, _recipe(config, device), config.global_batch_size)
     if device.type == "cuda":
         return StepCost(median["wall_ms"], median["forward_ms"], kept)
     return StepCost(median["cpu_ms"] / threads, median["forward_ms"] / threads, kept)
@@ -280,25 +283,6 @@ def measured_steps(
     state = _state_at_full_supervision(config, tokens, device)
     times = _time_steps(state, config, num_steps)
     return state, len(times), {name: statistics.median(step[name] for step in times) for name in times[0]}
-
-
-def activation_bytes(state: TrainState, config: Config) -> int:
-    """Count the bytes that autograd keeps of a forward pass for its backward pass, without the weights."""
-    owned = {tensor.untyped_storage().data_ptr() for tensor in (*state.model.parameters(), *state.model.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
-    session = Session(Path(), device, tokens, lambda whole: (), lambda *_: None)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        batch = next(session.train_batches(state.step))
-        train_step(state, _recipe(config, device), [batch], session)
-    return sum(kept.values())
 
 
 def _state_at_full_supervision(config: Config, tokens: TokenShape, device: torch.device) -> TrainState:

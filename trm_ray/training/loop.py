@@ -25,6 +25,7 @@ from trm_ray.training.checkpoint import (
 from trm_ray.training.clock import Clock, CoreSeconds
 from trm_ray.training.evaluation import HeldOut, evaluate
 from trm_ray.training.flops import train_flops
+from trm_ray.training.memory import needs_checkpoints
 from trm_ray.training.metrics import gpu_row, train_row
 from trm_ray.training.session import Depths, Session
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
@@ -54,6 +55,8 @@ def run_training(
         StorageError: a checkpoint could not be written.
     """
     recipe, state = build_recipe(config, num_steps, session.device), TrainState(config, shape, session.device)
+    if config.checkpoint_cycles == "auto":
+        state.model.checkpoint_cycles = needs_checkpoints(state, recipe, session)
     _begin(state, session, initial_weights)
     evaluation: dict[str, float] = {}
     with _open_store(config, session) as store:

@@ -64,13 +64,13 @@ def build_segment(
     """
 
     @functools.cache
-    def stretch_graph(path: GradientPath) -> _Stretch:
+    def graph_of(stretch: GradientPath) -> _Stretch:
         body: _Stretch = functools.partial(_run_stretch, cell_loss, num_puzzles)
         # No CUDA graph: its gradients lie where the next one writes, and these are still to be added to.
         return compiled_graph(body) if compiled else body
 
     @functools.cache
-    def last_graph(path: GradientPath, num_before: int) -> _Last:
+    def last_graph_of(path: GradientPath) -> _Last:
         body: _Last = functools.partial(_run_last, cell_loss, num_puzzles)
         return _compiled(body, device, adds_up) if compiled else body
 
@@ -81,10 +81,10 @@ def build_segment(
         before: list[StretchLosses] = []
         *stretches, last = weights.stretches()
         for stretch in stretches:
-            carry, losses = stretch_graph(stretch.path)(model, carry, batch, stretch, leaf)
+            carry, losses = graph_of(stretch.path)(model, carry, batch, stretch, leaf)
             losses.total.backward()
             before.append(replace(losses, total=losses.total.detach()))
-        return last_graph(last.path, len(before))(model, carry, batch, min_steps, last, leaf, before)
+        return last_graph_of(weights.path)(model, carry, batch, min_steps, last, leaf, before)
 
     return segment
 

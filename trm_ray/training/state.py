@@ -94,7 +94,7 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
         halt_max_steps=arch.halt_max_steps,
         puzzle_embedding=_puzzle_embedding(arch, shape),
         learned_positions=arch.pos_encodings == "learned",
-        checkpoint_cycles=config.checkpoint_cycles,
+        checkpoint_cycles=config.checkpoint_cycles is True,  # `auto` waits until its device is known
         forward_dtype=getattr(torch, arch.forward_dtype),
         **common,
     )
