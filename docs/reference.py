@@ -103,7 +103,7 @@ def _type(kind: Any) -> str:
     if origin is list:
         return f"list of {_type(inner[0])}"
     if origin is tuple:
-        return "pair"
+        return {2: "pair", 3: "triple"}[len(inner)]
     return _NAMES[origin or kind]
 
 

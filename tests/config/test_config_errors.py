@@ -94,6 +94,26 @@ MISTAKES = [
         "deep_supervision_weights=[0.1,0.3,1] deep_supervision_enabled=false",
         "deep_supervision_weights=[0.1, 0.3, 1.0] needs deep_supervision_enabled=true; set it, or leave both",
     ),
+    *(
+        (f"depth_curriculum={value}", "must be null, or a list of [SHARE, H_CYCLES, L_CYCLES] whose shares")
+        for value in (
+            *("3", "[]", "[[0,1]]", "[[0.1,3,3]]", "[[0,1,1],[0.3,0,1]]", "[[0,1,1],[0.3,2.5,3]]", "[[0,a,1]]"),
+            *("[[0,1,1],[0,3,3]]", "[[0,1,1],[0.5,2,2],[0.4,3,3]]", "[[0,1,1],[1,3,3]]", "[0,1,1]"),
+        )
+    ),
+    (
+        "depth_curriculum=[[0,1,1],[0.5,3,2]]",
+        "depth_curriculum=[[0.0, 1, 1], [0.5, 3, 2]] must end with arch.H_cycles=3 and arch.L_cycles=3; "
+        "use [0.5, null, null] as its last",
+    ),
+    (
+        "depth_curriculum=[[0,2,2],[0.2,3,1],[0.5,3,3]]",
+        "must not become shallower, and does at 0.2 from [2, 2] to [3, 1]; let both numbers grow or stay",
+    ),
+    (
+        "depth_curriculum=[[0,1,1],[0.5,3,3]] deep_supervision_weights=[0,0,1]",
+        "must not stand beside deep_supervision_weights=[0.0, 0.0, 1.0], which are for arch.H_cycles=3 cycles",
+    ),
     ("device=gpu", "device=gpu must be one of auto, cpu, cuda"),
     ("optimizer=adam", "optimizer=adam must be one of adamw, adam_atan2; did you mean `adamw`?"),
     (

@@ -93,6 +93,13 @@ def test_the_banner_has_a_title_a_rule_the_supervision_and_what_was_given():
     assert {"generator.size: 4", "generator.test: 512"} < set(banner(load(*section), section).splitlines())
 
 
+def test_null_in_a_depth_curriculum_stands_for_what_the_task_has():
+    config = load("task=sudoku_extreme", name="depth_curriculum")
+    assert config.depths == [(0.0, 1, 1), (0.3, 2, 2), (0.6, 3, 6)]
+    assert "depth_curriculum: [[0.0, 1, 1], [0.3, 2, 2], [0.6, None, None]]" in banner(config).splitlines()
+    assert load().depths == []
+
+
 def test_the_banner_tells_weights_of_ones_own_in_place_of_weight_and_schedule():
     lines = banner(load("deep_supervision_weights=[0.1,0.3,1]")).splitlines()
     assert lines[2:4] == ["deep_supervision_enabled: True", "deep_supervision_weights: [0.1, 0.3, 1.0]"]

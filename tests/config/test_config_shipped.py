@@ -22,7 +22,7 @@ def test_every_sweep_loads(name):
 
 
 def test_the_folders_hold_what_the_project_promises():
-    assert {*FIVE_SCENARIOS, *OTHER_SCHEDULES, *PATHS} == set(SCENARIOS)
+    assert {*FIVE_SCENARIOS, *OTHER_SCHEDULES, *PATHS, "depth_curriculum"} == set(SCENARIOS)
     assert {"sudoku4", "sudoku6"} <= set(TASKS)
     assert {"five_scenarios", "schedule_variants", "all_schedules"} <= set(SWEEPS)
 
@@ -82,7 +82,7 @@ def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_says_how_to_supervise_and_nothing_about_data(name):
     keys = set(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
-    how = ("deep_supervision_", "curriculum_", "recurrent_grad_depth", "detach_cycles")
+    how = ("deep_supervision_", "curriculum_", "recurrent_grad_depth", "detach_cycles", "depth_curriculum")
     assert {key for key in keys if not key.startswith(how)} == {"task"}
 
 

@@ -35,6 +35,7 @@ from trm_ray.training import store
 from trm_ray.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from trm_ray.training.clock import PARTS, Clock, CoreSeconds
 from trm_ray.training.evaluation import evaluate
+from trm_ray.training.flops import step_flops
 from trm_ray.training.loop import run_training
 from trm_ray.training.losses import softmax_cross_entropy
 from trm_ray.training.metrics import train_row
@@ -43,6 +44,8 @@ from trm_ray.training.session import ExchangeTime, Session
 from trm_ray.training.state import TrainState, build_model, build_recipe, total_steps
 from trm_ray.training.step import _exploration, gradient_stats, train_step
 
+# Of 8 steps the first 3 have 1 cycle of 1, the next 3 have 2, the last 2 have all: 3 of 2.
+STAGED: dict[str, Any] = {"depth_curriculum": [[0, 1, 1], [0.4, 2, 1], [0.7, 3, 2]]}
 CURRICULUM = supervised(curriculum_enabled=True, curriculum_start_step=3, curriculum_end_step=6)
 
 
@@ -293,6 +296,45 @@ def test_the_curriculum_at_full_weight_is_bitwise_the_supervised_run(tmp_path):
     train_step(state, recipe, [batch], session)
     train_step(plain, plain_recipe, [batch], session)
     assert_same(state.model.state_dict(), plain.model.state_dict())
+
+
+def test_a_stage_of_a_depth_curriculum_is_bitwise_a_run_of_that_depth(tmp_path):
+    staged = {"depth_curriculum": [[0, 1, 1], [0.04, 2, 1], [0.6, 3, 2]], **supervised()}
+    seen = weights_by_step(tmp_path, 6, **staged)
+    shallow = weights_by_step(tmp_path, 6, **supervised(arch={"H_cycles": 1, "L_cycles": 1}))
+    assert [torch.equal(a, b) for a, b in zip(seen, shallow, strict=True)] == [True] * 4 + [False] * 2
+    state, recipe, session = set_up(tmp_path, **staged)
+    plain, plain_recipe, _ = set_up(tmp_path, **supervised())
+    state.step = plain.step = 60  # of 100
+    for batch, _ in zip(session.train_batches(60), range(3), strict=False):
+        train_step(state, recipe, [batch], session)
+        train_step(plain, plain_recipe, [batch], session)
+    assert_same(state.model.state_dict(), plain.model.state_dict())
+
+
+def test_a_depth_curriculum_logs_the_cycles_that_there_were_and_evaluates_at_full_depth(tmp_path):
+    each, windows = tmp_path / "each", tmp_path / "windows"
+    for folder, log_interval in ((each, 1), (windows, 4)):
+        trained(folder, log_interval=log_interval, **supervised(**STAGED))
+    rows, wide = metric_rows(each), metric_rows(windows)
+    cycles = [sum(f"train/deep_supervision/step_{i}_loss" in row for i in range(3)) for row in rows.values()]
+    assert cycles == [row["train/H_cycles"] for row in rows.values()] == [1, 1, 1, 2, 2, 2, 3, 3]
+    assert [row["train/L_cycles"] for row in rows.values()] == [1, 1, 1, 1, 1, 1, 2, 2]
+    for i, steps in ((0, (5, 6, 7, 8)), (1, (5, 6, 7, 8)), (2, (7, 8))):
+        tag = f"train/deep_supervision/step_{i}_loss"
+        assert wide[8][tag] == pytest.approx(sum(rows[step][tag] for step in steps) / len(steps)), tag
+    assert all(f"eval/first_segment/step_{i}_loss" in rows[4] for i in range(3))
+
+
+def test_the_operations_of_a_depth_curriculum_are_those_of_its_stages(tmp_path):
+    trained(tmp_path, **supervised(**STAGED))
+    flops = [row["train/flops"] for row in metric_rows(tmp_path).values()]
+    ones = [0.0]
+    for H, L in [(1, 1)] * 3 + [(2, 1)] * 3 + [(3, 2)] * 2:
+        ones.append(
+            ones[-1] + step_flops(tiny_config(arch={"H_cycles": H, "L_cycles": L}), SHAPE, GradientPath.full(H))
+        )
+    assert flops == pytest.approx(ones[1:])
 
 
 # -- learning and reproducibility -------------------------------------------------------------------------------------
@@ -568,7 +610,7 @@ def test_a_run_interrupted_again_and_again_goes_on_bitwise(uninterrupted, tmp_pa
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize("changes", [{"segments_per_update": 2}], ids=["segments"])
+@pytest.mark.parametrize("changes", [{"segments_per_update": 2}, STAGED], ids=["segments", "stages"])
 def test_a_run_of_another_kind_of_step_goes_on_bitwise_from_the_middle_of_a_window(tmp_path, changes):
     config = tiny_config(**CURRICULUM, **changes, log_interval=3, eval_interval=4, ema=True)
     run_training(config, SHAPE, 8, local_session(tmp_path / "whole", config))

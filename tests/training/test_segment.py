@@ -91,6 +91,13 @@ def test_a_compiled_run_goes_on_bitwise_from_its_middle(backend, compiled, tmp_p
         assert_same({part: resumed[part]}, {part: straight[part]})
 
 
+def test_a_depth_curriculum_takes_a_graph_for_each_of_its_stages(tmp_path):
+    """With each of its own, and an evaluation's."""
+    changes = {"depth_curriculum": [[0, 1, 1], [0.5, 1, 2]], "arch": {"H_cycles": 1, "L_cycles": 2}}
+    state = trained(tmp_path, "eager", compile=True, compute_gradient_stats=False, **changes)
+    assert (state["whole"], state["broken"]) == (3, 0)
+
+
 def test_attention_in_bfloat16_behind_a_puzzle_embedding_is_one_graph_too(tmp_path):
     changes = {
         "curriculum_enabled": False,

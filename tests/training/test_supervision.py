@@ -14,6 +14,7 @@ from trm_ray.model.trm import Batch, Carry, SegmentOutput
 from trm_ray.training.losses import LOSSES, softmax_cross_entropy
 from trm_ray.training.supervision import (
     CycleWeights,
+    Stage,
     Supervision,
     curriculum_weight,
     segment_losses,
@@ -95,8 +96,9 @@ def test_a_scenario_is_its_base_weight_over_the_steps():
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 @pytest.mark.parametrize("curriculum", [None, (0, 5), (10, 20)])
 @pytest.mark.parametrize("grad_depth", [None, 2])
-def test_the_steps_of_each_path_are_counted_as_they_are_taken(enabled, weight, curriculum, grad_depth):
-    scenario = Supervision(enabled, "constant", weight, curriculum, 3, grad_depth)
+@pytest.mark.parametrize("stages", [(), (Stage(0, 1, 1), Stage(4, 2, 1), Stage(11, 2, 3), Stage(16, 3, 3))])
+def test_the_steps_of_each_path_are_counted_as_they_are_taken(enabled, weight, curriculum, grad_depth, stages):
+    scenario = Supervision(enabled, "constant", weight, curriculum, 3, grad_depth, stages=stages)
     for steps in (0, 1, 2, 10, 11, 12, 25):
         assert scenario.paths(steps) == Counter(scenario.path(step) for step in range(steps))
 
@@ -118,6 +120,21 @@ def test_a_curriculum_lets_the_weights_of_ones_own_grow_together_from_zero():
     assert ramped.weights(15) == pytest.approx((1.0, 0.7, 1.0), abs=1e-15)
     assert ramped.weights(20) == ramped.weights(99) == OWN.weights(0)
     assert [ramped.path(step) for step in (10, 11)] == [GradientPath.last(3), GradientPath.full(3)]
+
+
+def test_a_depth_curriculum_weighs_the_cycles_that_there_are():
+    stages = (Stage(0, 1, 1), Stage(30, 2, 2), Stage(60, 3, 6))
+    scenario = Supervision(True, "linear_decay", 0.5, None, 3, stages=stages)
+    assert [scenario.stage(step)[1:] for step in (0, 29, 30, 59, 60, 99)] == [
+        *[(1, 1)] * 2,
+        *[(2, 2)] * 2,
+        *[(3, 6)] * 2,
+    ]
+    assert [scenario.weights(step) for step in (29, 30)] == [(1.0,), (0.25, 1.0)]
+    assert scenario.weights(60) == pytest.approx((0.5 / 3, 1 / 3, 1.0))
+    assert [scenario.path(step).L_cycles for step in (0, 30, 60)] == [1, 2, 6]
+    short = replace(scenario, grad_depth=2)
+    assert [sum(short.path(step).with_gradient) for step in (0, 30, 60)] == [1, 2, 2]
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -128,6 +129,28 @@ def _last_counts(weights: list[float] | None) -> list[float] | None:
     return weights
 
 
+def _stages(value: Any) -> list[tuple[float, int | None, int | None]] | None:
+    """Read the stages of a depth curriculum."""
+    if value is None:
+        return None
+    stages = (
+        [tuple(map(_number, stage)) if isinstance(stage, list | tuple) else () for stage in value]
+        if isinstance(value, list)
+        else []
+    )
+    if not stages or not all(len(stage) == 3 and _is_stage(*stage) for stage in stages):
+        raise PydanticCustomError("stages", "no stages")  # told by the field's description
+    shares = [stage[0] for stage in stages]
+    if shares[0] != 0 or any(after <= before for before, after in itertools.pairwise(shares)):
+        raise PydanticCustomError("stages", "shares do not rise from 0")
+    return [(float(share), *cycles) for share, *cycles in stages]
+
+
+def _is_stage(share: Any, *cycles: Any) -> bool:
+    in_range = type(share) in (int, float) and 0 <= share < 1
+    return in_range and all(number is None or (type(number) is int and number >= 1) for number in cycles)
+
+
 _Number = BeforeValidator(_number)
 _Listed = BeforeValidator(_listed)
 _Place = AfterValidator(_place)
@@ -161,6 +184,13 @@ WeightsOrNull = Annotated[
     list[Annotated[float, Field(ge=0), _Number]] | None,
     Field(description="null, or a list of numbers of at least 0, the last above 0, such as [0.1, 0.3, 1]"),
     AfterValidator(_last_counts),
+]
+_STAGES_RULE = "null, or a list of [SHARE, H_CYCLES, L_CYCLES] whose shares of the steps rise from 0 to below 1"
+StagesOrNull = Annotated[
+    list[tuple[float, int | None, int | None]] | None,
+    Field(description=f"{_STAGES_RULE}, such as [[0, 1, 1], [0.3, 2, 2], [0.6, 3, 6]]"),
+    PlainValidator(_stages),
+    PlainSerializer(lambda stages: stages and [list(stage) for stage in stages], Any, when_used="json"),
 ]
 Workers = Annotated[
     int | tuple[int, int],

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF012  # pydantic copies defaults
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from trm_ray.config.keys import (
     Settings,
     Share,
     SourceOrNull,
+    StagesOrNull,
     TextOrNull,
     WeightsOrNull,
     Workers,
@@ -254,6 +256,10 @@ class Config(Settings):
     curriculum_start_step: Count = 1000  # last step at which w is 0
     curriculum_end_step: Positive = 10000  # first step at which w is whole
 
+    # H_cycles and L_cycles that grow in stages, each from a share of the steps on. The last must come to those of arch,
+    # which null stands for; evaluations always have these. null = the same at all steps
+    depth_curriculum: StagesOrNull = None
+
     log_per_step_losses: bool = True  # log each H-cycle's loss
     compute_gradient_stats: bool = False  # log the gradient norms of each H-cycle's loss, at a backward pass each
     gradient_stats_interval: Positive = 500  # steps between two of them
@@ -274,12 +280,19 @@ class Config(Settings):
         _check_curriculum(self)
         _check_weights(self)
         _check_gradients(self)
+        _check_depths(self)
         _check_workers(self)
         if self.keep_best and self.keep_last is None:
             raise ValueError(f"keep_best={self.keep_best} needs keep_last, which is null: all stay; use keep_last=2")
         if self.freeze_weights and self.arch.puzzle_emb_ndim == 0:
             raise ValueError("freeze_weights=true leaves nothing to learn with arch.puzzle_emb_ndim=0; set one of them")
         return self
+
+    @property
+    def depths(self) -> list[tuple[float, int, int]]:
+        """The stages of the depth curriculum, numbers throughout; none without one."""
+        arch = self.arch
+        return [(share, H or arch.H_cycles, L or arch.L_cycles) for share, H, L in self.depth_curriculum or ()]
 
     @property
     def train_folders(self) -> list[Path]:
@@ -330,6 +343,24 @@ def _check_gradients(config: Config) -> None:
     if config.detach_cycles and depth is not None:
         why = "must be null with detach_cycles=true, where a gradient runs through one cycle"
         raise ValueError(f"recurrent_grad_depth={depth} {why}; set one of them")
+
+
+def _check_depths(config: Config) -> None:
+    stages, arch = config.depths, config.arch
+    if not stages:
+        return
+    given = f"depth_curriculum={show(config.depth_curriculum)}"
+    if stages[-1][1:] != (arch.H_cycles, arch.L_cycles):
+        whole = f"arch.H_cycles={arch.H_cycles} and arch.L_cycles={arch.L_cycles}"
+        raise ValueError(f"{given} must end with {whole}; use [{stages[-1][0]:g}, null, null] as its last")
+    for (_, *before), (share, *after) in itertools.pairwise(stages):
+        if any(less < more for less, more in zip(after, before, strict=True)):
+            rule = f"must not become shallower, and does at {share:g} from {before} to {after}"
+            raise ValueError(f"{given} {rule}; let both numbers grow or stay")
+    if config.deep_supervision_weights is not None:
+        own = f"deep_supervision_weights={show(config.deep_supervision_weights)}"
+        rule = f"must not stand beside {own}, which are for arch.H_cycles={arch.H_cycles} cycles at all steps"
+        raise ValueError(f"{given} {rule}; use deep_supervision_schedule")
 
 
 def _check_workers(config: Config) -> None:
@@ -390,6 +421,7 @@ def banner(config: Config, overrides: Sequence[str] = ()) -> str:
         told += ["deep_supervision_weight", "deep_supervision_schedule"]
     told += ["recurrent_grad_depth"] if config.recurrent_grad_depth is not None else []
     told += ["detach_cycles"] if config.detach_cycles else []
+    told += ["depth_curriculum"] if config.depth_curriculum else []
     told += ["curriculum_start_step", "curriculum_end_step"] if config.curriculum_enabled else []
     told += ["config_name", "task", *(word.partition("=")[0] for word in overrides)]
     values = flat(config)

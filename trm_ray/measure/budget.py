@@ -32,6 +32,7 @@ from trm_ray.storage import as_path, tree_bytes
 
 if TYPE_CHECKING:
     from trm_ray.measure.step_cost import StepCost
+    from trm_ray.training.supervision import Supervision
 
 _MIB = 2**20
 # What the cost of a step depends on, besides `arch.*`, the rows a worker takes and the gradient's path.
@@ -316,11 +317,12 @@ def _rows_of_worker(config: Config) -> int:
 
 
 def _phases(config: Config, info: DatasetInfo) -> list[tuple[Config, int]]:
-    """Split the steps where a curriculum's ramp begins, each part with a config whose steps are all like its own."""
+    """Split the steps where their path may change, each part with a config whose steps are all like its own."""
+    from trm_ray.training.state import build_supervision
+
     steps = count_steps(config, info)
-    plain = min(steps, config.curriculum_start_step + 1) if config.curriculum_enabled else 0
-    parts = ((False, plain), (config.deep_supervision_enabled, steps - plain))
-    return [(_as_measured(config, supervised=kind), number) for kind, number in parts if number]
+    supervision = build_supervision(config, steps)
+    return [(_as_measured(config, supervision, begin), end - begin) for begin, end in supervision.phases(steps)]
 
 
 # ---- time ------------------------------------------------------------------------------------------------
@@ -339,9 +341,12 @@ def _costs(
     return {_network(config): timer(config, wanted[_network(config)][1]) for config in timed}
 
 
-def _as_measured(config: Config, *, supervised: bool) -> Config:
+def _as_measured(config: Config, supervision: Supervision, step: int) -> Config:
     """Take the share of one worker, and one kind of step."""
-    changes = {"global_batch_size": _rows_of_worker(config), "deep_supervision_enabled": supervised}
+    _, H_cycles, L_cycles = supervision.stage(step)
+    arch = config.arch.model_copy(update={"H_cycles": H_cycles, "L_cycles": L_cycles or config.arch.L_cycles})
+    changes = {"global_batch_size": _rows_of_worker(config), "arch": arch, "depth_curriculum": None}
+    changes |= {"deep_supervision_enabled": supervision.base_weight(step) > 0}
     ray = config.ray.model_copy(update={"num_workers": 1, "gpus_per_trial": None, "gpus_per_worker": None})
     return config.model_copy(update={**changes, "curriculum_enabled": False, "ray": ray})
 
@@ -353,14 +358,19 @@ def _network(config: Config) -> str:
     return str((_cost_values(config), config.global_batch_size, path, config.data_paths))
 
 
+def _is_as_deep(one: Config, other: Config) -> bool:
+    return (one.arch.H_cycles, one.arch.L_cycles) == (other.arch.H_cycles, other.arch.L_cycles)
+
+
 def _trials(
     config: Config, number: int, info: DatasetInfo, costs: dict[str, StepCost], sweep: SweepConfig | None
 ) -> Trials:
     steps, parameters, state = count_steps(config, info), *_state_mib(config, info)
-    phases = [(costs[_network(one)], number) for one, number in _phases(config, info)]
-    (first, _), (full, _) = phases[0], phases[-1]
-    step_ms = sum(cost.step_ms * number for cost, number in phases) / steps
-    step_ms += _evaluation_ms(config, info, first) / config.eval_interval
+    phases = [(one, costs[_network(one)], number) for one, number in _phases(config, info)]
+    step_ms = sum(cost.step_ms * number for _, cost, number in phases) / steps
+    whole = next(cost for one, cost, _ in phases if _is_as_deep(one, config))
+    step_ms += _evaluation_ms(config, info, whole) / config.eval_interval
+    full = phases[-1][1]
     rungs = stopping_steps(sweep, config, steps) if sweep else [steps]
     kept = sweep is not None and config.config_name in sweep.keep
     factor = sweep.asha.reduction_factor if sweep else 1.0

@@ -79,7 +79,7 @@ def step_bytes(config: Config, tokens: TokenShape, path: GradientPath, num_weigh
     arch, rows = config.arch, config.global_batch_size
     positions, width = arch.prefix_len + tokens.seq_len, arch.hidden_size
     block = _mixer_numbers(config, positions) + _swiglu_numbers(config, rows * positions, width)
-    stack, num_cycles = (arch.L_cycles + 1) * arch.L_layers * block, len(path.supervised)
+    stack, num_cycles = ((path.L_cycles or arch.L_cycles) + 1) * arch.L_layers * block, len(path.supervised)
     head = _product(rows * tokens.seq_len, width, tokens.vocab_size)
     numbers = (num_cycles + 2 * sum(path.with_gradient)) * stack + (num_cycles + 2 * sum(path.supervised)) * head
     number = config.segments_per_update * getattr(torch, arch.forward_dtype).itemsize

@@ -36,7 +36,7 @@ from trm_ray.training.flops import step_flops
 from trm_ray.training.memory import kept_bytes
 from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session, place
-from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe, build_supervision
+from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
 
 # By the names of their files, and the five without their prefix.
@@ -232,7 +232,7 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
     state, num_timed, median = measured_steps(config, tokens, threads, num_steps, device)
     peak = _highest_bytes(device) / _MIB if device.type == "cuda" else math.nan
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    path = build_supervision(config).path(state.step)
+    path = _recipe(config, device).supervision.path(state.step)
     return BenchResult(
         preset=preset,
         scenario=scenario,

@@ -1,9 +1,9 @@
-"""The way of the gradient through the H-cycles of a segment: a value, by which a step's graph is chosen."""
+"""The H-cycles of a segment and the way of the gradient through them: a value, by which a step's graph is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,13 @@ class GradientPath:
     supervised: of each H-cycle, whether its loss has a gradient; the last one's always has.
     depth: through how many of the last cycles the gradient runs; of one cycle, its own, where they are detached.
     detached: every loss's gradient ends where its cycle began, so the segment falls into `stretches`.
+    L_cycles: latent updates of each cycle; None = as many as the model has.
     """
 
     supervised: tuple[bool, ...]
     depth: int
     detached: bool = False
+    L_cycles: int | None = None
 
     @classmethod
     def along(cls, weights: Sequence[float], depth: int | None = None, *, detached: bool = False) -> GradientPath:
@@ -62,5 +64,5 @@ class GradientPath:
         begin = 0
         for end, supervised in enumerate(self.supervised, 1):
             if supervised:
-                yield GradientPath.last(end - begin)
+                yield replace(GradientPath.last(end - begin), L_cycles=self.L_cycles)
                 begin = end

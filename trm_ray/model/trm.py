@@ -179,7 +179,7 @@ class TinyRecursiveModel(nn.Module):
 
         Args:
             batch: puzzles for the rows that have halted; the others go on with their own.
-            path: how many H-cycles there are and which have a gradient; without it all of the model's, and only the
+            path: how many cycles there are and which have a gradient; without it all of the model's, and only the
                 last has one. Of a detached one its stretches are run, one after the other.
             min_steps: (B,) fewest segments before the halt head may stop a row; without it (evaluation) every row
                 goes on to `halt_max_steps`.
@@ -226,11 +226,11 @@ class _Cycle(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, answer: Tensor, latent: Tensor, question: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, answer: Tensor, latent: Tensor, question: Tensor, L_cycles: int) -> tuple[Tensor, Tensor, Tensor]:
         """Update the latent `L_cycles` times and the answer once."""
         model = self.model
         injected = answer + question
-        for _ in range(model.L_cycles):
+        for _ in range(L_cycles):
             latent = model.blocks(latent + injected)
         answer = model.blocks(answer + latent)
         return answer, latent, model.lm_head(answer.narrow(1, model.prefix_len, model.seq_len))
@@ -251,21 +251,24 @@ class _Recursion(nn.Module):
         model = self.model
         question = self._embed(inputs, rows)
         again, cycle_logits = model.checkpoint_cycles and path.depth > 1, []
+        L_cycles = path.L_cycles or model.L_cycles
         for supervised, with_gradient in zip(path.supervised, path.with_gradient, strict=True):
             with torch.set_grad_enabled(torch.is_grad_enabled() and with_gradient):
                 run = self._checkpointed if again and torch.is_grad_enabled() else self._cycle[0]
-                answer, latent, logits = run(answer, latent, question)
+                answer, latent, logits = run(answer, latent, question, L_cycles)
                 cycle_logits.append(logits if supervised else logits.detach())
         halt_logits = model.q_head(answer.select(1, 0)).select(1, 0).float()
         return tuple(cycle_logits), halt_logits, answer, latent
 
-    def _checkpointed(self, answer: Tensor, latent: Tensor, question: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _checkpointed(
+        self, answer: Tensor, latent: Tensor, question: Tensor, L_cycles: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         # As they are now: swapped weights are the old ones again when the backward pass runs the cycle once more.
         (cycle,) = self._cycle
         weights: dict[str, Tensor] = dict(cycle.named_parameters())
 
         def run(*states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            updated: tuple[Tensor, Tensor, Tensor] = functional_call(cycle, weights, states)
+            updated: tuple[Tensor, Tensor, Tensor] = functional_call(cycle, weights, (*states, L_cycles))
             return updated
 
         again: tuple[Tensor, Tensor, Tensor] = checkpoint(

@@ -30,7 +30,7 @@ def step_flops(config: Config, tokens: TokenShape, path: GradientPath) -> float:
     stack = arch.L_layers * (_mixer_macs(config, positions) + positions * _swiglu_macs(config, arch.hidden_size))
     head = tokens.seq_len * arch.hidden_size * tokens.vocab_size
     num_cycles, rows = len(path.supervised), config.global_batch_size * config.segments_per_update
-    passes = (num_cycles + 2 * sum(path.with_gradient)) * (arch.L_cycles + 1) * stack
+    passes = (num_cycles + 2 * sum(path.with_gradient)) * ((path.L_cycles or arch.L_cycles) + 1) * stack
     return 2.0 * rows * (passes + (num_cycles + 2 * sum(path.supervised)) * head)
 
 

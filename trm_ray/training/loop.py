@@ -162,6 +162,9 @@ class _Run:
         row["train/learning_rate"] = self.recipe.rate_at(done)
         supervision = self.recipe.supervision
         row["train/curriculum_weight"] = supervision.base_weight(done)
+        if supervision.stages:
+            _, H_cycles, L_cycles = supervision.stage(done)
+            row |= {"train/H_cycles": H_cycles, "train/L_cycles": L_cycles or self.config.arch.L_cycles}
         row["train/flops"] = train_flops(self.config, state.shape, supervision.paths(state.step))
         row["throughput/num_workers"] = self.session.world_size
         row |= self.clock.throughput(self.recipe.puzzles_per_step)

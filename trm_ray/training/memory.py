@@ -67,7 +67,7 @@ def kept_by_autograd(model: TinyRecursiveModel) -> Iterator[Kept]:
 def kept_bytes(state: TrainState, recipe: Recipe, num_rows: int) -> int:
     """Measure the most that a segment of so many rows keeps at once, along the deepest path that the run takes."""
     model, device = state.model, state.model.embed_tokens.device
-    path = max(recipe.supervision.paths(recipe.total_steps), key=lambda path: path.depth)
+    path = max(recipe.supervision.paths(recipe.total_steps), key=lambda path: (path.depth, len(path.supervised)))
     cells = torch.ones(num_rows, model.seq_len, dtype=torch.int32, device=device)
     batch = Batch(cells, cells.clone(), torch.zeros_like(cells[:, 0]))
     weights = CycleWeights(torch.ones(model.H_cycles + 1, dtype=torch.float64, device=device), path)

@@ -24,7 +24,7 @@ from trm_ray.training.optim import AveragedWeights, FiniteGuard, build_optimizer
 from trm_ray.training.segment import Segment, SegmentResult, build_segment, compiled_graph, compiles
 from trm_ray.training.session import Session
 from trm_ray.training.stopping import StopVotes
-from trm_ray.training.supervision import Supervision
+from trm_ray.training.supervision import Stage, Supervision
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,9 @@ def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | 
     )
 
 
-def build_supervision(config: Config) -> Supervision:
-    """Build the scenario of a config."""
+def build_supervision(config: Config, num_steps: int | None = None) -> Supervision:
+    """Build the scenario of a config; the stages of a depth curriculum are shares of `num_steps`."""
+    assert num_steps is not None or config.depth_curriculum is None
     ramp = (config.curriculum_start_step, config.curriculum_end_step)
     depth, num_cycles = config.recurrent_grad_depth, config.arch.H_cycles
     return Supervision(
@@ -131,6 +132,7 @@ def build_supervision(config: Config) -> Supervision:
         grad_depth=num_cycles if depth == "all" else depth,
         detached=config.detach_cycles,
         own=None if config.deep_supervision_weights is None else tuple(config.deep_supervision_weights),
+        stages=tuple(Stage(round(share * (num_steps or 0)), *cycles) for share, *cycles in config.depths),
     )
 
 
@@ -142,7 +144,7 @@ def build_recipe(config: Config, num_steps: int, device: torch.device | None = N
         learning_rate, warmup_steps=config.lr_warmup_steps, total_steps=num_steps, min_ratio=config.lr_min_ratio
     )
     return Recipe(
-        supervision=build_supervision(config),
+        supervision=build_supervision(config, num_steps),
         cell_loss=cell_loss,
         segment=build_segment(
             cell_loss,
@@ -187,7 +189,7 @@ class TrainState:
         self.frozen = config.freeze_weights
         # A generator of the CPU draws for the whole global batch, so that the number of workers does not matter.
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.sums = MetricSums(train_metric_names(config.arch.H_cycles), device)
+        self.sums = MetricSums(train_metric_names(config.arch.H_cycles, staged=bool(config.depths)), device)
         self.carry: Carry | None = None
         self.step = 0
         self.wall_s = 0.0

@@ -42,7 +42,7 @@ def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Batch], sess
     state.stop_votes.add(stop_votes)
     state.update_weights(rate)
     state.update_puzzle_embedding(segments, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
-    state.sums.add(sums | step_sums(grad_norm, session.world_size))
+    state.sums.add(step_sums(sums, grad_norm, session.world_size))
     state.step += 1
 
 

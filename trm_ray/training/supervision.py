@@ -5,9 +5,11 @@ All weights are pure functions of the cycle index and the step.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,14 @@ def curriculum_weight(step: int, start_step: int, end_step: int, weight: float) 
     return weight * min(1.0, max(0.0, (step - start_step) / (end_step - start_step)))
 
 
+class Stage(NamedTuple):
+    """A segment's H-cycles and the L-cycles of each from a step on; None = as many as the model has."""
+
+    begin: int
+    H_cycles: int
+    L_cycles: int | None = None
+
+
 @dataclass(frozen=True)
 class Supervision:
     """One scenario: the base weight over the steps, its distribution over the H-cycles, and the gradient's path.
@@ -53,6 +63,7 @@ class Supervision:
     detached: cut the gradient between the cycles.
     own: a weight for each cycle in place of weight and schedule, in any unit. The base weight is then the share of them
     that counts, which a curriculum lets grow from 0 to 1.
+    stages: of a segment's depth, the first from step 0 on; none = `num_cycles` at all steps.
     """
 
     enabled: bool
@@ -63,6 +74,12 @@ class Supervision:
     grad_depth: int | None = None
     detached: bool = False
     own: tuple[float, ...] | None = None
+    stages: tuple[Stage, ...] = ()
+
+    def stage(self, step: int) -> Stage:
+        """Tell how deep a segment is at a step."""
+        reached = [stage for stage in self.stages if stage.begin <= step]
+        return reached[-1] if reached else Stage(0, self.num_cycles)
 
     def base_weight(self, step: int) -> float:
         """Weight of the intermediate cycles at a step; 0 takes the baseline's path."""
@@ -73,23 +90,33 @@ class Supervision:
 
     def weights(self, step: int) -> tuple[float, ...]:
         """Weigh the cycles' losses at a step; the last weighs 1, those before the gradient's path nothing."""
-        base = self.base_weight(step)
+        base, num_cycles = self.base_weight(step), self.stage(step).H_cycles
         if self.own is None:
-            weights = supervision_weights(self.schedule, self.num_cycles, base)
+            weights = supervision_weights(self.schedule, num_cycles, base)
         else:
             weights = (*(base * weight / self.own[-1] for weight in self.own[:-1]), 1.0)
-        before = self.num_cycles - (self.grad_depth or self.num_cycles)
+        before = max(0, num_cycles - (self.grad_depth or num_cycles))
         return (0.0,) * before + weights[before:]
 
     def path(self, step: int) -> GradientPath:
-        """Choose the gradient's path at a step."""
-        return GradientPath.along(self.weights(step), self.grad_depth, detached=self.detached)
+        """Choose the cycles and the gradient's path at a step."""
+        stage = self.stage(step)
+        depth = None if self.grad_depth is None else min(self.grad_depth, stage.H_cycles)
+        path = GradientPath.along(self.weights(step), depth, detached=self.detached)
+        return replace(path, L_cycles=stage.L_cycles)
+
+    def phases(self, num_steps: int) -> list[tuple[int, int]]:
+        """Cut so many steps where the path may change, (begin, end) each: a stage begins, or a curriculum's ramp."""
+        ramp = () if self.curriculum is None else (self.curriculum[0] + 1,)
+        begins = {step for step in (0, *ramp, *(stage.begin for stage in self.stages)) if step < num_steps}
+        return [*itertools.pairwise((*sorted(begins), num_steps))]
 
     def paths(self, num_steps: int) -> Counter[GradientPath]:
-        """Count the steps of each path among the first so many: a curriculum has one before its ramp and one after."""
-        before = 0 if self.curriculum is None else min(num_steps, self.curriculum[0] + 1)
-        # Adding drops what has no step.
-        return Counter({self.path(0): before}) + Counter({self.path(before): num_steps - before})
+        """Count the steps of each path among the first so many."""
+        counted: Counter[GradientPath] = Counter()
+        for begin, end in self.phases(num_steps):
+            counted[self.path(begin)] += end - begin
+        return counted
 
 
 @dataclass(frozen=True)
