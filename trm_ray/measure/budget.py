@@ -222,7 +222,7 @@ def plan_cost(
     sweep = asked if isinstance(asked, SweepConfig) else None
     configs = complete_trials(asked) if isinstance(asked, SweepConfig) else [complete(asked)]
     samples = sweep.num_samples if sweep else 1
-    infos = _Infos()
+    infos = Infos()
     cases: dict[str, tuple[Config, int]] = {}
     for config in configs:
         key = _case(config, infos.of(config)) + config.config_name
@@ -253,13 +253,14 @@ def plan_cost(
     )
 
 
-class _Infos:
+class Infos:
     """What the datasets of configs hold, each read once; those that a generator would make are described."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[Config, DatasetInfo, bool]] = {}
 
     def of(self, config: Config) -> DatasetInfo:
+        """Open the data of a config, or describe what its generator would make."""
         key = str((config.data_paths, config.data_paths_test, config.generator))
         if key not in self._found:
             missing = config.generator is not None and not all(map(is_dataset, config.train_folders))
@@ -268,9 +269,11 @@ class _Infos:
         return self._found[key][1]
 
     def to_be_made(self) -> list[str]:
+        """List the folders that are missing."""
         return [path for config, _, missing in self._found.values() if missing for path in config.data_paths]
 
     def sizes(self) -> tuple[Data, ...]:
+        """Say how large each is."""
         return tuple(_data(*found) for found in self._found.values())
 
 
@@ -329,7 +332,7 @@ def _phases(config: Config, info: DatasetInfo) -> list[tuple[Config, int]]:
 
 
 def _costs(
-    configs: Sequence[Config], infos: _Infos, timer: StepTimer, progress: Callable[[Sequence[Config]], Iterator[Config]]
+    configs: Sequence[Config], infos: Infos, timer: StepTimer, progress: Callable[[Sequence[Config]], Iterator[Config]]
 ) -> dict[str, StepCost]:
     """Time the steps of every network that is to be trained, along each path of its gradient."""
     wanted: dict[str, tuple[Config, DatasetInfo]] = {}
@@ -497,7 +500,7 @@ def checkpoints_left(config: Config, num_steps: int) -> int:
 # ---- telling ---------------------------------------------------------------------------------------------
 
 
-def _assumptions(config: Config, trials: Sequence[Trials], infos: _Infos) -> Iterator[str]:
+def _assumptions(config: Config, trials: Sequence[Trials], infos: Infos) -> Iterator[str]:
     ray = config.ray
     if made := infos.to_be_made():
         yield f"{', '.join(made)} will be made when the training starts; its rows are those of the generator's keys"
