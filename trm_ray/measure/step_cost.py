@@ -115,8 +115,9 @@ class BenchResult:
     cpu_ms: processor time of a step, over all threads; robust when others use the machine. wall_ms: the same on the
     wall. forward_ms: the segment with its losses, where cycles are detached also with all but the last backward pass.
     backward_ms: its backward pass. optimizer_ms: clipping, update and metrics. The three are wall time on a GPU and
-    processor time else. flops, bytes_moved: of a step, counted (`step_flops`, `step_bytes`). machine_rate, machine_bandwidth: FLOP/s of the matrix multiplication in this dtype and
-    bytes/s of a copy, measured after the steps.
+    processor time else. flops, bytes_moved: of a step, counted (`step_flops`, `step_bytes`). machine_rate,
+    machine_bandwidth: FLOP/s of the matrix multiplication in this dtype and bytes/s of a copy, measured after the
+    steps.
     peak_mib: weights, optimizer state, activations and temporaries at their highest, without the libraries. A long run
     may hold some more: freed memory that is in pieces too small to use.
     """
