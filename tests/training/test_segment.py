@@ -44,13 +44,13 @@ def _nothing_is_compiled_twice() -> Iterator[None]:
         yield
 
 
-def trained(folder: Path, backend: str = "inductor", **changes: Any) -> dict[str, Any]:
+def trained(folder: Path, backend: str = "inductor", num_steps: int = NUM_STEPS, **changes: Any) -> dict[str, Any]:
     """Train on from what is there; return what is saved at the end, and how many graphs it took, broken and whole."""
     counters.clear()
     config = tiny_config(**EVENTFUL | changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment, "BACKEND", backend)
-        run_training(config, SHAPE, NUM_STEPS, local_session(folder, config))
+        run_training(config, SHAPE, num_steps, local_session(folder, config))
     graphs = {"whole": counters["stats"]["unique_graphs"], "broken": len(counters["graph_break"])}
     return load_checkpoint(folder / "final_model") | graphs
 
@@ -109,6 +109,25 @@ def test_attention_in_bfloat16_behind_a_puzzle_embedding_is_one_graph_too(tmp_pa
     assert state["model"]["puzzle_embedding.table"].abs().max() > 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "graphs"),
+    [
+        # The cycles before the last share a graph; then the last cycle's and the evaluations'.
+        ({"detach_cycles": True, "arch": {"H_cycles": 3, "L_cycles": 1, "puzzle_emb_ndim": 16}}, 3),
+        pytest.param({"recurrent_grad_depth": 2, "arch": {"H_cycles": 3, "L_cycles": 1}}, 2, marks=pytest.mark.slow),
+    ],
+    ids=["detached", "k=2"],
+)
+def test_other_paths_are_a_graph_each_too_with_the_numbers_of_the_eager_one(tmp_path, changes, graphs):
+    changes |= {"curriculum_enabled": False, "compute_gradient_stats": False}
+    ours = trained(tmp_path / "graphs", "aot_eager", 3, compile=True, **changes)
+    assert (ours["whole"], ours["broken"]) == (graphs, 0)
+    theirs = trained(tmp_path / "eager", num_steps=3, compile=False, **changes)
+    torch.testing.assert_close(dict(ours["model"]), dict(theirs["model"]), rtol=0, atol=1e-5)
+    for step, row in metric_rows(tmp_path / "eager").items():
+        assert metric_rows(tmp_path / "graphs")[step] == pytest.approx(row, rel=1e-5, abs=1e-5), step
+
+
 # -- on a GPU that is not there ---------------------------------------------------------------------------------------
 
 
@@ -129,7 +148,7 @@ def tensors_of(*values: Any) -> Iterator[Tensor]:
     return (value for value in torch.utils._pytree.tree_leaves(values) if isinstance(value, Tensor))
 
 
-PATHS = (GradientPath.last(3), GradientPath.full(3))
+PATHS = (GradientPath.last(3), GradientPath.full(3), GradientPath.along((0.0, 0.5, 1.0), 2))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from trm_ray.config import Config, config_names, load_config, with_overrides
+from trm_ray.config import Config, load_config, with_overrides
 from trm_ray.data.rows import TokenBatch
 from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes, wait_for
 from trm_ray.reporting.terminal import number_table
@@ -39,8 +39,14 @@ from trm_ray.training.session import Session, place
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
 
-# By the names of their files, and the five without their prefix.
-SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum", "detached", "bptt_last")
+# A scenario's file with overrides as on the command line. The last two make supervision cheaper: what is computed
+# again is not kept, and gradients run through two cycles.
+SCENARIOS: dict[str, tuple[str, ...]] = {
+    **{name: (f"deep_supervision_{name}",) for name in ("baseline", "constant", "linear", "exponential", "curriculum")},
+    **{name: (name,) for name in ("detached", "bptt_last")},
+    "linear_checkpointed": ("deep_supervision_linear", "checkpoint_cycles=true"),
+    "linear_depth_2": ("deep_supervision_linear", "recurrent_grad_depth=2"),
+}
 TIME_BUDGET_S = 5.0
 _FEWEST_STEPS, _MOST_STEPS = 2, 50
 _MIB = 2**20
@@ -66,8 +72,8 @@ class Preset:
         """Resolve the preset under a scenario."""
         scaled = self.on_cpu if device.type == "cpu" else ()
         words = {word.partition("=")[0]: word for word in (f"task={self.task}", *self.overrides, *scaled)}
-        name = scenario if scenario in config_names() else f"deep_supervision_{scenario}"
-        return load_config(name, [*words.values()])
+        name, *own = SCENARIOS[scenario]
+        return load_config(name, [*words.values(), *own])
 
 
 # Cells, and tokens: PAD, blank and the digits; PAD and a maze's five; PAD, end and ARC's ten colours; PAD and bytes.
@@ -79,7 +85,7 @@ _QUARTER = ("global_batch_size=192",)  # a GPU's part of 768: the published runs
 _WITH_EMBEDDING = ("arch.puzzle_emb_ndim=64", "arch.puzzle_emb_len=1")
 # The recipes that were published, and two small ones; the table of ARC's 876,405 puzzles adds its 1.8 GB and no time.
 RECIPES = {
-    "sudoku6": Preset("sudoku6", _BOARD_6, scenarios=SCENARIOS),
+    "sudoku6": Preset("sudoku6", _BOARD_6, scenarios=tuple(SCENARIOS)),
     "text_tiny": Preset(
         "sudoku6", _TEXT, ("arch.mixer=attention", "arch.pos_encodings=rope"), ("global_batch_size=8",)
     ),
@@ -107,10 +113,11 @@ class BenchResult:
 
     scaled: what of the preset was made smaller for a CPU.
     cpu_ms: processor time of a step, over all threads; robust when others use the machine. wall_ms: the same on the
-    wall. forward_ms: the segment with its losses. backward_ms: its backward pass. optimizer_ms: clipping, update and
-    metrics. The three are wall time on a GPU and processor time else. flops, bytes_moved: of a step, counted
-    (`step_flops`, `step_bytes`). machine_rate, machine_bandwidth: FLOP/s of the matrix multiplication in this dtype and
-    bytes/s of a copy, measured after the steps.
+    wall. forward_ms: the segment with its losses, where cycles are detached also with all but the last backward pass.
+    backward_ms: its backward pass. optimizer_ms: clipping, update and metrics. The three are wall time on a GPU and
+    processor time else. flops, bytes_moved: of a step, counted (`step_flops`, `step_bytes`). machine_rate,
+    machine_bandwidth: FLOP/s of the matrix multiplication in this dtype and bytes/s of a copy, measured after the
+    steps.
     peak_mib: weights, optimizer state, activations and temporaries at their highest, without the libraries. A long run
     may hold some more: freed memory that is in pieces too small to use.
     """
@@ -199,7 +206,7 @@ def run_benchmark(
 def planned_cases(presets: Sequence[str], scenarios: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """List the (preset, scenario) that `run_benchmark` measures, and check their names."""
     _check_names("preset", presets, tuple(PRESETS))
-    _check_names("scenarios", scenarios or (), SCENARIOS)
+    _check_names("scenarios", scenarios or (), tuple(SCENARIOS))
     return [(preset, scenario) for preset in presets for scenario in scenarios or PRESETS[preset].scenarios]
 
 
@@ -256,8 +263,8 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
 class StepCost:
     """What a step of a config costs.
 
-    step_ms, forward_ms: as in `BenchResult`, medians. activation_bytes: the most that autograd keeps at once for a
-    backward pass. None where nothing was measured.
+    step_ms, forward_ms: medians, the latter of the forward pass alone. activation_bytes: the most that autograd keeps
+    at once for a backward pass. None where nothing was measured.
     """
 
     step_ms: float
@@ -270,9 +277,12 @@ def measure_config(config: Config, tokens: TokenShape, num_steps: int) -> StepCo
     threads, device = max(1, int(config.ray.cpus_per_worker)), any_device()
     state, _, median = measured_steps(config, tokens, threads, num_steps, device)
     kept = kept_bytes(state, _recipe(config, device), config.global_batch_size)
+    # Up to its last backward pass a detached segment has run the others, each worth two forward passes of its cycle.
+    path, num_cycles = build_supervision(config).path(state.step), config.arch.H_cycles
+    forward_ms = median["forward_ms"] / (1 + 2 * (len(path.stretches) - 1) / num_cycles)
     if device.type == "cuda":
-        return StepCost(median["wall_ms"], median["forward_ms"], kept)
-    return StepCost(median["cpu_ms"] / threads, median["forward_ms"] / threads, kept)
+        return StepCost(median["wall_ms"], forward_ms, kept)
+    return StepCost(median["cpu_ms"] / threads, forward_ms / threads, kept)
 
 
 def measured_steps(

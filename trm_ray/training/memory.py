@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch, TinyRecursiveModel
 from trm_ray.training.segment import build_segment
 from trm_ray.training.session import Session
@@ -66,8 +67,7 @@ def kept_by_autograd(model: TinyRecursiveModel) -> Iterator[Kept]:
 
 def kept_bytes(state: TrainState, recipe: Recipe, num_rows: int) -> int:
     """Measure the most that a segment of so many rows keeps at once, along the deepest path that the run takes."""
-    model, device = state.model, state.model.embed_tokens.device
-    path = max(recipe.supervision.paths(recipe.total_steps), key=lambda path: (path.depth, len(path.supervised)))
+    model, path, device = state.model, _deepest(recipe), state.model.embed_tokens.device
     cells = torch.ones(num_rows, model.seq_len, dtype=torch.int32, device=device)
     batch = Batch(cells, cells.clone(), torch.zeros_like(cells[:, 0]))
     weights = CycleWeights(torch.ones(model.H_cycles + 1, dtype=torch.float64, device=device), path)
@@ -78,17 +78,23 @@ def kept_bytes(state: TrainState, recipe: Recipe, num_rows: int) -> int:
     return kept.peak
 
 
+def _deepest(recipe: Recipe) -> GradientPath:
+    paths = recipe.supervision.paths(recipe.total_steps)
+    return max(paths, key=lambda path: (path.depth, len(path.supervised), path.L_cycles or 0))
+
+
 def needs_checkpoints(state: TrainState, recipe: Recipe, session: Session) -> bool:
     """Decide `checkpoint_cycles=auto`, for all workers alike, and say so.
 
     What a worker's rows keep follows from segments of one row and of two. It must fit into what is free beside the
-    gradients and the optimizer's moments, which are yet to come; the numbers of the run are the same either way.
+    gradients and the optimizer's moments, which are yet to come; the numbers of the run are the same either way. A path
+    through one cycle has nothing to save.
     """
     num_rows = len(session.own_rows(torch.empty(recipe.global_batch_size)))
     one, two = (kept_bytes(state, recipe, rows) for rows in (1, 2))
     kept, weights = one + (two - one) * (num_rows - 1), sum(weight.nbytes for weight in state.model.parameters())
     free = _free_bytes(session.device) - 3 * weights
-    needed = session.any_rank(kept > _ROOM * free)
+    needed = session.any_rank(_deepest(recipe).depth > 1 and kept > _ROOM * free)
     if session.rank == 0:
         done = "computed again in the backward pass" if needed else "kept"
         room = f"they take {kept / _MIB:,.0f} MiB a worker, and {free / _MIB:,.0f} MiB are free"
