@@ -276,9 +276,10 @@ def measure_config(config: Config, tokens: TokenShape, num_steps: int) -> StepCo
     """Measure the steps of any config in this process, on one device. Sets this process's number of threads."""
     threads, device = max(1, int(config.ray.cpus_per_worker)), any_device()
     state, _, median = measured_steps(config, tokens, threads, num_steps, device)
-    kept = kept_bytes(state, _recipe(config, device), config.global_batch_size)
+    recipe = _recipe(config, device)
+    kept = kept_bytes(state, recipe, config.global_batch_size)
     # Up to its last backward pass a detached segment has run the others, each worth two forward passes of its cycle.
-    path, num_cycles = build_supervision(config).path(state.step), config.arch.H_cycles
+    path, num_cycles = recipe.supervision.path(state.step), config.arch.H_cycles
     forward_ms = median["forward_ms"] / (1 + 2 * (len(path.stretches) - 1) / num_cycles)
     if device.type == "cuda":
         return StepCost(median["wall_ms"], forward_ms, kept)
