@@ -70,6 +70,14 @@ def test_auto_computes_cycles_again_where_memory_is_short_and_says_so(monkeypatc
     assert line.startswith(f"checkpoint_cycles=auto: H-cycles are {told} (they take ")
 
 
+def test_auto_has_nothing_to_save_where_gradients_run_through_one_cycle(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 0)
+    for changes in ({}, supervised(detach_cycles=True)):
+        config = tiny_config(**changes, checkpoint_cycles="auto")
+        state, recipe = TrainState(config, SHAPE, CPU), build_recipe(config, 8)
+        assert not needs_checkpoints(state, recipe, local_session(tmp_path, config))
+
+
 def test_a_run_that_decides_by_itself_is_bitwise_one_that_was_told(tmp_path):
     for setting in ("auto", False):
         config = tiny_config(**CYCLES, checkpoint_cycles=setting)

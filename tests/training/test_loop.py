@@ -212,11 +212,15 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam_atan2"])
-def test_steps_ask_the_device_for_no_value(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": "adamw"}, {"optimizer": "adam_atan2"}, {"detach_cycles": True}],
+    ids=["adamw", "adam_atan2", "detached"],
+)
+def test_steps_ask_the_device_for_no_value(tmp_path, changes):
     """From the first on, through a ramp."""
     arch = {"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}
-    state, recipe, session = set_up(tmp_path, optimizer=optimizer, ema=True, arch=arch, **CURRICULUM)
+    state, recipe, session = set_up(tmp_path, ema=True, arch=arch, **CURRICULUM, **changes)
     batches = list(itertools.islice(session.train_batches(0), 8))
     with Asked() as asked:
         for batch in batches:
