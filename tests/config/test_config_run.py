@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from config_helpers import LINEAR, ROOT, load, write
 
-from trm_ray.config import ConfigError, banner, flat, load_config, run_dir
+from trm_ray.config import ConfigError, banner, config_from_run, flat, load_config, run_dir, to_yaml
 
 
 def test_the_general_defaults_are_the_published_ones(tmp_path):
@@ -91,6 +91,13 @@ def test_the_banner_has_a_title_a_rule_the_supervision_and_what_was_given():
     ]
     section = ["generator={size: 4}"]
     assert {"generator.size: 4", "generator.test: 512"} < set(banner(load(*section), section).splitlines())
+
+
+def test_a_config_with_lists_of_every_kind_is_read_back_as_it_was(tmp_path):
+    for words in (["deep_supervision_weights=[1,0.7,0.49]"], ["depth_curriculum=[[0,1,1],[0.6,null,null]]"]):
+        config = load(*words)
+        (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        assert config_from_run(tmp_path) == config
 
 
 def test_null_in_a_depth_curriculum_stands_for_what_the_task_has():

@@ -71,6 +71,15 @@ def test_a_list_of_weights_is_one_value_of_the_grid_and_names_its_trial():
     assert trial_name(loaded, configs[1], {}) == f"{LINEAR}-seed0-deep_supervision_weights=_0.1_0.3_1.0_"
 
 
+def test_the_stages_of_a_depth_curriculum_are_one_value_of_the_grid_and_read_back_as_they_were(tmp_path):
+    space = "search_space.depth_curriculum=[null, [[0, 1, 1], [0.5, 3, 3]]]"
+    loaded = sweep(f"scenarios=[{LINEAR}]", "keep=[]", space)
+    assert [config.depths for config in trial_configs(loaded)] == [[], [(0.0, 1, 1), (0.5, 3, 3)]]
+    path = tmp_path / "five_scenarios.yaml"
+    path.write_text(to_yaml(loaded), encoding="utf-8")
+    assert load_sweep(str(path)) == loaded
+
+
 SWEEP_MISTAKES = [
     (["foo_bar=1"], "foo_bar=1 has an unknown key; did you mean"),
     (["hidden_size=1"], "hidden_size=1 has an unknown key; did you mean `arch.hidden_size`?"),
