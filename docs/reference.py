@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from trm_ray.config.errors import rule, show
+from trm_ray.config.errors import choices_of, rule, show
 from trm_ray.config.keys import Settings, section_of
 from trm_ray.config.run import Config, Generator
 from trm_ray.config.sweep import SweepConfig
@@ -81,7 +81,8 @@ def _table(model: type[Settings], prefix: str) -> str:
 
 def _row(key: str, field: FieldInfo, meaning: str) -> str:
     default = "must be given" if field.is_required() else f"`{_default(field)}`"
-    cells = [f"`{key}`", _type(field.annotation), default, rule(key, field), meaning]
+    kind = "choice" if choices_of(field) else _type(field.annotation)
+    cells = [f"`{key}`", kind, default, rule(key, field), meaning]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -102,7 +103,7 @@ def _type(kind: Any) -> str:
     if origin is list:
         return f"list of {_type(inner[0])}"
     if origin is tuple:
-        return "pair"
+        return {2: "pair", 3: "triple"}[len(inner)]
     return _NAMES[origin or kind]
 
 

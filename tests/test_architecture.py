@@ -165,6 +165,7 @@ except SystemExit as end:
         ["sweep", "lrr=1"],
         ["sweep", "generator.trian=9"],
         ["plan", "five_scenarios", "lrr=1"],
+        ["schedule", "five_scenarios", "lrr=1"],
         ["bench", "scaling", "lrr=1"],
         ["submit", "train", "lrr=1"],
         ["evaluate", "runs/a", "--segments", "a"],

@@ -75,8 +75,44 @@ MISTAKES = [
     ("generator.check_existing=1", "generator.check_existing=1 must be true or false"),
     (
         "deep_supervision_schedule=linear",
-        "deep_supervision_schedule=linear must be one of constant, linear_decay, exponential_decay; "
-        "did you mean `linear_decay`?",
+        "deep_supervision_schedule=linear must be one of constant, linear_decay, exponential_decay, inverse_decay, "
+        "last_two, first_and_last; did you mean `linear_decay`?",
+    ),
+    *(
+        (
+            f"deep_supervision_weights={value}".replace(" ", ""),
+            f"deep_supervision_weights={value} must be null, or a list of numbers of at least 0, the last above 0",
+        )
+        for value in ("0.3", "[]", "[0.1, 0.3, 0]", "[-0.1, 0.3, 1]", "[a, 0.3, 1]", "[NaN, 0.3, 1]")
+    ),
+    (
+        "deep_supervision_weights=[0.3,1]",
+        "deep_supervision_weights=[0.3, 1.0] must have one number for each of arch.H_cycles=3; "
+        "write 3 of them, or use arch.H_cycles=2",
+    ),
+    (
+        "deep_supervision_weights=[0.1,0.3,1] deep_supervision_enabled=false",
+        "deep_supervision_weights=[0.1, 0.3, 1.0] needs deep_supervision_enabled=true; set it, or leave both",
+    ),
+    *(
+        (f"depth_curriculum={value}", "must be null, or a list of [SHARE, H_CYCLES, L_CYCLES] whose shares")
+        for value in (
+            *("3", "[]", "[[0,1]]", "[[0.1,3,3]]", "[[0,1,1],[0.3,0,1]]", "[[0,1,1],[0.3,2.5,3]]", "[[0,a,1]]"),
+            *("[[0,1,1],[0,3,3]]", "[[0,1,1],[0.5,2,2],[0.4,3,3]]", "[[0,1,1],[1,3,3]]", "[0,1,1]"),
+        )
+    ),
+    (
+        "depth_curriculum=[[0,1,1],[0.5,3,2]]",
+        "depth_curriculum=[[0.0, 1, 1], [0.5, 3, 2]] must end with arch.H_cycles=3 and arch.L_cycles=3; "
+        "use [0.5, null, null] as its last",
+    ),
+    (
+        "depth_curriculum=[[0,2,2],[0.2,3,1],[0.5,3,3]]",
+        "must not become shallower, and does at 0.2 from [2, 2] to [3, 1]; let both numbers grow or stay",
+    ),
+    (
+        "depth_curriculum=[[0,1,1],[0.5,3,3]] deep_supervision_weights=[0,0,1]",
+        "must not stand beside deep_supervision_weights=[0.0, 0.0, 1.0], which are for arch.H_cycles=3 cycles",
     ),
     ("device=gpu", "device=gpu must be one of auto, cpu, cuda"),
     ("optimizer=adam", "optimizer=adam must be one of adamw, adam_atan2; did you mean `adamw`?"),
@@ -113,6 +149,18 @@ MISTAKES = [
         "curriculum_enabled=true deep_supervision_enabled=false",
         "curriculum_enabled=true needs deep_supervision_enabled=true",
     ),
+    (
+        "recurrent_grad_depth=4",
+        "recurrent_grad_depth=4 must be at most arch.H_cycles=3, the cycles that there are; use 3 or less, or all",
+    ),
+    ("recurrent_grad_depth=0", "recurrent_grad_depth=0 must be a whole number of at least 1, all or null"),
+    ("recurrent_grad_depth=every", "recurrent_grad_depth=every must be a whole number of at least 1, all or null"),
+    (
+        "detach_cycles=true deep_supervision_enabled=false",
+        "detach_cycles=true needs deep_supervision_enabled=true; set it, or leave both",
+    ),
+    ("detach_cycles=true recurrent_grad_depth=2", "recurrent_grad_depth=2 must be null with detach_cycles=true"),
+    ("checkpoint_cycles=maybe", "checkpoint_cycles=maybe must be one of auto, true, false"),
     ("max_steps=null epochs=null", "max_steps=null must be given when epochs=null"),
     ("data_paths=[]", "data_paths=[] must name a dataset folder"),
     ("device=cpu ray.use_gpu=true", "ray.use_gpu=true must not go with device=cpu"),

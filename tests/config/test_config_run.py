@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from config_helpers import LINEAR, ROOT, load, write
 
-from trm_ray.config import ConfigError, banner, flat, load_config, run_dir
+from trm_ray.config import ConfigError, banner, config_from_run, flat, load_config, run_dir, to_yaml
 
 
 def test_the_general_defaults_are_the_published_ones(tmp_path):
@@ -93,10 +93,31 @@ def test_the_banner_has_a_title_a_rule_the_supervision_and_what_was_given():
     assert {"generator.size: 4", "generator.test: 512"} < set(banner(load(*section), section).splitlines())
 
 
+def test_a_config_with_lists_of_every_kind_is_read_back_as_it_was(tmp_path):
+    for words in (["deep_supervision_weights=[1,0.7,0.49]"], ["depth_curriculum=[[0,1,1],[0.6,null,null]]"]):
+        config = load(*words)
+        (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        assert config_from_run(tmp_path) == config
+
+
+def test_null_in_a_depth_curriculum_stands_for_what_the_task_has():
+    config = load("task=sudoku_extreme", name="depth_curriculum")
+    assert config.depths == [(0.0, 1, 1), (0.3, 2, 2), (0.6, 3, 6)]
+    assert "depth_curriculum: [[0.0, 1, 1], [0.3, 2, 2], [0.6, None, None]]" in banner(config).splitlines()
+    assert load().depths == []
+
+
+def test_the_banner_tells_weights_of_ones_own_in_place_of_weight_and_schedule():
+    lines = banner(load("deep_supervision_weights=[0.1,0.3,1]")).splitlines()
+    assert lines[2:4] == ["deep_supervision_enabled: True", "deep_supervision_weights: [0.1, 0.3, 1.0]"]
+    assert not any(line.startswith(("deep_supervision_weight:", "deep_supervision_schedule")) for line in lines)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
         ("deep_supervision_baseline", ["deep_supervision_enabled: False"]),
+        ("bptt_last", ["deep_supervision_enabled: False", "recurrent_grad_depth: all"]),
         (
             "deep_supervision_curriculum",
             [

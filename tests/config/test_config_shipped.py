@@ -6,7 +6,7 @@ import pytest
 import yaml
 from config_helpers import CONFIGS, SCENARIOS, SWEEPS, TASKS, load, sweep
 
-from trm_ray.config import load_config, load_sweep, trial_configs
+from trm_ray.config import flat, load_config, load_sweep, trial_configs
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -22,10 +22,9 @@ def test_every_sweep_loads(name):
 
 
 def test_the_folders_hold_what_the_project_promises():
-    names = ["baseline", "constant", "curriculum", "exponential", "linear"]
-    assert [f"deep_supervision_{name}" for name in names] == SCENARIOS
+    assert {*FIVE_SCENARIOS, *OTHER_SCHEDULES, *PATHS, "depth_curriculum"} == set(SCENARIOS)
     assert {"sudoku4", "sudoku6"} <= set(TASKS)
-    assert {"five_scenarios", "schedule_variants"} <= set(SWEEPS)
+    assert {"five_scenarios", "schedule_variants", "all_schedules"} <= set(SWEEPS)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
@@ -49,13 +48,29 @@ FIVE_SCENARIOS = {
 }
 
 
-@pytest.mark.parametrize(("name", "expected"), FIVE_SCENARIOS.items())
-def test_the_five_scenarios_supervise_as_the_table_says(name, expected):
+OTHER_SCHEDULES = {
+    "deep_supervision_inverse": (True, "inverse_decay", 0.5, False),
+    "deep_supervision_last_two": (True, "last_two", 0.5, False),
+    "deep_supervision_first_and_last": (True, "first_and_last", 0.5, False),
+}
+PATHS = ("bptt_last", "detached")
+
+
+@pytest.mark.parametrize(("name", "expected"), [*FIVE_SCENARIOS.items(), *OTHER_SCHEDULES.items()])
+def test_the_scenarios_supervise_as_the_tables_say(name, expected):
     config = load(name=name)
     enabled, schedule, weight, curriculum = expected
     assert (config.deep_supervision_enabled, config.curriculum_enabled) == (enabled, curriculum)
     if enabled:
         assert (config.deep_supervision_schedule, config.deep_supervision_weight) == (schedule, weight)
+
+
+def test_the_controls_differ_from_the_baseline_and_from_linear_in_the_gradients_path_alone():
+    control, detached = (flat(load(name=name)) for name in ("bptt_last", "detached"))
+    baseline, linear = (flat(load(name=f"deep_supervision_{name}")) for name in ("baseline", "linear"))
+    named = ("config_name", "log_dir")
+    assert {key for key in control if control[key] != baseline[key]} - set(named) == {"recurrent_grad_depth"}
+    assert {key for key in detached if detached[key] != linear[key]} - set(named) == {"detach_cycles"}
 
 
 def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
@@ -67,7 +82,8 @@ def test_the_curriculum_ramps_from_1000_to_10000_unless_the_task_is_shorter():
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_says_how_to_supervise_and_nothing_about_data(name):
     keys = set(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
-    assert {key for key in keys if not key.startswith(("deep_supervision_", "curriculum_"))} == {"task"}
+    how = ("deep_supervision_", "curriculum_", "recurrent_grad_depth", "detach_cycles", "depth_curriculum")
+    assert {key for key in keys if not key.startswith(how)} == {"task"}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -103,6 +119,13 @@ def test_the_five_scenarios_run_once_each_and_the_baseline_is_first_and_kept():
     assert (loaded.asha.enabled, loaded.asha.metric, loaded.asha.mode) == (False, "eval/accuracy", "max")
     for config in trial_configs(loaded):
         assert config.lr_warmup_steps < loaded.asha.grace_period < (config.max_steps or 0)
+
+
+def test_all_schedules_are_every_scenario_that_is_shipped_on_three_seeds_without_stopping():
+    loaded = sweep(name="all_schedules")
+    assert [*loaded.scenarios] == [*FIVE_SCENARIOS, *OTHER_SCHEDULES, *PATHS]
+    assert (loaded.seeds, loaded.asha.enabled) == ([0, 1, 2], False)
+    assert {(config.task, config.max_steps) for config in trial_configs(loaded)} == {("sudoku6", 400)}
 
 
 def test_the_schedule_variants_are_three_schedules_by_three_weights_by_the_ramp():

@@ -4,6 +4,7 @@ import pytest
 from config_helpers import LINEAR, complaint, sweep, write
 
 from trm_ray.config import Distribution, load_sweep, to_yaml, trial_configs
+from trm_ray.config.trials import trial_name
 
 SHIPPED = {"keep_last": 2, "keep_best": 1}  # what the file sets for every trial
 
@@ -58,6 +59,23 @@ def test_distributions_are_separate_from_the_grid():
 def test_a_sweep_survives_its_own_yaml(tmp_path):
     loaded = sweep("search_space.lr={loguniform: [1e-5, 1e-2]}", "search_space.beta1=[0.8,0.9]", "seeds=[3]")
     path = tmp_path / "sweep.yaml"
+    path.write_text(to_yaml(loaded), encoding="utf-8")
+    assert load_sweep(str(path)) == loaded
+
+
+def test_a_list_of_weights_is_one_value_of_the_grid_and_names_its_trial():
+    space = "search_space.deep_supervision_weights=[null, [0.1, 0.3, 1], [1, 0.7, 0.49]]"
+    loaded = sweep(f"scenarios=[{LINEAR}]", "keep=[]", space)
+    configs = trial_configs(loaded)
+    assert [config.deep_supervision_weights for config in configs] == [None, [0.1, 0.3, 1.0], [1.0, 0.7, 0.49]]
+    assert trial_name(loaded, configs[1], {}) == f"{LINEAR}-seed0-deep_supervision_weights=_0.1_0.3_1.0_"
+
+
+def test_the_stages_of_a_depth_curriculum_are_one_value_of_the_grid_and_read_back_as_they_were(tmp_path):
+    space = "search_space.depth_curriculum=[null, [[0, 1, 1], [0.5, 3, 3]]]"
+    loaded = sweep(f"scenarios=[{LINEAR}]", "keep=[]", space)
+    assert [config.depths for config in trial_configs(loaded)] == [[], [(0.0, 1, 1), (0.5, 3, 3)]]
+    path = tmp_path / "five_scenarios.yaml"
     path.write_text(to_yaml(loaded), encoding="utf-8")
     assert load_sweep(str(path)) == loaded
 

@@ -270,7 +270,10 @@ def test_the_command_tells_what_a_sweep_asks_for(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["five_scenaros"], "five_scenaros must name a sweep or a scenario; there are demo, five_scenarios"),
+        (
+            ["five_scenaros"],
+            "five_scenaros must name a sweep or a scenario; there are all_schedules, demo, five_scenarios",
+        ),
         (["five_scenarios", "--step-ms", "1", "--from-run", "runs/x"], "exclude each other; choose one"),
         (["five_scenarios", "--from-run", "nowhere"], "nowhere is not a folder"),
         (["five_scenarios", "lr=fast"], "lr=fast must be a number above 0"),

@@ -30,13 +30,15 @@ from trm_ray.measure.step_cost import (
     run_benchmark,
     summary_rows,
 )
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.training.flops import step_flops, train_flops
 from trm_ray.training.session import Session
-from trm_ray.training.state import TokenShape, TrainState, build_recipe
+from trm_ray.training.state import TokenShape, TrainState, build_recipe, build_supervision
 from trm_ray.training.step import train_step
 
 CPU = torch.device("cpu")
 TOKENS = TokenShape(seq_len=16, vocab_size=6)
+LAST, FULL = GradientPath.last(3), GradientPath.full(3)
 
 RESULT = BenchResult(
     preset="sudoku6",
@@ -68,7 +70,7 @@ def plain_steps(config: Config, num_steps: int) -> TrainState:
     tokens = step_cost._random_tokens(TOKENS, config)
     session = Session(Path(), CPU, tokens, lambda whole: (), lambda *_: None)
     for batch in itertools.islice(session.train_batches(0), num_steps):
-        train_step(state, recipe, batch, session)
+        train_step(state, recipe, [batch], session)
     return state
 
 
@@ -90,7 +92,8 @@ def test_every_preset_can_be_measured_under_every_scenario_beginning_with_its_ba
     for preset in PRESETS.values():
         assert preset.scenarios[0] == "baseline"
         for scenario in SCENARIOS:
-            assert preset.config(scenario, CPU).deep_supervision_enabled == (scenario != "baseline")
+            enabled = scenario not in ("baseline", "bptt_last")
+            assert preset.config(scenario, CPU).deep_supervision_enabled == enabled
 
 
 @pytest.mark.parametrize(
@@ -121,24 +124,43 @@ def test_a_curriculum_is_measured_at_its_full_weight():
     assert build_recipe(config, 8).supervision.base_weight(state.step) == 0.5
 
 
+PATHS = {
+    "baseline": {},
+    "supervised": supervised(),
+    "bptt_last": {"recurrent_grad_depth": "all"},
+    "k=2": supervised(recurrent_grad_depth=2),
+    "detached": supervised(detach_cycles=True),
+}
+
 # -- counting --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scenario", [{}, supervised()], ids=["baseline", "supervised"])
+@pytest.mark.parametrize("scenario", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("arch", [{"mixer": "mlp"}, {"mixer": "attention", "pos_encodings": "rope"}])
 def test_the_counted_operations_are_those_that_pytorch_counts_in_a_step(arch, scenario):
     config = tiny_config(arch={"L_layers": 2, **arch}, **scenario)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         plain_steps(config, 1)
     # The halt head's D·2 products a row, and what the first application need not pass back, are left out.
-    counted = step_flops(config, TOKENS, supervised=bool(scenario))
+    counted = step_flops(config, TOKENS, build_supervision(config).path(0))
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
+def test_a_step_of_several_segments_is_as_many_times_the_work_of_one():
+    one, three = (step_flops(tiny_config(segments_per_update=k), TOKENS, FULL) for k in (1, 3))
+    assert three == 3 * one
+    assert step_cost.measure_config(tiny_config(segments_per_update=2), TOKENS, 1).forward_ms is not None
+
+
 def test_supervision_triples_the_backward_pass_of_three_cycles():
-    plain, full = (step_flops(tiny_config(), TOKENS, supervised=every) for every in (False, True))
+    plain, full = (step_flops(tiny_config(), TOKENS, path) for path in (LAST, FULL))
     assert full / plain == pytest.approx((3 + 2 * 3) / (3 + 2 * 1))
-    assert train_flops(tiny_config(), TOKENS, 10, num_supervised=4) == pytest.approx(6 * plain + 4 * full)
+    # Through all cycles from the last loss alone: as much but for the two other cycles' heads.
+    control, head = GradientPath.along((0, 0, 1), 3), 2.0 * 8 * 16 * 16 * 6
+    assert step_flops(tiny_config(), TOKENS, control) == full - 2 * 2 * head
+    detached = GradientPath.along((0.5, 0.5, 1), detached=True)
+    assert step_flops(tiny_config(), TOKENS, detached) == full
+    assert train_flops(tiny_config(), TOKENS, {LAST: 6, FULL: 4}) == pytest.approx(6 * plain + 4 * full)
 
 
 def test_the_bytes_of_a_step_are_those_counted_by_hand():
@@ -149,7 +171,8 @@ def test_the_bytes_of_a_step_are_those_counted_by_hand():
     cells = (8 * 3 + 3 * 8 + 8 * 8) + (8 * 4 + 4 * 3 + 8 * 3)  # 2·4 columns: 3 → 2·4, then 4 → 3
     cycle = 2 * (features + cells) + (6 * 4 + 4 * 5 + 6 * 5)
     # Forward twice; backward twice as many for the last cycle alone, or for both; 100 weights, 8 floats each.
-    counted = [step_bytes(config, tokens, supervised=every, num_weights=100) for every in (False, True)]
+    paths = (GradientPath.last(2), GradientPath.full(2))
+    counted = [step_bytes(config, tokens, path, num_weights=100) for path in paths]
     assert counted == [4 * (cycle * passes + 8 * 100) for passes in (2 + 2, 2 + 4)]
 
 
@@ -159,7 +182,7 @@ def test_attention_moves_its_projections_and_its_operands_but_never_the_scores()
     mixer = (6 * 4 + 4 * 12 + 6 * 12) + 4 * (6 * 4) + (6 * 4 + 4 * 4 + 6 * 4)
     features = (6 * 4 + 4 * 12 + 6 * 12) + (6 * 6 + 6 * 4 + 6 * 4)
     head = 6 * 4 + 4 * 5 + 6 * 5
-    counted = step_bytes(config, TokenShape(3, 5), supervised=False, num_weights=0)
+    counted = step_bytes(config, TokenShape(3, 5), GradientPath.last(1), num_weights=0)
     assert counted == 4 * 3 * (2 * (mixer + features) + head)
 
 

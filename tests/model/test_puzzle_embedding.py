@@ -28,7 +28,7 @@ def test_the_prefix_has_no_logits_and_the_halt_head_reads_its_first_position():
     assert carry.answer.shape == (3, 2 + 16, 16)
     with torch.no_grad():
         model.q_head.weight.fill_(1.0)
-        output = model(carry, batch, supervise_all_cycles=False)
+        output = model(carry, batch)
     assert output.cycle_logits[-1].shape == (3, 16, 6)
     torch.testing.assert_close(output.halt_logits, output.carry.answer[:, 0].sum(-1) - 5.0)
 
@@ -40,7 +40,7 @@ def test_puzzles_that_look_alike_are_told_apart_by_their_identifiers():
 
     def logits() -> torch.Tensor:
         with torch.no_grad():
-            return model(model.initial_carry(batch), batch, supervise_all_cycles=False).cycle_logits[-1]
+            return model(model.initial_carry(batch), batch).cycle_logits[-1]
 
     assert torch.equal(*logits())
     model.puzzle_embedding.table[1] = 1.0

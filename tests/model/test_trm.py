@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trm_ray.config import ArchConfig, Config
 from trm_ray.model import trm
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel
 from trm_ray.training.losses import stablemax_cross_entropy, stablemax_cross_entropy_float64
 from trm_ray.training.state import TokenShape, build_model
@@ -87,7 +88,7 @@ def test_logits_halt_logits_and_losses_equal_the_originals(case):
     carry = model.initial_carry(batch)
     for segment in range(segments):
         with torch.no_grad():
-            output = model(carry, batch, supervise_all_cycles=False)
+            output = model(carry, batch)
         carry, logits = output.carry, output.cycle_logits[-1]
         torch.testing.assert_close(logits, torch.from_numpy(expected["logits"][segment]), rtol=0, atol=tolerance)
         torch.testing.assert_close(output.halt_logits, torch.from_numpy(expected["q"][segment]), rtol=0, atol=tolerance)
@@ -105,7 +106,7 @@ def test_logits_halt_logits_and_losses_equal_the_originals(case):
 @pytest.mark.parametrize("case", CASES)
 def test_gradient_norms_of_every_parameter_equal_the_originals(case):
     model, (batch, _) = golden_model(case), golden_batch(case)
-    output = model(model.initial_carry(batch), batch, supervise_all_cycles=False)
+    output = model(model.initial_carry(batch), batch)
     weights = (*(0.0,) * (model.H_cycles - 1), 1.0)
     segment_losses(output, CycleWeights.of(weights), stablemax_cross_entropy, len(batch)).total.backward()
     expected = json.loads((GOLDEN / f"{case}.grads.json").read_text())
@@ -184,7 +185,7 @@ def started(model: TinyRecursiveModel, rows: int = 4) -> tuple[Carry, Batch]:
     """A carry in the middle of its puzzles, and its batch."""
     batch = sudoku(rows).batch()
     with torch.no_grad():
-        return model(model.initial_carry(batch), batch, supervise_all_cycles=False).carry, batch
+        return model(model.initial_carry(batch), batch).carry, batch
 
 
 ARCHS: dict[str, dict[str, Any]] = {
@@ -211,7 +212,7 @@ def test_a_segment_equals_the_transcription_with_all_its_gradients(arch, supervi
         if model.puzzle_embedding is not None:
             model.puzzle_embedding.table.normal_(generator=torch.Generator().manual_seed(4))
     carry, batch = started(model)
-    output = model(carry, batch, supervise_all_cycles=supervise)
+    output = model(carry, batch, GradientPath.full(3) if supervise else None)
     weights = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
     leaves = list(model.parameters())
     if model.puzzle_embedding is not None:
@@ -235,9 +236,9 @@ def test_a_segment_equals_the_transcription_with_all_its_gradients(arch, supervi
 def test_only_the_last_cycle_receives_gradients_in_the_baseline():
     model = tiny_model()
     carry, batch = started(model)
-    baseline = model(carry, batch, supervise_all_cycles=False)
+    baseline = model(carry, batch)
     assert [logits.requires_grad for logits in baseline.cycle_logits] == [False, False, True]
-    full = model(carry, batch, supervise_all_cycles=True)
+    full = model(carry, batch, GradientPath.full(model.H_cycles))
     assert all(logits.requires_grad for logits in full.cycle_logits)
     for ours, theirs in zip(baseline.cycle_logits, full.cycle_logits, strict=True):
         assert torch.equal(ours, theirs)
@@ -255,7 +256,7 @@ def test_the_halt_head_begins_at_never_halt_whatever_it_sees():
     model = tiny_model(hidden_size=64)
     assert not model.q_head.weight.any()
     carry, batch = started(model)
-    assert torch.equal(model(carry, batch, supervise_all_cycles=False).halt_logits, torch.full((4,), -5.0))
+    assert torch.equal(model(carry, batch).halt_logits, torch.full((4,), -5.0))
 
 
 def test_a_question_is_its_token_embedding_scaled_to_unit_variance():
@@ -309,9 +310,9 @@ def test_the_first_segment_takes_the_batchs_puzzles_and_the_initial_states():
         latent=model.latent_init.expand_as(carry.latent),
         halted=torch.zeros(4, dtype=torch.bool),
     )
-    expected = model(fresh, batch, supervise_all_cycles=False)
+    expected = model(fresh, batch)
     for start in (carry, noise):
-        output = model(start, batch, supervise_all_cycles=False)
+        output = model(start, batch)
         assert torch.equal(output.cycle_logits[-1], expected.cycle_logits[-1])
         assert output.carry.steps.tolist() == [1, 1, 1, 1]
 
@@ -322,14 +323,14 @@ def test_halted_rows_take_the_batchs_puzzle_and_the_others_keep_their_own():
     second = sudoku(4, seed=5).batch()
     halted = torch.tensor([True, False, False, True])
     carry = replace(carry, halted=halted, steps=torch.tensor([3, 1, 2, 3], dtype=torch.int32))
-    output = model(carry, second, supervise_all_cycles=False)
+    output = model(carry, second)
     for name in ("inputs", "labels", "puzzle_identifiers"):
         mine, new, old = (getattr(b, name) for b in (output.carry.puzzles, second, first))
         assert torch.equal(mine[[0, 3]], new[[0, 3]])
         assert torch.equal(mine[[1, 2]], old[[1, 2]])
     assert output.carry.steps.tolist() == [1, 2, 3, 1]
-    fresh = model(model.initial_carry(second), second, supervise_all_cycles=False)
-    going_on = model(replace(carry, halted=torch.zeros_like(halted)), first, supervise_all_cycles=False)
+    fresh = model(model.initial_carry(second), second)
+    going_on = model(replace(carry, halted=torch.zeros_like(halted)), first)
     for field in ("answer", "latent"):
         mine, new, old = (getattr(o.carry, field) for o in (output, fresh, going_on))
         torch.testing.assert_close(mine[[0, 3]], new[[0, 3]])
@@ -339,7 +340,7 @@ def test_halted_rows_take_the_batchs_puzzle_and_the_others_keep_their_own():
 def test_the_new_carry_is_detached_and_is_the_state_after_the_last_cycle():
     model = tiny_model()
     carry, batch = started(model)
-    output = model(carry, batch, supervise_all_cycles=True)
+    output = model(carry, batch, GradientPath.full(model.H_cycles))
     assert not output.carry.answer.requires_grad
     assert not output.carry.latent.requires_grad
     torch.testing.assert_close(model.lm_head(output.carry.answer), output.cycle_logits[-1])
@@ -360,7 +361,7 @@ def test_a_row_halts_by_its_logit_past_its_minimum_or_at_the_most_steps(bias, mi
     carry, batch = started(model)
     carry = replace(carry, halted=torch.zeros(4, dtype=torch.bool), steps=torch.tensor([1, 1, 1, 2]))
     fewest = None if min_steps is None else torch.tensor(min_steps)
-    output = model(carry, batch, False, fewest)
+    output = model(carry, batch, min_steps=fewest)
     assert output.carry.steps.tolist() == [2, 2, 2, 3]
     assert output.carry.halted.tolist() == expected
 
@@ -371,7 +372,7 @@ def test_a_puzzle_is_replaced_every_third_segment_when_nothing_halts_earlier():
     carry, seen = model.initial_carry(batches[0]), []
     for batch in batches:
         with torch.no_grad():
-            carry = model(carry, batch, False, torch.zeros(4)).carry
+            carry = model(carry, batch, min_steps=torch.zeros(4)).carry
         seen.append(next(i for i, b in enumerate(batches) if torch.equal(b.labels, carry.puzzles.labels)))
     assert seen == [0, 0, 0, 3, 3, 3, 6]
 
@@ -385,7 +386,7 @@ def test_a_bfloat16_segment_is_close_to_float32_and_its_gradients_reach_float32_
     for dtype in ("float32", "bfloat16"):
         model = tiny_model(forward_dtype=dtype, hidden_size=32, **arch)
         batch = sudoku(8).batch()
-        output = model(model.initial_carry(batch), batch, supervise_all_cycles=True)
+        output = model(model.initial_carry(batch), batch, GradientPath.full(model.H_cycles))
         assert output.halt_logits.dtype == torch.float32
         assert output.carry.answer.dtype == output.carry.latent.dtype == getattr(torch, dtype)
         logits.append(torch.stack(output.cycle_logits).float())

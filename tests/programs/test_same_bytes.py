@@ -45,7 +45,7 @@ def by_hand(plan: RunPlan) -> TrainState:
     state, recipe = TrainState(config, plan.shape, session.device), build_recipe(config, plan.num_steps)
     for _, tokens in zip(range(NUM_STEPS), stream.batches(0), strict=False):
         arrays = (tokens.inputs, tokens.labels, tokens.puzzle_identifiers)
-        train_step(state, recipe, Batch(*map(torch.from_numpy, arrays)), session)
+        train_step(state, recipe, [Batch(*map(torch.from_numpy, arrays))], session)
     return state
 
 

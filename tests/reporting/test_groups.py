@@ -40,6 +40,12 @@ def test_runs_that_differ_in_seed_folder_and_logging_alone_are_one_group(make_ru
     assert [run.seed for run in group.runs] == [0, 1, 2]
 
 
+def test_weights_of_ones_own_are_told_in_the_label(make_run: MakeRun):
+    runs = [make_run([], str(i), deep_supervision_weights=own) for i, own in enumerate(([0.1, 0.3, 1.0], None))]
+    labels = [group.label for group in group_runs(runs)]
+    assert labels == ["linear · weights=None", "linear · weights=[0.1, 0.3, 1]"]
+
+
 @pytest.mark.parametrize(
     ("key", "values"),
     [

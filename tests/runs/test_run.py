@@ -152,6 +152,7 @@ def test_resume_and_overwrite_exclude_each_other(data: Path, tmp_path: Path):
         ("seed=1", "seed=1 differs .* seed=0"),
         ("augment=false", "augment=False differs .* augment=True"),
         ("deep_supervision_schedule=constant", "deep_supervision_schedule=constant differs .*=linear_decay"),
+        ("deep_supervision_weights=[0.5,1]", r"deep_supervision_weights=\[0\.5, 1\.0\] differs .*=None"),
         ("global_batch_size=16", "global_batch_size=16 differs .* global_batch_size=8"),
     ],
 )

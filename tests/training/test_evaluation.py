@@ -37,9 +37,8 @@ class Written(nn.Module):
         zeros = torch.zeros(len(batch), dtype=torch.int64)
         return Carry(zeros, zeros, zeros, zeros == 0, batch)
 
-    def forward(self, carry: Carry, batch: Batch, supervise_all_cycles: bool) -> SegmentOutput:
+    def forward(self, carry: Carry, batch: Batch) -> SegmentOutput:
         assert not self.training
-        assert not supervise_all_cycles
         segment, rows = int(carry.steps[0]), batch.puzzle_identifiers
         cycles = (torch.zeros_like(PREDICTED[segment]), PREDICTED[segment])
         logits = tuple(2.0 * F.one_hot(cycle[rows], 3).float() for cycle in cycles)
@@ -180,7 +179,7 @@ def test_every_row_gets_all_segments_from_the_initial_state_whatever_the_halt_he
         with torch.no_grad():
             # Rows go on by force: the first segment alone begins afresh.
             carry = replace(carry, halted=torch.full((5,), segment == 0))
-            output = model(carry, batch, supervise_all_cycles=False)
+            output = model(carry, batch)
         carry = output.carry
     expected = [F.cross_entropy(c.flatten(0, 1), batch.labels.flatten().long()).item() for c in output.cycle_logits]
     row = evaluate(model, [batch], softmax_cross_entropy, local_session(tmp_path, tiny_config())).row

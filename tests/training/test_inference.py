@@ -84,7 +84,7 @@ def test_segments_equal_the_models_own_and_go_on_beyond_those_it_was_trained_wit
     carry = model.initial_carry(batch)
     trained = []
     for _ in range(3):
-        output = model(carry, batch, supervise_all_cycles=False)
+        output = model(carry, batch)
         carry = output.carry
         trained.append(output.cycle_logits[-1])
     longer = [output.cycle_logits[-1] for output in run_segments(model, batch, 5)]

@@ -29,17 +29,23 @@ from helpers import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trm_ray.config import Config
+from trm_ray.config.schedules import SCHEDULES
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.training import store
 from trm_ray.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from trm_ray.training.clock import PARTS, Clock, CoreSeconds
 from trm_ray.training.evaluation import evaluate
+from trm_ray.training.flops import step_flops
 from trm_ray.training.loop import run_training
 from trm_ray.training.losses import softmax_cross_entropy
+from trm_ray.training.metrics import train_row
 from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import ExchangeTime, Session
 from trm_ray.training.state import TrainState, build_model, build_recipe, total_steps
 from trm_ray.training.step import _exploration, gradient_stats, train_step
 
+# Of 8 steps the first 3 have 1 cycle of 1, the next 3 have 2, the last 2 have all: 3 of 2.
+STAGED: dict[str, Any] = {"depth_curriculum": [[0, 1, 1], [0.4, 2, 1], [0.7, 3, 2]]}
 CURRICULUM = supervised(curriculum_enabled=True, curriculum_start_step=3, curriculum_end_step=6)
 
 
@@ -74,8 +80,10 @@ def test_steps_equal_a_transcription_with_torchs_own_parts(tmp_path, weights):
     carry = None
     for rate in (1.5e-3, 3e-3, 3e-3, 3e-3):
         batch = next(batches)
-        train_step(state, recipe, batch, session)
-        output = model(carry or model.initial_carry(batch), batch, weights is not None, torch.zeros(8))
+        train_step(state, recipe, [batch], session)
+        output = model(
+            carry or model.initial_carry(batch), batch, GradientPath.full(3) if weights else None, torch.zeros(8)
+        )
         labels = output.carry.puzzles.labels
         ces = [F.cross_entropy(c.flatten(0, 1), labels.flatten().long()) for c in output.cycle_logits]
         solved = (output.cycle_logits[-1].argmax(-1) == labels).all(-1).float()
@@ -94,6 +102,47 @@ def test_steps_equal_a_transcription_with_torchs_own_parts(tmp_path, weights):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
         assert torch.equal(state.carry.puzzles.inputs, carry.puzzles.inputs)
     assert state.step == 4
+
+
+def test_an_update_takes_the_mean_gradient_of_its_segments_which_follow_each_other(tmp_path):
+    """Two updates of two segments each, written down plainly, puzzle embedding included."""
+    arch = {"halt_exploration_prob": 0.0, "puzzle_emb_ndim": 16, "puzzle_emb_len": 2}
+    changes = supervised(segments_per_update=2, grad_clip_norm=0.3, puzzle_emb_lr=3e-3, arch=arch)
+    state, recipe, session = set_up(tmp_path, **changes)
+    model = copy.deepcopy(state.model)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    batches, carry = session.train_batches(0), None
+    for rate in (1.5e-3, 3e-3):
+        taken, losses, rows = [next(batches), next(batches)], [], []
+        train_step(state, recipe, taken, session)
+        for batch in taken:
+            leaf = model.puzzle_leaf(8)
+            output = model(carry or model.initial_carry(batch), batch, GradientPath.full(3), torch.zeros(8), leaf)
+            rows.append((output.carry.puzzles.puzzle_identifiers, leaf))
+            labels = output.carry.puzzles.labels
+            ces = [F.cross_entropy(c.flatten(0, 1), labels.flatten().long()) for c in output.cycle_logits]
+            solved = (output.cycle_logits[-1].argmax(-1) == labels).all(-1).float()
+            halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved)
+            losses.append((ces[0] / 6 + ces[1] / 3 + ces[2]) / 1.5 + 0.5 * halt)
+            carry = output.carry
+        optimizer.zero_grad()
+        (sum(losses) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        table = model.puzzle_embedding.table
+        gradient = torch.zeros_like(table)
+        for identifiers, leaf in rows:
+            gradient.index_add_(0, identifiers, leaf.grad)
+        touched = torch.cat([identifiers for identifiers, _ in rows]).unique().long()
+        table[touched] -= rate * (0.1 * table[touched] + gradient[touched].sign())  # each row once
+        for ours, theirs in zip(state.model.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+        torch.testing.assert_close(state.model.puzzle_embedding.table, table)
+        assert torch.equal(state.carry.puzzles.inputs, carry.puzzles.inputs)
+        logged = train_row(state.sums.drain(session), per_cycle=True)
+        assert logged["train/total_loss"] == pytest.approx(sum(loss.item() for loss in losses) / 2, rel=1e-5)
+    assert state.step == 2
 
 
 def test_exploration_draws_nothing_mostly_and_else_two_to_the_most_steps_alike(tmp_path):
@@ -116,7 +165,7 @@ def test_exploration_at_its_edges(tmp_path, most, probability, expected):
 def test_in_training_a_row_halts_by_its_logit_unless_it_explores(tmp_path, probability, going_on):
     state, recipe, session = set_up(tmp_path, arch={"halt_exploration_prob": probability})
     state.model.q_head.get_parameter("bias").data.fill_(3.0)
-    train_step(state, recipe, next(session.train_batches(0)), session)
+    train_step(state, recipe, [next(session.train_batches(0))], session)
     assert (~state.carry.halted).sum().item() == going_on
 
 
@@ -134,7 +183,7 @@ def graph_nodes(tensor: torch.Tensor) -> int:
 def test_nothing_that_outlives_a_step_remembers_its_graph(tmp_path):
     state, recipe, session = set_up(tmp_path, ema=True, **supervised())
     for batch, _ in zip(session.train_batches(0), range(3), strict=False):
-        train_step(state, recipe, batch, session)
+        train_step(state, recipe, [batch], session)
     kept = {
         "sums": state.sums.sums,
         "answer": state.carry.answer,
@@ -163,15 +212,19 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam_atan2"])
-def test_steps_ask_the_device_for_no_value(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": "adamw"}, {"optimizer": "adam_atan2"}, {"detach_cycles": True}],
+    ids=["adamw", "adam_atan2", "detached"],
+)
+def test_steps_ask_the_device_for_no_value(tmp_path, changes):
     """From the first on, through a ramp."""
     arch = {"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}
-    state, recipe, session = set_up(tmp_path, optimizer=optimizer, ema=True, arch=arch, **CURRICULUM)
+    state, recipe, session = set_up(tmp_path, ema=True, arch=arch, **CURRICULUM, **changes)
     batches = list(itertools.islice(session.train_batches(0), 8))
     with Asked() as asked:
         for batch in batches:
-            train_step(state, recipe, batch, session)
+            train_step(state, recipe, [batch], session)
         assert not asked.waiting
         state.guard.check()  # which does, as the test would see
     assert asked.waiting == ["aten::_local_scalar_dense"]
@@ -185,11 +238,11 @@ def test_a_step_on_a_gpu_does_not_wait_for_it(tmp_path, optimizer):
     session = replace(local_session(tmp_path, config), device=torch.device("cuda"))
     state, recipe = TrainState(config, SHAPE, session.device), build_recipe(config, 100)
     batches = session.train_batches(0)
-    train_step(state, recipe, next(batches), session)
+    train_step(state, recipe, [next(batches)], session)
     batch = next(batches)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(state, recipe, batch, session)
+        train_step(state, recipe, [batch], session)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -201,7 +254,7 @@ def weights_by_step(run_dir: Path, steps: int, **changes: Any) -> list[torch.Ten
     state, recipe, session = set_up(run_dir, **changes)
     seen = []
     for batch, _ in zip(session.train_batches(0), range(steps), strict=False):
-        train_step(state, recipe, batch, session)
+        train_step(state, recipe, [batch], session)
         seen.append(torch.cat([p.detach().flatten().clone() for p in state.model.parameters()]))
     return seen
 
@@ -217,10 +270,25 @@ def test_the_curriculum_is_bitwise_the_baseline_until_its_ramp_and_another_run_a
 def test_a_weight_of_zero_is_bitwise_the_baseline_and_others_are_not(tmp_path):
     baseline = weights_by_step(tmp_path, 3)[-1]
     assert torch.equal(weights_by_step(tmp_path, 3, **supervised(weight=0.0))[-1], baseline)
-    schedules = ("constant", "linear_decay", "exponential_decay")
-    others = [weights_by_step(tmp_path, 3, **supervised(schedule))[-1] for schedule in schedules]
+    others = [weights_by_step(tmp_path, 3, **supervised(schedule))[-1] for schedule in SCHEDULES]
     assert not any(torch.equal(other, baseline) for other in others)
-    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(others))
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(others, 2))
+
+
+def test_a_schedule_of_ones_own_is_one_line_and_trains_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "half_way", lambda i, n: 0.5)
+    half = weights_by_step(tmp_path, 3, **supervised("half_way", weight=0.8))
+    constant = weights_by_step(tmp_path, 3, **supervised("constant", weight=0.4))
+    assert torch.equal(half[-1], constant[-1])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="deep_supervision_schedule"):
+        tiny_config(**supervised("half_way"))
+
+
+def test_weights_of_ones_own_are_bitwise_the_schedule_that_they_spell_out(tmp_path):
+    schedule = weights_by_step(tmp_path, 3, **supervised("exponential_decay", weight=0.5))
+    own = weights_by_step(tmp_path, 3, **supervised(deep_supervision_weights=[0.25, 0.5, 2.0]))
+    assert torch.equal(own[-1], schedule[-1])
 
 
 def test_the_curriculum_at_full_weight_is_bitwise_the_supervised_run(tmp_path):
@@ -229,9 +297,48 @@ def test_the_curriculum_at_full_weight_is_bitwise_the_supervised_run(tmp_path):
     plain, plain_recipe, _ = set_up(tmp_path, **supervised())
     state.step = plain.step = 4
     batch = next(session.train_batches(4))
-    train_step(state, recipe, batch, session)
-    train_step(plain, plain_recipe, batch, session)
+    train_step(state, recipe, [batch], session)
+    train_step(plain, plain_recipe, [batch], session)
     assert_same(state.model.state_dict(), plain.model.state_dict())
+
+
+def test_a_stage_of_a_depth_curriculum_is_bitwise_a_run_of_that_depth(tmp_path):
+    staged = {"depth_curriculum": [[0, 1, 1], [0.04, 2, 1], [0.6, 3, 2]], **supervised()}
+    seen = weights_by_step(tmp_path, 6, **staged)
+    shallow = weights_by_step(tmp_path, 6, **supervised(arch={"H_cycles": 1, "L_cycles": 1}))
+    assert [torch.equal(a, b) for a, b in zip(seen, shallow, strict=True)] == [True] * 4 + [False] * 2
+    state, recipe, session = set_up(tmp_path, **staged)
+    plain, plain_recipe, _ = set_up(tmp_path, **supervised())
+    state.step = plain.step = 60  # of 100
+    for batch, _ in zip(session.train_batches(60), range(3), strict=False):
+        train_step(state, recipe, [batch], session)
+        train_step(plain, plain_recipe, [batch], session)
+    assert_same(state.model.state_dict(), plain.model.state_dict())
+
+
+def test_a_depth_curriculum_logs_the_cycles_that_there_were_and_evaluates_at_full_depth(tmp_path):
+    each, windows = tmp_path / "each", tmp_path / "windows"
+    for folder, log_interval in ((each, 1), (windows, 4)):
+        trained(folder, log_interval=log_interval, **supervised(**STAGED))
+    rows, wide = metric_rows(each), metric_rows(windows)
+    cycles = [sum(f"train/deep_supervision/step_{i}_loss" in row for i in range(3)) for row in rows.values()]
+    assert cycles == [row["train/H_cycles"] for row in rows.values()] == [1, 1, 1, 2, 2, 2, 3, 3]
+    assert [row["train/L_cycles"] for row in rows.values()] == [1, 1, 1, 1, 1, 1, 2, 2]
+    for i, steps in ((0, (5, 6, 7, 8)), (1, (5, 6, 7, 8)), (2, (7, 8))):
+        tag = f"train/deep_supervision/step_{i}_loss"
+        assert wide[8][tag] == pytest.approx(sum(rows[step][tag] for step in steps) / len(steps)), tag
+    assert all(f"eval/first_segment/step_{i}_loss" in rows[4] for i in range(3))
+
+
+def test_the_operations_of_a_depth_curriculum_are_those_of_its_stages(tmp_path):
+    trained(tmp_path, **supervised(**STAGED))
+    flops = [row["train/flops"] for row in metric_rows(tmp_path).values()]
+    ones = [0.0]
+    for H, L in [(1, 1)] * 3 + [(2, 1)] * 3 + [(3, 2)] * 2:
+        ones.append(
+            ones[-1] + step_flops(tiny_config(arch={"H_cycles": H, "L_cycles": L}), SHAPE, GradientPath.full(H))
+        )
+    assert flops == pytest.approx(ones[1:])
 
 
 # -- learning and reproducibility -------------------------------------------------------------------------------------
@@ -447,7 +554,7 @@ def test_a_cycles_gradient_norms_are_those_of_its_own_loss(tmp_path):
     row = gradient_stats(state, recipe, batch, session)
     for cycle in range(3):
         model = copy.deepcopy(state.model)
-        output = model(model.initial_carry(batch), batch, supervise_all_cycles=True)
+        output = model(model.initial_carry(batch), batch, GradientPath.full(model.H_cycles))
         F.cross_entropy(output.cycle_logits[cycle].flatten(0, 1), batch.labels.flatten().long()).backward()
         norms = [p.grad.norm().item() for name, p in model.named_parameters() if not name.startswith("q_head")]
         expected = {"mean": sum(norms) / len(norms), "max": max(norms), "min": min(norms)}
@@ -505,6 +612,17 @@ def test_a_run_interrupted_again_and_again_goes_on_bitwise(uninterrupted, tmp_pa
             run_training(config, SHAPE, 8, local_session(tmp_path, config, die_after=step))
     run_training(config, SHAPE, 8, local_session(tmp_path, config))
     assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("changes", [{"segments_per_update": 2}, STAGED], ids=["segments", "stages"])
+def test_a_run_of_another_kind_of_step_goes_on_bitwise_from_the_middle_of_a_window(tmp_path, changes):
+    config = tiny_config(**CURRICULUM, **changes, log_interval=3, eval_interval=4, ema=True)
+    run_training(config, SHAPE, 8, local_session(tmp_path / "whole", config))
+    broken = local_session(tmp_path / "broken", config, die_after=7 * config.segments_per_update - 1)
+    with pytest.raises(RunDiedError):
+        run_training(config, SHAPE, 8, broken)
+    run_training(config, SHAPE, 8, local_session(tmp_path / "broken", config))
+    assert_same_run(tmp_path / "broken", tmp_path / "whole")
 
 
 def test_a_run_that_never_saved_begins_again(tmp_path):
@@ -594,12 +712,12 @@ def test_a_checkpoint_names_its_step_and_carries_its_config(tmp_path):
 def test_a_non_finite_gradient_makes_no_update(tmp_path, optimizer, bad):
     state, recipe, session = set_up(tmp_path, optimizer=optimizer)
     batches = session.train_batches(0)
-    train_step(state, recipe, next(batches), session)
+    train_step(state, recipe, [next(batches)], session)
     before = copy.deepcopy((state.model.state_dict(), state.optimizer.state_dict()["state"]))
     hook = state.model.lm_head.weight.register_hook(lambda gradient: gradient * bad)
-    train_step(state, recipe, next(batches), session)
+    train_step(state, recipe, [next(batches)], session)
     hook.remove()
-    train_step(state, recipe, next(batches), session)  # nor does a later one, until somebody looks
+    train_step(state, recipe, [next(batches)], session)  # nor does a later one, until somebody looks
     assert_same(state.model.state_dict(), before[0])
     assert_same(state.optimizer.state_dict()["state"], before[1])
     with pytest.raises(NonFiniteError, match=r"step=2, .*grad_norm=(nan|inf), lr=0\.003"):
@@ -643,6 +761,16 @@ def test_a_rate_beyond_all_reason_stops_the_run_before_it_saves_anything(tmp_pat
 def test_epochs_count_passes_over_the_puzzles_and_max_steps_caps_them(epochs, max_steps, expected):
     config = tiny_config(epochs=epochs, max_steps=max_steps)
     assert total_steps(config, groups=40, mean_puzzle_examples=3.0) == expected
+
+
+def test_a_step_of_several_segments_takes_as_many_batches_of_its_epochs_and_of_its_rates(tmp_path):
+    several = tiny_config(epochs=10, max_steps=None, segments_per_update=4)
+    assert total_steps(several, groups=40, mean_puzzle_examples=3.0) == 37  # 1200 / (8 · 4)
+    with pytest.raises(ValueError, match=r"gives no step: 31 puzzles .*global_batch_size=8 · segments_per_update=4;"):
+        total_steps(tiny_config(epochs=1, max_steps=None, segments_per_update=4), groups=31, mean_puzzle_examples=1.0)
+    trained(tmp_path, steps=2, segments_per_update=3)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["throughput/puzzles_per_s"] == pytest.approx(24 * row["throughput/steps_per_s"])
 
 
 def test_too_few_puzzles_for_one_step_are_refused_with_the_numbers():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch, TinyRecursiveModel
 from trm_ray.training import segment
 from trm_ray.training.checkpoint import load_checkpoint
@@ -43,13 +44,13 @@ def _nothing_is_compiled_twice() -> Iterator[None]:
         yield
 
 
-def trained(folder: Path, backend: str = "inductor", **changes: Any) -> dict[str, Any]:
+def trained(folder: Path, backend: str = "inductor", num_steps: int = NUM_STEPS, **changes: Any) -> dict[str, Any]:
     """Train on from what is there; return what is saved at the end, and how many graphs it took, broken and whole."""
     counters.clear()
     config = tiny_config(**EVENTFUL | changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment, "BACKEND", backend)
-        run_training(config, SHAPE, NUM_STEPS, local_session(folder, config))
+        run_training(config, SHAPE, num_steps, local_session(folder, config))
     graphs = {"whole": counters["stats"]["unique_graphs"], "broken": len(counters["graph_break"])}
     return load_checkpoint(folder / "final_model") | graphs
 
@@ -90,6 +91,13 @@ def test_a_compiled_run_goes_on_bitwise_from_its_middle(backend, compiled, tmp_p
         assert_same({part: resumed[part]}, {part: straight[part]})
 
 
+def test_a_depth_curriculum_takes_a_graph_for_each_of_its_stages(tmp_path):
+    """With each of its own, and an evaluation's."""
+    changes = {"depth_curriculum": [[0, 1, 1], [0.5, 1, 2]], "arch": {"H_cycles": 1, "L_cycles": 2}}
+    state = trained(tmp_path, "eager", compile=True, compute_gradient_stats=False, **changes)
+    assert (state["whole"], state["broken"]) == (3, 0)
+
+
 def test_attention_in_bfloat16_behind_a_puzzle_embedding_is_one_graph_too(tmp_path):
     changes = {
         "curriculum_enabled": False,
@@ -99,6 +107,25 @@ def test_attention_in_bfloat16_behind_a_puzzle_embedding_is_one_graph_too(tmp_pa
     state = trained(tmp_path, "aot_eager", compile=True, **changes)
     assert (state["whole"], state["broken"]) == (2, 0)
     assert state["model"]["puzzle_embedding.table"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "graphs"),
+    [
+        # The cycles before the last share a graph; then the last cycle's and the evaluations'.
+        ({"detach_cycles": True, "arch": {"H_cycles": 3, "L_cycles": 1, "puzzle_emb_ndim": 16}}, 3),
+        pytest.param({"recurrent_grad_depth": 2, "arch": {"H_cycles": 3, "L_cycles": 1}}, 2, marks=pytest.mark.slow),
+    ],
+    ids=["detached", "k=2"],
+)
+def test_other_paths_are_a_graph_each_too_with_the_numbers_of_the_eager_one(tmp_path, changes, graphs):
+    changes |= {"curriculum_enabled": False, "compute_gradient_stats": False}
+    ours = trained(tmp_path / "graphs", "aot_eager", 3, compile=True, **changes)
+    assert (ours["whole"], ours["broken"]) == (graphs, 0)
+    theirs = trained(tmp_path / "eager", num_steps=3, compile=False, **changes)
+    torch.testing.assert_close(dict(ours["model"]), dict(theirs["model"]), rtol=0, atol=1e-5)
+    for step, row in metric_rows(tmp_path / "eager").items():
+        assert metric_rows(tmp_path / "graphs")[step] == pytest.approx(row, rel=1e-5, abs=1e-5), step
 
 
 # -- on a GPU that is not there ---------------------------------------------------------------------------------------
@@ -121,6 +148,9 @@ def tensors_of(*values: Any) -> Iterator[Tensor]:
     return (value for value in torch.utils._pytree.tree_leaves(values) if isinstance(value, Tensor))
 
 
+PATHS = (GradientPath.last(3), GradientPath.full(3), GradientPath.along((0.0, 0.5, 1.0), 2))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("arch", [{}, ATTENTION], ids=["mlp", "attention"])
 def test_no_tensor_of_a_segment_or_of_its_sums_leaves_the_gpu(arch, loss):
@@ -130,8 +160,8 @@ def test_no_tensor_of_a_segment_or_of_its_sums_leaves_the_gpu(arch, loss):
         model, cells = moved(model), torch.zeros(8, SHAPE.seq_len, dtype=torch.int32, device=GPU)
         batch = Batch(cells, cells.clone(), torch.zeros(8, dtype=torch.int32, device=GPU))
         carry, fewest = model.initial_carry(batch), torch.zeros(8, dtype=torch.int64, device=GPU)
-        for supervise in (False, True):
-            weights = CycleWeights(torch.ones(model.H_cycles + 1, dtype=torch.float64, device=GPU), supervise)
+        for path in PATHS:
+            weights = CycleWeights(torch.ones(model.H_cycles + 1, dtype=torch.float64, device=GPU), path)
             result = segment(model, carry, batch, fewest, weights)
             sums = MetricSums(result.names, GPU)
             sums.add(result.sums)

@@ -1,15 +1,20 @@
 """Weights of the schedules by their literal values, and losses combined by hand from the logits."""
 
 import math
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import literal_cross_entropy, sudoku, tiny_model
 
+from trm_ray.config.schedules import SCHEDULES
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch, Carry, SegmentOutput
 from trm_ray.training.losses import LOSSES, softmax_cross_entropy
 from trm_ray.training.supervision import (
     CycleWeights,
+    Stage,
     Supervision,
     curriculum_weight,
     segment_losses,
@@ -25,9 +30,12 @@ from trm_ray.training.supervision import (
         ("constant", (0.5, 0.5, 1.0)),
         ("linear_decay", (0.5 / 3, 1.0 / 3, 1.0)),
         ("exponential_decay", (0.125, 0.25, 1.0)),
+        ("inverse_decay", (0.5, 0.35, 1.0)),
+        ("last_two", (0.0, 0.5, 1.0)),
+        ("first_and_last", (0.5, 0.0, 1.0)),
     ],
 )
-def test_three_cycles_at_one_half_weigh_as_the_readme_says(schedule, expected):
+def test_three_cycles_at_one_half_weigh_as_the_book_says(schedule, expected):
     assert supervision_weights(schedule, 3, 0.5) == pytest.approx(expected, abs=1e-15)
 
 
@@ -37,13 +45,16 @@ def test_three_cycles_at_one_half_weigh_as_the_readme_says(schedule, expected):
         ("constant", (0.8, 0.8, 0.8, 1.0)),
         ("linear_decay", (0.2, 0.4, 0.6, 1.0)),
         ("exponential_decay", (0.1, 0.2, 0.4, 1.0)),
+        ("inverse_decay", (0.8, 0.56, 0.392, 1.0)),
+        ("last_two", (0.0, 0.0, 0.8, 1.0)),
+        ("first_and_last", (0.8, 0.0, 0.0, 1.0)),
     ],
 )
 def test_four_cycles_at_eight_tenths(schedule, expected):
     assert supervision_weights(schedule, 4, 0.8) == pytest.approx(expected, abs=1e-15)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear_decay", "exponential_decay"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_weight_of_zero_leaves_the_last_cycle_alone_and_one_cycle_needs_no_schedule(schedule):
     assert supervision_weights(schedule, 3, 0.0) == (0.0, 0.0, 1.0)
     assert supervision_weights(schedule, 1, 0.7) == (1.0,)
@@ -73,7 +84,7 @@ def test_the_curriculum_ramps_linearly_from_zero_at_the_start_to_the_weight_at_t
 
 def test_a_scenario_is_its_base_weight_over_the_steps():
     def base(enabled: bool, curriculum: tuple[int, int] | None) -> list[float]:
-        scenario = Supervision(enabled, "linear_decay", 0.4, curriculum)
+        scenario = Supervision(enabled, "linear_decay", 0.4, curriculum, 3)
         return [scenario.base_weight(step) for step in (0, 10, 15, 20, 99)]
 
     assert base(False, None) == base(False, (10, 20)) == [0, 0, 0, 0, 0]
@@ -84,10 +95,46 @@ def test_a_scenario_is_its_base_weight_over_the_steps():
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 @pytest.mark.parametrize("curriculum", [None, (0, 5), (10, 20)])
-def test_the_supervised_steps_are_those_whose_base_weight_is_above_zero(enabled, weight, curriculum):
-    scenario = Supervision(enabled, "constant", weight, curriculum)
+@pytest.mark.parametrize("grad_depth", [None, 2])
+@pytest.mark.parametrize("stages", [(), (Stage(0, 1, 1), Stage(4, 2, 1), Stage(11, 2, 3), Stage(16, 3, 3))])
+def test_the_steps_of_each_path_are_counted_as_they_are_taken(enabled, weight, curriculum, grad_depth, stages):
+    scenario = Supervision(enabled, "constant", weight, curriculum, 3, grad_depth, stages=stages)
     for steps in (0, 1, 2, 10, 11, 12, 25):
-        assert scenario.num_supervised(steps) == sum(scenario.base_weight(step) > 0 for step in range(steps))
+        assert scenario.paths(steps) == Counter(scenario.path(step) for step in range(steps))
+
+
+OWN = Supervision(True, "constant", 0.3, None, 3, own=(1.0, 0.7, 0.5))
+
+
+def test_weights_of_ones_own_are_divided_by_the_last_and_leave_weight_and_schedule_out():
+    assert OWN.weights(0) == pytest.approx((2.0, 1.4, 1.0), abs=1e-15)
+    assert OWN.base_weight(0) == 1.0
+    assert replace(OWN, enabled=False).weights(0) == (0.0, 0.0, 1.0)
+    assert OWN.path(0) == GradientPath.full(3)
+    assert replace(OWN, own=(0.0, 0.0, 2.0)).path(0) == GradientPath.last(3)
+
+
+def test_a_curriculum_lets_the_weights_of_ones_own_grow_together_from_zero():
+    ramped = replace(OWN, curriculum=(10, 20))
+    assert ramped.weights(10) == (0.0, 0.0, 1.0)
+    assert ramped.weights(15) == pytest.approx((1.0, 0.7, 1.0), abs=1e-15)
+    assert ramped.weights(20) == ramped.weights(99) == OWN.weights(0)
+    assert [ramped.path(step) for step in (10, 11)] == [GradientPath.last(3), GradientPath.full(3)]
+
+
+def test_a_depth_curriculum_weighs_the_cycles_that_there_are():
+    stages = (Stage(0, 1, 1), Stage(30, 2, 2), Stage(60, 3, 6))
+    scenario = Supervision(True, "linear_decay", 0.5, None, 3, stages=stages)
+    assert [scenario.stage(step)[1:] for step in (0, 29, 30, 59, 60, 99)] == [
+        *[(1, 1)] * 2,
+        *[(2, 2)] * 2,
+        *[(3, 6)] * 2,
+    ]
+    assert [scenario.weights(step) for step in (29, 30)] == [(1.0,), (0.25, 1.0)]
+    assert scenario.weights(60) == pytest.approx((0.5 / 3, 1 / 3, 1.0))
+    assert [scenario.path(step).L_cycles for step in (0, 30, 60)] == [1, 2, 6]
+    short = replace(scenario, grad_depth=2)
+    assert [sum(short.path(step).with_gradient) for step in (0, 30, 60)] == [1, 2, 2]
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------
@@ -183,8 +230,8 @@ def test_losses_are_shares_that_add_up_over_the_workers():
 
 def test_labels_come_from_the_carry_and_not_from_the_batch():
     model, first, second = tiny_model(), sudoku(4).batch(), sudoku(4, seed=9).batch()
-    carry = model(model.initial_carry(first), first, supervise_all_cycles=False, min_steps=torch.zeros(4)).carry
-    output = model(carry, second, supervise_all_cycles=False)
+    carry = model(model.initial_carry(first), first, min_steps=torch.zeros(4)).carry
+    output = model(carry, second)
     losses = segment_losses(output, CycleWeights.of((0.0, 0.0, 1.0)), softmax_cross_entropy, 4)
     flat = output.cycle_logits[-1].flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(flat, first.labels.flatten().long())

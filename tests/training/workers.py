@@ -21,6 +21,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "stablemax": {"loss_type": "stablemax_cross_entropy", "optimizer": "adam_atan2"},
     "puzzles": supervised(arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3),
     "bfloat16": supervised(arch={"forward_dtype": "bfloat16"}),
+    "segments": supervised(
+        segments_per_update=2, arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3, log_interval=2
+    ),
+    "stages": supervised(depth_curriculum=[[0, 1, 1], [0.25, 2, 1], [0.5, 3, 2]], log_interval=3),
+    "detached": supervised(
+        **{"detach_cycles": True, "compute_gradient_stats": True, "gradient_stats_interval": 3},
+        **{"arch": {"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, "puzzle_emb_lr": 3e-3},
+    ),
     # Four rows of each batch to one worker and three to the other.
     "uneven": supervised(
         global_batch_size=7, arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3, log_interval=2

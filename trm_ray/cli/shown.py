@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from trm_ray.config import banner
+from trm_ray.config import banner, schedule_words
 from trm_ray.programs.train import Watch
 from trm_ray.reporting.console import RunDisplay
 from trm_ray.reporting.terminal import say
@@ -48,6 +48,6 @@ class Shown(Watch):
 
     def following(self, plan: RunPlan, first_step: int) -> RunDisplay:
         """Print steps and evaluations as they come."""
-        cycles, schedule = plan.config.arch.H_cycles, plan.config.deep_supervision_schedule
+        cycles, schedule = plan.config.arch.H_cycles, schedule_words(plan.config)
         steps = {"first_step": first_step, "num_steps": plan.num_steps}
         return RunDisplay(plan.folder, self.console, num_cycles=cycles, schedule=schedule, **steps)

@@ -19,6 +19,16 @@ from trm_ray.config.loading import (
     trial_configs,
     with_overrides,
 )
-from trm_ray.config.run import ArchConfig, Config, Generator, RayConfig, Schedule, banner, flat, known_keys, run_dir
+from trm_ray.config.run import (
+    ArchConfig,
+    Config,
+    Generator,
+    RayConfig,
+    banner,
+    flat,
+    known_keys,
+    run_dir,
+    schedule_words,
+)
 from trm_ray.config.sweep import AshaConfig, Distribution, SweepConfig
 from trm_ray.config.values import UNREADABLE, load_yaml, read_value, typed

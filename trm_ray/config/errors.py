@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal, get_args, get_origin
 from unicodedata import category
 
+from pydantic import GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 class ConfigError(ValueError):
@@ -17,6 +20,22 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Annotate text that must be a name in a registry; what is entered there later counts, too."""
+
+    registry: Mapping[str, object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the name after the type."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, name: str) -> str:
+        if name not in self.registry:
+            raise PydanticCustomError("one_of", "no such name")  # told by `misfit`
+        return name
 
 
 def printable(text: str) -> str:
@@ -79,7 +98,7 @@ def unknown_key(key: str, value: Any, options: Sequence[str]) -> str:
 def misfit(key: str, value: Any, field: FieldInfo) -> str:
     """Say that a value does not fit its key, and what would."""
     line = f"{key}={show(value)} must be {rule(key, field)}"
-    choices = _choices(field)
+    choices = choices_of(field)
     if isinstance(value, str) and choices:
         return f"{line}; {did_you_mean(value, choices)}"
     if choices or isinstance(field.default, (bool, int, float)):
@@ -91,13 +110,15 @@ def rule(key: str, field: FieldInfo) -> str:
     """Return the field's description, which is its rule in words; a few types speak for themselves."""
     if field.description:
         return field.description
-    if choices := _choices(field):
+    if choices := choices_of(field):
         return "one of " + ", ".join(choices)
     if field.annotation is bool:
         return "true or false"
     return "text; quote it" if field.annotation is str else f"a section of keys; write {key}.KEY=VALUE"
 
 
-def _choices(field: FieldInfo) -> list[str]:
-    """List a choice's values as they are written."""
+def choices_of(field: FieldInfo) -> list[str]:
+    """List a choice's values as they are written; nothing for what is no choice."""
+    for registry in (rule.registry for rule in field.metadata if isinstance(rule, OneOf)):
+        return [*registry]
     return [show(choice) for choice in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -107,11 +108,47 @@ def _workers(value: Any) -> int | tuple[int, int]:
     return (ends[0], ends[1]) if ends[0] < ends[1] else int(ends[0])
 
 
+def _depth(value: Any) -> int | Literal["all"] | None:
+    """Read through how many cycles a gradient runs."""
+    value = _number(value)
+    if value is not None and value != "all" and not (type(value) is int and value >= 1):
+        raise PydanticCustomError("depth", "no depth")  # told by the field's description, as of workers
+    return value
+
+
 def _place(text: str) -> str:
     try:
         return check_url(with_home(text))
     except ValueError as error:
         raise PydanticCustomError(UNREACHABLE, "{rule}", {"rule": str(error)}) from None
+
+
+def _last_counts(weights: list[float] | None) -> list[float] | None:
+    if weights is not None and not (weights and weights[-1] > 0):
+        raise PydanticCustomError("weights", "the last must be above 0")  # told by the field's description
+    return weights
+
+
+def _stages(value: Any) -> list[tuple[float, int | None, int | None]] | None:
+    """Read the stages of a depth curriculum."""
+    if value is None:
+        return None
+    stages = (
+        [tuple(map(_number, stage)) if isinstance(stage, list | tuple) else () for stage in value]
+        if isinstance(value, list)
+        else []
+    )
+    if not stages or not all(len(stage) == 3 and _is_stage(*stage) for stage in stages):
+        raise PydanticCustomError("stages", "no stages")  # told by the field's description
+    shares = [stage[0] for stage in stages]
+    if shares[0] != 0 or any(after <= before for before, after in itertools.pairwise(shares)):
+        raise PydanticCustomError("stages", "shares do not rise from 0")
+    return [(float(share), *cycles) for share, *cycles in stages]
+
+
+def _is_stage(share: Any, *cycles: Any) -> bool:
+    in_range = type(share) in (int, float) and 0 <= share < 1
+    return in_range and all(number is None or (type(number) is int and number >= 1) for number in cycles)
 
 
 _Number = BeforeValidator(_number)
@@ -143,12 +180,27 @@ Folders = Annotated[list[Folder], Field(description="a list of text such as [a, 
 PairOrNull = Annotated[
     Annotated[tuple[Positive, Positive], Strict(False)] | None, Field(description="null or [MIN, MAX]")
 ]
+WeightsOrNull = Annotated[
+    list[Annotated[float, Field(ge=0), _Number]] | None,
+    Field(description="null, or a list of numbers of at least 0, the last above 0, such as [0.1, 0.3, 1]"),
+    AfterValidator(_last_counts),
+]
+_STAGES_RULE = "null, or a list of [SHARE, H_CYCLES, L_CYCLES] whose shares of the steps rise from 0 to below 1"
+StagesOrNull = Annotated[
+    list[tuple[float, int | None, int | None]] | None,
+    Field(description=f"{_STAGES_RULE}, such as [[0, 1, 1], [0.3, 2, 2], [0.6, 3, 6]]"),
+    PlainValidator(_stages),
+    PlainSerializer(lambda stages: stages and [list(stage) for stage in stages], Any, when_used="json"),
+]
 Workers = Annotated[
     int | tuple[int, int],
     Field(description="a whole number of at least 0, or [FEWEST, MOST] from 1 on"),
     PlainValidator(_workers),
     # Written as JSON and YAML have it; the serializer that goes with a plain validator complains of the list.
     PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value, Any, when_used="json"),
+]
+Depth = Annotated[
+    int | Literal["all"] | None, Field(description="a whole number of at least 1, all or null"), PlainValidator(_depth)
 ]
 Name = Annotated[str, Field(pattern=f"^{NAME}$", description=NAME_RULE)]
 Names = Annotated[list[Name], Field(description=f"a list, each {NAME_RULE}"), _Listed]

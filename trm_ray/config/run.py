@@ -3,19 +3,21 @@
 # ruff: noqa: RUF012  # pydantic copies defaults
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
 
-from trm_ray.config.errors import show
+from trm_ray.config.errors import OneOf, show
 from trm_ray.config.keys import (
     Address,
     Count,
     CountOrNull,
     Decay,
+    Depth,
     Folder,
     FolderOrNull,
     Folders,
@@ -29,15 +31,18 @@ from trm_ray.config.keys import (
     Settings,
     Share,
     SourceOrNull,
+    StagesOrNull,
     TextOrNull,
+    WeightsOrNull,
     Workers,
     check_address,
     flatten,
     section_of,
 )
+from trm_ray.config.schedules import SCHEDULES
 from trm_ray.storage import as_path, join
 
-Schedule = Literal["constant", "linear_decay", "exponential_decay"]
+Schedule = Annotated[str, OneOf(SCHEDULES)]
 LossType = Literal["softmax_cross_entropy", "stablemax_cross_entropy", "stablemax_cross_entropy_float64"]
 
 
@@ -206,7 +211,8 @@ class Config(Settings):
     augment: bool = True  # draw the dataset's symmetries while training
     prepare_command: TextOrNull = None  # told to whoever lacks the dataset
 
-    global_batch_size: Positive = 768  # puzzles in a step, over all workers
+    global_batch_size: Positive = 768  # puzzles in a segment, over all workers
+    segments_per_update: Positive = 1  # segments, each with a batch, whose mean gradient makes one update: a step
     epochs: PositiveOrNull = None  # passes over the puzzles; null = until max_steps
     max_steps: PositiveOrNull = None  # most optimizer steps; null = as many as the epochs have
     eval_interval: Positive = 1000  # steps between evaluations, of which the last step always has one
@@ -236,10 +242,23 @@ class Config(Settings):
 
     deep_supervision_enabled: bool = True  # supervise every H-cycle; false = the last alone, the baseline
     deep_supervision_weight: Share = 0.5  # w, the base weight of the cycles before the last: 0.3 is light, 0.7 strong
-    deep_supervision_schedule: Schedule = "linear_decay"  # cycle i of N weighs w, w·(i+1)/N or w·2^i/2^(N−1)
-    curriculum_enabled: bool = False  # let w grow from 0
+    # w times which factor cycle i of N weighs, in their order: 1; (i+1)/N; 2^i/2^(N−1); 0.7^i; 1 for cycle N−2, else 0;
+    # 1 for cycle 0, else 0
+    deep_supervision_schedule: Schedule = "linear_decay"
+    # One's own weights of the H-cycles, divided by the last, so that it weighs 1 as everywhere. They take the place of
+    # w and the schedule, which then count for nothing. null = w and the schedule
+    deep_supervision_weights: WeightsOrNull = None
+    # Through how many of a segment's last H-cycles the gradient runs; all = every one, and those before it weigh
+    # nothing. null = all if an earlier cycle is supervised, else 1.
+    recurrent_grad_depth: Depth = None
+    detach_cycles: bool = False  # each cycle's gradient ends where the cycle began: a backward pass and memory of one
+    curriculum_enabled: bool = False  # let w, or the weights of one's own, grow from 0
     curriculum_start_step: Count = 1000  # last step at which w is 0
     curriculum_end_step: Positive = 10000  # first step at which w is whole
+
+    # H_cycles and L_cycles that grow in stages, each from a share of the steps on. The last must come to those of arch,
+    # which null stands for; evaluations always have these. null = the same at all steps
+    depth_curriculum: StagesOrNull = None
 
     log_per_step_losses: bool = True  # log each H-cycle's loss
     compute_gradient_stats: bool = False  # log the gradient norms of each H-cycle's loss, at a backward pass each
@@ -247,7 +266,9 @@ class Config(Settings):
     log_interval: Positive = 100  # steps between two rows of the log
     log_dir: Folder = "runs/run"  # filled in when loading: runs/CONFIG_NAME
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = a GPU where there is one
-    checkpoint_cycles: bool = False  # recompute H-cycles in the backward pass: less memory for more time
+    # Recompute H-cycles in the backward pass: less memory for more time, and the same numbers; auto = where the
+    # device has too little free memory when the run begins.
+    checkpoint_cycles: Literal["auto", True, False] = False
     compile: Literal["auto", True, False] = "auto"  # each step's segment into one graph; auto = on a GPU
 
     arch: ArchConfig = ArchConfig()
@@ -257,12 +278,21 @@ class Config(Settings):
     def _check(self) -> Config:
         _check_data_and_length(self)
         _check_curriculum(self)
+        _check_weights(self)
+        _check_gradients(self)
+        _check_depths(self)
         _check_workers(self)
         if self.keep_best and self.keep_last is None:
             raise ValueError(f"keep_best={self.keep_best} needs keep_last, which is null: all stay; use keep_last=2")
         if self.freeze_weights and self.arch.puzzle_emb_ndim == 0:
             raise ValueError("freeze_weights=true leaves nothing to learn with arch.puzzle_emb_ndim=0; set one of them")
         return self
+
+    @property
+    def depths(self) -> list[tuple[float, int, int]]:
+        """The stages of the depth curriculum, numbers throughout; none without one."""
+        arch = self.arch
+        return [(share, H or arch.H_cycles, L or arch.L_cycles) for share, H, L in self.depth_curriculum or ()]
 
     @property
     def train_folders(self) -> list[Path]:
@@ -289,6 +319,48 @@ def _check_curriculum(config: Config) -> None:
         raise ValueError(f"curriculum_start_step={start} {rule}; use curriculum_end_step={start + 1} or more")
     if config.curriculum_enabled and not config.deep_supervision_enabled:
         raise ValueError("curriculum_enabled=true needs deep_supervision_enabled=true; set it, or leave both")
+
+
+def _check_weights(config: Config) -> None:
+    weights, cycles = config.deep_supervision_weights, config.arch.H_cycles
+    if weights is None:
+        return
+    given = f"deep_supervision_weights={show(weights)}"
+    if len(weights) != cycles:
+        way_out = f"write {cycles} of them, or use arch.H_cycles={len(weights)}"
+        raise ValueError(f"{given} must have one number for each of arch.H_cycles={cycles}; {way_out}")
+    if not config.deep_supervision_enabled:
+        raise ValueError(f"{given} needs deep_supervision_enabled=true; set it, or leave both")
+
+
+def _check_gradients(config: Config) -> None:
+    depth, most = config.recurrent_grad_depth, config.arch.H_cycles
+    if isinstance(depth, int) and depth > most:
+        rule = f"must be at most arch.H_cycles={most}, the cycles that there are"
+        raise ValueError(f"recurrent_grad_depth={depth} {rule}; use {most} or less, or all")
+    if config.detach_cycles and not config.deep_supervision_enabled:
+        raise ValueError("detach_cycles=true needs deep_supervision_enabled=true; set it, or leave both")
+    if config.detach_cycles and depth is not None:
+        why = "must be null with detach_cycles=true, where a gradient runs through one cycle"
+        raise ValueError(f"recurrent_grad_depth={depth} {why}; set one of them")
+
+
+def _check_depths(config: Config) -> None:
+    stages, arch = config.depths, config.arch
+    if not stages:
+        return
+    given = f"depth_curriculum={show(config.depth_curriculum)}"
+    if stages[-1][1:] != (arch.H_cycles, arch.L_cycles):
+        whole = f"arch.H_cycles={arch.H_cycles} and arch.L_cycles={arch.L_cycles}"
+        raise ValueError(f"{given} must end with {whole}; use [{stages[-1][0]:g}, null, null] as its last")
+    for (_, *before), (share, *after) in itertools.pairwise(stages):
+        if any(less < more for less, more in zip(after, before, strict=True)):
+            rule = f"must not become shallower, and does at {share:g} from {before} to {after}"
+            raise ValueError(f"{given} {rule}; let both numbers grow or stay")
+    if config.deep_supervision_weights is not None:
+        own = f"deep_supervision_weights={show(config.deep_supervision_weights)}"
+        rule = f"must not stand beside {own}, which are for arch.H_cycles={arch.H_cycles} cycles at all steps"
+        raise ValueError(f"{given} {rule}; use deep_supervision_schedule")
 
 
 def _check_workers(config: Config) -> None:
@@ -334,10 +406,22 @@ def run_dir(config: Config) -> Path:
     return join(config.ray.storage_path, config.log_dir)
 
 
+def schedule_words(config: Config) -> str:
+    """Name the schedule of a run, or the weights that stand in its place."""
+    own = config.deep_supervision_weights
+    return config.deep_supervision_schedule if own is None else show(own)
+
+
 def banner(config: Config, overrides: Sequence[str] = ()) -> str:
     """Return lines to print before training: how cycles are supervised, on which task, and what was overridden."""
     told = ["deep_supervision_enabled"]
-    told += ["deep_supervision_weight", "deep_supervision_schedule"] if config.deep_supervision_enabled else []
+    if config.deep_supervision_weights is not None:
+        told += ["deep_supervision_weights"]
+    elif config.deep_supervision_enabled:
+        told += ["deep_supervision_weight", "deep_supervision_schedule"]
+    told += ["recurrent_grad_depth"] if config.recurrent_grad_depth is not None else []
+    told += ["detach_cycles"] if config.detach_cycles else []
+    told += ["depth_curriculum"] if config.depth_curriculum else []
     told += ["curriculum_start_step", "curriculum_end_step"] if config.curriculum_enabled else []
     told += ["config_name", "task", *(word.partition("=")[0] for word in overrides)]
     values = flat(config)

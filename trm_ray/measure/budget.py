@@ -32,10 +32,14 @@ from trm_ray.storage import as_path, tree_bytes
 
 if TYPE_CHECKING:
     from trm_ray.measure.step_cost import StepCost
+    from trm_ray.training.supervision import Supervision
 
 _MIB = 2**20
-# What the cost of a step depends on, besides `arch.*`, the rows a worker takes and whether cycles are supervised.
-_COST_KEYS = ("optimizer", "loss_type", "ema", "freeze_weights", "device", "ray.use_gpu", "ray.cpus_per_worker")
+# What the cost of a step depends on, besides `arch.*`, the rows a worker takes and the gradient's path.
+_COST_KEYS = (
+    *("optimizer", "loss_type", "ema", "freeze_weights", "device", "ray.use_gpu", "ray.cpus_per_worker"),
+    *("segments_per_update", "checkpoint_cycles", "compile"),
+)
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,7 @@ def plan_cost(
     sweep = asked if isinstance(asked, SweepConfig) else None
     configs = complete_trials(asked) if isinstance(asked, SweepConfig) else [complete(asked)]
     samples = sweep.num_samples if sweep else 1
-    infos = _Infos()
+    infos = Infos()
     cases: dict[str, tuple[Config, int]] = {}
     for config in configs:
         key = _case(config, infos.of(config)) + config.config_name
@@ -249,13 +253,14 @@ def plan_cost(
     )
 
 
-class _Infos:
+class Infos:
     """What the datasets of configs hold, each read once; those that a generator would make are described."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[Config, DatasetInfo, bool]] = {}
 
     def of(self, config: Config) -> DatasetInfo:
+        """Open the data of a config, or describe what its generator would make."""
         key = str((config.data_paths, config.data_paths_test, config.generator))
         if key not in self._found:
             missing = config.generator is not None and not all(map(is_dataset, config.train_folders))
@@ -264,9 +269,11 @@ class _Infos:
         return self._found[key][1]
 
     def to_be_made(self) -> list[str]:
+        """List the folders that are missing."""
         return [path for config, _, missing in self._found.values() if missing for path in config.data_paths]
 
     def sizes(self) -> tuple[Data, ...]:
+        """Say how large each is."""
         return tuple(_data(*found) for found in self._found.values())
 
 
@@ -300,8 +307,8 @@ def _test_rows(config: Config, info: DatasetInfo) -> int:
 def _case(config: Config, info: DatasetInfo) -> str:
     """Name what the cost of a config's step depends on, and how many there are."""
     steps = (count_steps(config, info), config.eval_interval, config.keep_last, config.keep_best)
-    rows, supervised = _rows_of_worker(config), _supervised_steps(config, info)
-    return str((_cost_values(config), rows, supervised, steps, config.data_paths))
+    phases = [(_network(one), number) for one, number in _phases(config, info)]
+    return str((phases, steps))
 
 
 def _cost_values(config: Config) -> dict[str, Any]:
@@ -312,53 +319,61 @@ def _rows_of_worker(config: Config) -> int:
     return -(-config.global_batch_size // max(1, config.ray.most_workers))
 
 
-def _supervised_steps(config: Config, info: DatasetInfo) -> int:
-    """Count the steps that carry gradients through all H-cycles; a curriculum begins without."""
+def _phases(config: Config, info: DatasetInfo) -> list[tuple[Config, int]]:
+    """Split the steps where their path may change, each part with a config whose steps are all like its own."""
+    from trm_ray.training.state import build_supervision
+
     steps = count_steps(config, info)
-    if not config.deep_supervision_enabled or config.deep_supervision_weight == 0 or config.arch.H_cycles == 1:
-        return 0
-    return max(0, steps - config.curriculum_start_step - 1) if config.curriculum_enabled else steps
+    supervision = build_supervision(config, steps)
+    return [(_as_measured(config, supervision, begin), end - begin) for begin, end in supervision.phases(steps)]
 
 
 # ---- time ------------------------------------------------------------------------------------------------
 
 
 def _costs(
-    configs: Sequence[Config], infos: _Infos, timer: StepTimer, progress: Callable[[Sequence[Config]], Iterator[Config]]
+    configs: Sequence[Config], infos: Infos, timer: StepTimer, progress: Callable[[Sequence[Config]], Iterator[Config]]
 ) -> dict[str, StepCost]:
-    """Time the steps of every network that is to be trained, with and without supervision."""
+    """Time the steps of every network that is to be trained, along each path of its gradient."""
     wanted: dict[str, tuple[Config, DatasetInfo]] = {}
     for config in configs:
         info = infos.of(config)
-        steps, supervised = count_steps(config, info), _supervised_steps(config, info)
-        for kind in {supervised > 0, supervised == steps}:
-            one = _as_measured(config, supervised=kind)
+        for one, _ in _phases(config, info):
             wanted.setdefault(_network(one), (one, info))
     timed = progress([config for config, _ in wanted.values()])
     return {_network(config): timer(config, wanted[_network(config)][1]) for config in timed}
 
 
-def _as_measured(config: Config, *, supervised: bool) -> Config:
+def _as_measured(config: Config, supervision: Supervision, step: int) -> Config:
     """Take the share of one worker, and one kind of step."""
-    changes = {"global_batch_size": _rows_of_worker(config), "deep_supervision_enabled": supervised}
+    _, H_cycles, L_cycles = supervision.stage(step)
+    arch = config.arch.model_copy(update={"H_cycles": H_cycles, "L_cycles": L_cycles or config.arch.L_cycles})
+    changes = {"global_batch_size": _rows_of_worker(config), "arch": arch, "depth_curriculum": None}
+    changes |= {"deep_supervision_enabled": supervision.base_weight(step) > 0}
     ray = config.ray.model_copy(update={"num_workers": 1, "gpus_per_trial": None, "gpus_per_worker": None})
     return config.model_copy(update={**changes, "curriculum_enabled": False, "ray": ray})
 
 
 def _network(config: Config) -> str:
-    return str((_cost_values(config), config.global_batch_size, config.deep_supervision_enabled, config.data_paths))
+    from trm_ray.training.state import build_supervision
+
+    path = build_supervision(config).path(0)
+    return str((_cost_values(config), config.global_batch_size, path, config.data_paths))
+
+
+def _is_as_deep(one: Config, other: Config) -> bool:
+    return (one.arch.H_cycles, one.arch.L_cycles) == (other.arch.H_cycles, other.arch.L_cycles)
 
 
 def _trials(
     config: Config, number: int, info: DatasetInfo, costs: dict[str, StepCost], sweep: SweepConfig | None
 ) -> Trials:
-    steps, supervised = count_steps(config, info), _supervised_steps(config, info)
-    parameters, state = _state_mib(config, info)
-    plain, full = (
-        costs[_network(_as_measured(config, supervised=kind))] for kind in (supervised == steps, supervised > 0)
-    )
-    step_ms = (plain.step_ms * (steps - supervised) + full.step_ms * supervised) / steps
-    step_ms += _evaluation_ms(config, info, plain) / config.eval_interval
+    steps, parameters, state = count_steps(config, info), *_state_mib(config, info)
+    phases = [(one, costs[_network(one)], number) for one, number in _phases(config, info)]
+    step_ms = sum(cost.step_ms * number for _, cost, number in phases) / steps
+    whole = next(cost for one, cost, _ in phases if _is_as_deep(one, config))
+    step_ms += _evaluation_ms(config, info, whole) / config.eval_interval
+    full = phases[-1][1]
     rungs = stopping_steps(sweep, config, steps) if sweep else [steps]
     kept = sweep is not None and config.config_name in sweep.keep
     factor = sweep.asha.reduction_factor if sweep else 1.0
@@ -485,7 +500,7 @@ def checkpoints_left(config: Config, num_steps: int) -> int:
 # ---- telling ---------------------------------------------------------------------------------------------
 
 
-def _assumptions(config: Config, trials: Sequence[Trials], infos: _Infos) -> Iterator[str]:
+def _assumptions(config: Config, trials: Sequence[Trials], infos: Infos) -> Iterator[str]:
     ray = config.ray
     if made := infos.to_be_made():
         yield f"{', '.join(made)} will be made when the training starts; its rows are those of the generator's keys"

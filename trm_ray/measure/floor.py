@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from trm_ray.config import Config
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.layers import Linear, swiglu_inner_size
 from trm_ray.training.state import TokenShape
 
@@ -68,7 +69,7 @@ def wait_for(device: torch.device) -> None:
 # ---- bytes -----------------------------------------------------------------------------------------------
 
 
-def step_bytes(config: Config, tokens: TokenShape, *, supervised: bool, num_weights: int) -> float:
+def step_bytes(config: Config, tokens: TokenShape, path: GradientPath, num_weights: int) -> float:
     """Count the bytes that a step's matrix multiplications and its update move; `step_flops` counts the operations.
 
     A product of (r, n) by (n, m) moves r·n + n·m + r·m numbers once, and in the backward pass twice as many; attention
@@ -78,10 +79,11 @@ def step_bytes(config: Config, tokens: TokenShape, *, supervised: bool, num_weig
     arch, rows = config.arch, config.global_batch_size
     positions, width = arch.prefix_len + tokens.seq_len, arch.hidden_size
     block = _mixer_numbers(config, positions) + _swiglu_numbers(config, rows * positions, width)
-    cycle = (arch.L_cycles + 1) * arch.L_layers * block + _product(rows * tokens.seq_len, width, tokens.vocab_size)
-    passes = arch.H_cycles + 2 * (arch.H_cycles if supervised else 1)
-    number = getattr(torch, arch.forward_dtype).itemsize
-    return float(number * cycle * passes + 4 * (10 if config.ema else 8) * num_weights)
+    stack, num_cycles = ((path.L_cycles or arch.L_cycles) + 1) * arch.L_layers * block, len(path.supervised)
+    head = _product(rows * tokens.seq_len, width, tokens.vocab_size)
+    numbers = (num_cycles + 2 * sum(path.with_gradient)) * stack + (num_cycles + 2 * sum(path.supervised)) * head
+    number = config.segments_per_update * getattr(torch, arch.forward_dtype).itemsize
+    return float(number * numbers + 4 * (10 if config.ema else 8) * num_weights)
 
 
 def _product(rows: int, inputs: int, outputs: int) -> int:

@@ -33,12 +33,20 @@ from trm_ray.data.rows import TokenBatch
 from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes, wait_for
 from trm_ray.reporting.terminal import number_table
 from trm_ray.training.flops import step_flops
+from trm_ray.training.memory import kept_bytes
 from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session, place
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import train_step
 
-SCENARIOS = ("baseline", "constant", "linear", "exponential", "curriculum")
+# A scenario's file with overrides as on the command line. The last two make supervision cheaper: what is computed
+# again is not kept, and gradients run through two cycles.
+SCENARIOS: dict[str, tuple[str, ...]] = {
+    **{name: (f"deep_supervision_{name}",) for name in ("baseline", "constant", "linear", "exponential", "curriculum")},
+    **{name: (name,) for name in ("detached", "bptt_last")},
+    "linear_checkpointed": ("deep_supervision_linear", "checkpoint_cycles=true"),
+    "linear_depth_2": ("deep_supervision_linear", "recurrent_grad_depth=2"),
+}
 TIME_BUDGET_S = 5.0
 _FEWEST_STEPS, _MOST_STEPS = 2, 50
 _MIB = 2**20
@@ -64,7 +72,8 @@ class Preset:
         """Resolve the preset under a scenario."""
         scaled = self.on_cpu if device.type == "cpu" else ()
         words = {word.partition("=")[0]: word for word in (f"task={self.task}", *self.overrides, *scaled)}
-        return load_config(f"deep_supervision_{scenario}", [*words.values()])
+        name, *own = SCENARIOS[scenario]
+        return load_config(name, [*words.values(), *own])
 
 
 # Cells, and tokens: PAD, blank and the digits; PAD and a maze's five; PAD, end and ARC's ten colours; PAD and bytes.
@@ -76,7 +85,7 @@ _QUARTER = ("global_batch_size=192",)  # a GPU's part of 768: the published runs
 _WITH_EMBEDDING = ("arch.puzzle_emb_ndim=64", "arch.puzzle_emb_len=1")
 # The recipes that were published, and two small ones; the table of ARC's 876,405 puzzles adds its 1.8 GB and no time.
 RECIPES = {
-    "sudoku6": Preset("sudoku6", _BOARD_6, scenarios=SCENARIOS),
+    "sudoku6": Preset("sudoku6", _BOARD_6, scenarios=tuple(SCENARIOS)),
     "text_tiny": Preset(
         "sudoku6", _TEXT, ("arch.mixer=attention", "arch.pos_encodings=rope"), ("global_batch_size=8",)
     ),
@@ -104,10 +113,11 @@ class BenchResult:
 
     scaled: what of the preset was made smaller for a CPU.
     cpu_ms: processor time of a step, over all threads; robust when others use the machine. wall_ms: the same on the
-    wall. forward_ms: the segment with its losses. backward_ms: its backward pass. optimizer_ms: clipping, update and
-    metrics. The three are wall time on a GPU and processor time else. flops, bytes_moved: of a step, counted
-    (`step_flops`, `step_bytes`). machine_rate, machine_bandwidth: FLOP/s of the matrix multiplication in this dtype and
-    bytes/s of a copy, measured after the steps.
+    wall. forward_ms: the segment with its losses, where cycles are detached also with all but the last backward pass.
+    backward_ms: its backward pass. optimizer_ms: clipping, update and metrics. The three are wall time on a GPU and
+    processor time else. flops, bytes_moved: of a step, counted (`step_flops`, `step_bytes`). machine_rate,
+    machine_bandwidth: FLOP/s of the matrix multiplication in this dtype and bytes/s of a copy, measured after the
+    steps.
     peak_mib: weights, optimizer state, activations and temporaries at their highest, without the libraries. A long run
     may hold some more: freed memory that is in pieces too small to use.
     """
@@ -196,7 +206,7 @@ def run_benchmark(
 def planned_cases(presets: Sequence[str], scenarios: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """List the (preset, scenario) that `run_benchmark` measures, and check their names."""
     _check_names("preset", presets, tuple(PRESETS))
-    _check_names("scenarios", scenarios or (), SCENARIOS)
+    _check_names("scenarios", scenarios or (), tuple(SCENARIOS))
     return [(preset, scenario) for preset in presets for scenario in scenarios or PRESETS[preset].scenarios]
 
 
@@ -229,7 +239,7 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
     state, num_timed, median = measured_steps(config, tokens, threads, num_steps, device)
     peak = _highest_bytes(device) / _MIB if device.type == "cuda" else math.nan
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    supervised = config.deep_supervision_enabled
+    path = _recipe(config, device).supervision.path(state.step)
     return BenchResult(
         preset=preset,
         scenario=scenario,
@@ -241,8 +251,8 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
         parameters=parameters,
         num_steps=num_timed,
         **median,
-        flops=step_flops(config, tokens, supervised=supervised),
-        bytes_moved=step_bytes(config, tokens, supervised=supervised, num_weights=parameters),
+        flops=step_flops(config, tokens, path),
+        bytes_moved=step_bytes(config, tokens, path, parameters),
         machine_rate=machine_rate(device, getattr(torch, config.arch.forward_dtype), threads),
         machine_bandwidth=machine_bandwidth(device, threads),
         peak_mib=peak,
@@ -253,8 +263,8 @@ def measure_case(preset: str, scenario: str, num_steps: int | None, threads: int
 class StepCost:
     """What a step of a config costs.
 
-    step_ms, forward_ms: as in `BenchResult`, medians. activation_bytes: what autograd keeps from the forward to the
-    backward pass. None where nothing was measured.
+    step_ms, forward_ms: medians, the latter of the forward pass alone. activation_bytes: the most that autograd keeps
+    at once for a backward pass. None where nothing was measured.
     """
 
     step_ms: float
@@ -266,10 +276,14 @@ def measure_config(config: Config, tokens: TokenShape, num_steps: int) -> StepCo
     """Measure the steps of any config in this process, on one device. Sets this process's number of threads."""
     threads, device = max(1, int(config.ray.cpus_per_worker)), any_device()
     state, _, median = measured_steps(config, tokens, threads, num_steps, device)
-    kept = activation_bytes(state, config)
+    recipe = _recipe(config, device)
+    kept = kept_bytes(state, recipe, config.global_batch_size)
+    # Up to its last backward pass a detached segment has run the others, each worth two forward passes of its cycle.
+    path, num_cycles = recipe.supervision.path(state.step), config.arch.H_cycles
+    forward_ms = median["forward_ms"] / (1 + 2 * (len(path.stretches) - 1) / num_cycles)
     if device.type == "cuda":
-        return StepCost(median["wall_ms"], median["forward_ms"], kept)
-    return StepCost(median["cpu_ms"] / threads, median["forward_ms"] / threads, kept)
+        return StepCost(median["wall_ms"], forward_ms, kept)
+    return StepCost(median["cpu_ms"] / threads, forward_ms / threads, kept)
 
 
 def measured_steps(
@@ -280,24 +294,6 @@ def measured_steps(
     state = _state_at_full_supervision(config, tokens, device)
     times = _time_steps(state, config, num_steps)
     return state, len(times), {name: statistics.median(step[name] for step in times) for name in times[0]}
-
-
-def activation_bytes(state: TrainState, config: Config) -> int:
-    """Count the bytes that autograd keeps of a forward pass for its backward pass, without the weights."""
-    owned = {tensor.untyped_storage().data_ptr() for tensor in (*state.model.parameters(), *state.model.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    device, tokens = next(state.model.parameters()).device, _random_tokens(state.shape, config)
-    session = Session(Path(), device, tokens, lambda whole: (), lambda *_: None)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        train_step(state, _recipe(config, device), next(session.train_batches(state.step)), session)
-    return sum(kept.values())
 
 
 def _state_at_full_supervision(config: Config, tokens: TokenShape, device: torch.device) -> TrainState:
@@ -326,13 +322,13 @@ def _time_steps(state: TrainState, config: Config, num_steps: int | None) -> lis
 
     recipe = replace(plain, segment=marked_segment)  # no hook of the model's, which may be compiled
     session = _MarkingSession(Path(), device, tokens, lambda whole: (), lambda *_: None, mark)
-    batches = session.train_batches(state.step)
+    steps = session.train_steps(state.step, config.segments_per_update)
 
     def timed_step() -> dict[str, float]:
-        batch = next(batches)
+        batches = next(steps)
         wait_for(device)
         marks[:] = [_Mark(device)]
-        train_step(state, recipe, batch, session)
+        train_step(state, recipe, batches, session)
         state.guard.check()  # waits for the device
         mark()
         return _intervals(marks)
@@ -365,8 +361,8 @@ def taken_steps(config: Config, tokens: TokenShape, device: torch.device) -> Ite
     """Take steps on random tokens without end, this worker's part of each; yield the state after each, as it is."""
     state, stream = TrainState(config, tokens, device), _random_tokens(tokens, config)
     session, recipe = Session(Path(), device, stream, lambda whole: (), lambda *_: None), _recipe(config, device)
-    for batch in session.train_batches(0):
-        train_step(state, recipe, batch, session)
+    for batches in session.train_steps(0, config.segments_per_update):
+        train_step(state, recipe, batches, session)
         yield state
 
 
@@ -399,7 +395,7 @@ class _Mark:
 
 
 def _intervals(marks: Sequence[_Mark]) -> dict[str, float]:
-    begin, forward, backward, end = marks
+    begin, forward, *_, backward, end = marks  # of several segments the first one's forward pass
     wait_for(torch.device("cpu" if end.event is None else "cuda"))
     return {
         "cpu_ms": 1e3 * (end.cpu_s - begin.cpu_s),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.layers import Block, Linear, SwiGLU, truncated_normal_
 from trm_ray.model.puzzle_embedding import PuzzleEmbedding
 
@@ -56,10 +57,16 @@ class Carry:
         answer, latent, steps, halted = map(function, (self.answer, self.latent, self.steps, self.halted))
         return Carry(answer, latent, steps, halted, self.puzzles.each(function))
 
+    def within_segment(self) -> Carry:
+        """Go on with more cycles of the same segment: no row is replaced, and nothing is counted twice."""
+        return replace(self, steps=self.steps - 1, halted=torch.zeros_like(self.halted))
+
 
 @dataclass(frozen=True)
 class SegmentOutput:
     """One segment: logits (B, L, V) of every H-cycle, halt logits (B,) in float32, and the carry for the next.
+
+    The logits have a gradient where their cycle is supervised.
 
     puzzle_leaf: (B, ndim) whose gradient, filled in by a backward pass, is that of the puzzles' rows of the embedding.
     """
@@ -88,7 +95,8 @@ class TinyRecursiveModel(nn.Module):
         puzzle_embedding: what lies before the board; the mixers must know its positions.
         learned_positions: add a learned vector a position to the question.
         residual_init_scale: scales the initial weights of the output projections; 1 is the original.
-        checkpoint_cycles: keep of each H-cycle only what it begins with, and compute it again in the backward pass.
+        checkpoint_cycles: keep of each H-cycle only what it begins with, and compute it again in the backward pass;
+            where the gradient runs through one cycle alone there is nothing to save.
         forward_dtype: dtype of the recursion; weights of another are cast once a segment, also after `half()`.
 
     Source: the original's `TinyRecursiveReasoningModel_ACTV1`, whose state it can hold.
@@ -163,27 +171,27 @@ class TinyRecursiveModel(nn.Module):
         self,
         carry: Carry,
         batch: Batch,
-        supervise_all_cycles: bool,
+        path: GradientPath | None = None,
         min_steps: Tensor | None = None,
         puzzle_leaf: Tensor | None = None,
     ) -> SegmentOutput:
-        """Run one segment of all H-cycles.
+        """Run one segment, or a stretch of one.
 
         Args:
             batch: puzzles for the rows that have halted; the others go on with their own.
-            supervise_all_cycles: let gradients flow through all H-cycles instead of only the last.
+            path: how many cycles there are and which have a gradient; without it all of the model's, and only the
+                last has one. Of a detached one its stretches are run, one after the other.
             min_steps: (B,) fewest segments before the halt head may stop a row; without it (evaluation) every row
                 goes on to `halt_max_steps`.
             puzzle_leaf: made by `puzzle_leaf` if not given; a graph must be given it, since it cannot make leaves.
-
-        Returns:
-            Logits of every cycle; before the last they carry no gradient unless `supervise_all_cycles`.
         """
+        path = path or GradientPath.last(self.H_cycles)
+        assert not path.detached, "its stretches are run"
         carry = self._refill(carry, batch)
         leaf, rows = self.puzzle_leaf(len(batch)) if puzzle_leaf is None else puzzle_leaf, None
         if self.puzzle_embedding is not None and leaf is not None:
             rows = self.puzzle_embedding.rows(carry.puzzles.puzzle_identifiers, leaf)
-        cycle_logits, halt_logits, answer, latent = self._recur(carry, rows, supervise_all_cycles)
+        cycle_logits, halt_logits, answer, latent = self._recur(carry, rows, path)
         steps = carry.steps + 1
         halted = steps >= self.halt_max_steps
         if min_steps is not None:
@@ -201,9 +209,9 @@ class TinyRecursiveModel(nn.Module):
             puzzles=batch.each(lambda new, old: _choose(carry.halted, new, old), carry.puzzles),
         )
 
-    def _recur(self, carry: Carry, rows: Tensor | None, supervise_all_cycles: bool) -> _Recursed:
+    def _recur(self, carry: Carry, rows: Tensor | None, path: GradientPath) -> _Recursed:
         (recursion,) = self._recursion
-        arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, supervise_all_cycles)
+        arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, path)
         if self.embed_tokens.dtype == self.forward_dtype:
             return recursion(*arguments)
         # One cast a weight and segment; the recursion uses each weight H_cycles·(L_cycles + 1) times.
@@ -218,11 +226,11 @@ class _Cycle(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, answer: Tensor, latent: Tensor, question: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, answer: Tensor, latent: Tensor, question: Tensor, L_cycles: int) -> tuple[Tensor, Tensor, Tensor]:
         """Update the latent `L_cycles` times and the answer once."""
         model = self.model
         injected = answer + question
-        for _ in range(model.L_cycles):
+        for _ in range(L_cycles):
             latent = model.blocks(latent + injected)
         answer = model.blocks(answer + latent)
         return answer, latent, model.lm_head(answer.narrow(1, model.prefix_len, model.seq_len))
@@ -237,28 +245,30 @@ class _Recursion(nn.Module):
         self._cycle = (_Cycle(model),)  # in a tuple: swapped under two names, no weight would come back
 
     def forward(
-        self, inputs: Tensor, rows: Tensor | None, answer: Tensor, latent: Tensor, supervise_all_cycles: bool
+        self, inputs: Tensor, rows: Tensor | None, answer: Tensor, latent: Tensor, path: GradientPath
     ) -> _Recursed:
-        """Run all H-cycles."""
+        """Run the H-cycles."""
         model = self.model
         question = self._embed(inputs, rows)
-        cycle_logits = []
-        for cycle in range(model.H_cycles):
-            last = cycle == model.H_cycles - 1
-            with torch.set_grad_enabled(torch.is_grad_enabled() and (last or supervise_all_cycles)):
-                run = self._checkpointed if model.checkpoint_cycles and torch.is_grad_enabled() else self._cycle[0]
-                answer, latent, logits = run(answer, latent, question)
-                cycle_logits.append(logits)
+        again, cycle_logits = model.checkpoint_cycles and path.depth > 1, []
+        L_cycles = path.L_cycles or model.L_cycles
+        for supervised, with_gradient in zip(path.supervised, path.with_gradient, strict=True):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and with_gradient):
+                run = self._checkpointed if again and torch.is_grad_enabled() else self._cycle[0]
+                answer, latent, logits = run(answer, latent, question, L_cycles)
+                cycle_logits.append(logits if supervised else logits.detach())
         halt_logits = model.q_head(answer.select(1, 0)).select(1, 0).float()
         return tuple(cycle_logits), halt_logits, answer, latent
 
-    def _checkpointed(self, answer: Tensor, latent: Tensor, question: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _checkpointed(
+        self, answer: Tensor, latent: Tensor, question: Tensor, L_cycles: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         # As they are now: swapped weights are the old ones again when the backward pass runs the cycle once more.
         (cycle,) = self._cycle
         weights: dict[str, Tensor] = dict(cycle.named_parameters())
 
         def run(*states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            updated: tuple[Tensor, Tensor, Tensor] = functional_call(cycle, weights, states)
+            updated: tuple[Tensor, Tensor, Tensor] = functional_call(cycle, weights, (*states, L_cycles))
             return updated
 
         again: tuple[Tensor, Tensor, Tensor] = checkpoint(

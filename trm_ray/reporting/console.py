@@ -106,7 +106,8 @@ class RunDisplay:
         if "train/total_loss" in row:
             yield step_line(row)
             if (weight := row["train/curriculum_weight"]) > 0:
-                yield supervision_line(self._num_cycles, weight, self._schedule)
+                num_cycles = int(row.get("train/H_cycles", self._num_cycles))  # fewer early in a depth curriculum
+                yield supervision_line(num_cycles, weight, self._schedule)
         if "eval/loss" in row:
             yield evaluation_line(row)
 

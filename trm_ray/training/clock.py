@@ -96,14 +96,14 @@ class Clock:
         yield
         self._core.up_to_now(part)
 
-    def throughput(self, global_batch_size: int) -> dict[str, float]:
+    def throughput(self, puzzles_per_step: int) -> dict[str, float]:
         """Give the rates of the window and begin a new one; nothing if a resume began after its last step."""
         if not self._steps:
             return {}
         busy_s = time.perf_counter() - self._window_began - self._paused_s
         row = {
             "throughput/steps_per_s": self._steps / busy_s,
-            "throughput/puzzles_per_s": self._steps * global_batch_size / busy_s,
+            "throughput/puzzles_per_s": self._steps * puzzles_per_step / busy_s,
             "throughput/data_wait_fraction": self._waited_s / busy_s,
         }
         if self._exchange.seconds:

@@ -209,7 +209,7 @@ def _halting_segments(
     """
     carry = model.initial_carry(batch)
     for _ in range(num_segments):
-        output = model(carry, batch, supervise_all_cycles=False)
+        output = model(carry, batch)
         yield rows, output
         on = (output.halt_logits <= 0).nonzero()[:, 0]
         rows, batch = rows[on], batch.each(operator.itemgetter(on))

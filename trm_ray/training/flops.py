@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from trm_ray.config import Config
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.layers import swiglu_inner_size
 from trm_ray.training.state import TokenShape
 
 
-def train_flops(config: Config, tokens: TokenShape, steps: int, num_supervised: int) -> float:
-    """Count the operations of `steps` steps over all workers, of which so many supervise every H-cycle.
-
-    Evaluations and gradient statistics are left out.
-    """
-    plain, full = (step_flops(config, tokens, supervised=every) for every in (False, True))
-    return (steps - num_supervised) * plain + num_supervised * full
+def train_flops(config: Config, tokens: TokenShape, paths: Mapping[GradientPath, int]) -> float:
+    """Count the operations of steps over all workers, so many of each path; evaluations and statistics are left out."""
+    return sum(num_steps * step_flops(config, tokens, path) for path, num_steps in paths.items())
 
 
-def step_flops(config: Config, tokens: TokenShape, *, supervised: bool) -> float:
+def step_flops(config: Config, tokens: TokenShape, path: GradientPath) -> float:
     """Count the multiplications and additions of a step's matrix multiplications; everything else is left out.
 
     With M = multiply-adds a row of the batch in one pass through the stack and the head's D·V a cell once a cycle,
+    and B the rows of all its segments,
 
         forward  = 2·B·H·((L + 1)·M + cells·D·V)
-        backward = 2 × the forward of the cycles that carry gradient: all if `supervised`, else the last.
+        backward = 2 × the forward of the stack in the cycles with gradient, and of the head in the supervised ones.
+
+    Cycles computed again are the same work: what a step is for, not how it is done.
     """
     arch, positions = config.arch, config.arch.prefix_len + tokens.seq_len
     stack = arch.L_layers * (_mixer_macs(config, positions) + positions * _swiglu_macs(config, arch.hidden_size))
-    cycle = (arch.L_cycles + 1) * stack + tokens.seq_len * arch.hidden_size * tokens.vocab_size
-    with_gradient = arch.H_cycles if supervised else 1
-    return 2.0 * config.global_batch_size * cycle * (arch.H_cycles + 2 * with_gradient)
+    head = tokens.seq_len * arch.hidden_size * tokens.vocab_size
+    num_cycles, rows = len(path.supervised), config.global_batch_size * config.segments_per_update
+    passes = (num_cycles + 2 * sum(path.with_gradient)) * ((path.L_cycles or arch.L_cycles) + 1) * stack
+    return 2.0 * rows * (passes + (num_cycles + 2 * sum(path.supervised)) * head)
 
 
 def _mixer_macs(config: Config, positions: int) -> int:

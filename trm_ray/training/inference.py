@@ -16,7 +16,7 @@ Forward = Callable[[TinyRecursiveModel, Carry, Batch], SegmentOutput]
 
 def forward_of(model: TinyRecursiveModel, carry: Carry, batch: Batch) -> SegmentOutput:
     """Run a segment of which nothing is to be learned."""
-    return model(carry, batch, supervise_all_cycles=False)
+    return model(carry, batch)
 
 
 def run_segments(

@@ -1,4 +1,4 @@
-"""The training loop: batch → step → (due?) log → (due?) evaluate → (due?) save."""
+"""The training loop: batches → step → (due?) log → (due?) evaluate → (due?) save."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from trm_ray.training.checkpoint import (
 from trm_ray.training.clock import Clock, CoreSeconds
 from trm_ray.training.evaluation import HeldOut, evaluate
 from trm_ray.training.flops import train_flops
+from trm_ray.training.memory import needs_checkpoints
 from trm_ray.training.metrics import gpu_row, train_row
 from trm_ray.training.session import Depths, Session
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
@@ -54,6 +55,8 @@ def run_training(
         StorageError: a checkpoint could not be written.
     """
     recipe, state = build_recipe(config, num_steps, session.device), TrainState(config, shape, session.device)
+    if config.checkpoint_cycles == "auto":
+        state.model.checkpoint_cycles = needs_checkpoints(state, recipe, session)
     _begin(state, session, initial_weights)
     evaluation: dict[str, float] = {}
     with _open_store(config, session) as store:
@@ -120,13 +123,13 @@ class _Run:
         state, config = self.state, self.config
         if state.unlogged is not None:
             yield self._due(), state.unlogged
-        batches = self.session.train_batches(state.step)
+        steps = self.session.train_steps(state.step, config.segments_per_update)
         while state.step < self.recipe.total_steps:
             with self.clock.waiting():
-                batch = next(batches)
+                batches = next(steps)
             measure = config.compute_gradient_stats and (state.step + 1) % config.gradient_stats_interval == 0
-            state.unlogged = self._gradient_stats(batch) if measure else {}
-            train_step(state, self.recipe, batch, self.session)
+            state.unlogged = self._gradient_stats(batches[0]) if measure else {}
+            train_step(state, self.recipe, batches, self.session)
             yield self._due(), state.unlogged
 
     def _gradient_stats(self, batch: Batch) -> dict[str, float]:
@@ -159,9 +162,12 @@ class _Run:
         row["train/learning_rate"] = self.recipe.rate_at(done)
         supervision = self.recipe.supervision
         row["train/curriculum_weight"] = supervision.base_weight(done)
-        row["train/flops"] = train_flops(self.config, state.shape, state.step, supervision.num_supervised(state.step))
+        if supervision.stages:
+            _, H_cycles, L_cycles = supervision.stage(done)
+            row |= {"train/H_cycles": H_cycles, "train/L_cycles": L_cycles or self.config.arch.L_cycles}
+        row["train/flops"] = train_flops(self.config, state.shape, supervision.paths(state.step))
         row["throughput/num_workers"] = self.session.world_size
-        row |= self.clock.throughput(self.recipe.global_batch_size)
+        row |= self.clock.throughput(self.recipe.puzzles_per_step)
         return row | gpu_row(self.session.device) | self.store.numbers()
 
     def log(self, row: dict[str, float], depths: Depths | None = None) -> None:

@@ -24,8 +24,9 @@ class MetricSums:
 
     @torch.no_grad()
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add one step's sums; nothing waits for the device."""
-        self.sums += torch.stack([values[name].double() for name in self.names])
+        """Add one step's sums, 0 where it has none; nothing waits for the device."""
+        none = torch.zeros((), dtype=torch.float64, device=self.sums.device)
+        self.sums += torch.stack([values[name].double() if name in values else none for name in self.names])
 
     def drain(self, session: Session) -> dict[str, float]:
         """Add the sums over the workers, return them and start again. Synchronises with the device."""
@@ -51,11 +52,16 @@ HALTED_MEANS = {
 }
 
 
-def train_metric_names(num_cycles: int) -> tuple[str, ...]:
-    """Name the sums that training keeps."""
+def train_metric_names(num_cycles: int, *, staged: bool = False) -> tuple[str, ...]:
+    """Name the sums that training keeps.
+
+    Args:
+        staged: the number of cycles changes, so that each is counted.
+    """
     cycles = [f"step_{i}_loss" for i in range(num_cycles)]
     # Names are only ever added at the end: a checkpoint holds the sums of its window in this order.
-    return ("count", "halted", *STEP_MEANS, *HALTED_MEANS, *cycles, "first", *(f"first_{name}" for name in cycles))
+    names = ("count", "halted", *STEP_MEANS, *HALTED_MEANS, *cycles, "first", *(f"first_{name}" for name in cycles))
+    return names + tuple(f"{of}_of_{name}" for name in cycles for of in ("count", "first") if staged)
 
 
 @torch.no_grad()
@@ -90,9 +96,12 @@ def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tens
     }
 
 
-def step_sums(grad_norm: Tensor, world_size: int) -> dict[str, Tensor]:
-    """Divide what is the same on every worker by their number, so that it adds up too."""
-    return {"count": torch.ones_like(grad_norm) / world_size, "grad_norm": grad_norm / world_size}
+def step_sums(sums: Mapping[str, Tensor], grad_norm: Tensor, world_size: int) -> dict[str, Tensor]:
+    """Add what is the same on every worker, divided by their number, and how often each cycle is in the sums."""
+    shared = {"count": torch.ones_like(grad_norm) / world_size, "grad_norm": grad_norm / world_size}
+    cycles = [name for name in sums if name.startswith("step_")]
+    all_sums = {**sums, **shared}
+    return all_sums | {f"{of}_of_{name}": all_sums[of] for name in cycles for of in ("count", "first")}
 
 
 def train_row(sums: Mapping[str, float], *, per_cycle: bool) -> dict[str, float]:
@@ -100,12 +109,11 @@ def train_row(sums: Mapping[str, float], *, per_cycle: bool) -> dict[str, float]
     row = {tag: sums[name] / sums["count"] for name, tag in STEP_MEANS.items()}
     if sums["halted"]:
         row |= {tag: sums[name] / sums["halted"] for name, tag in HALTED_MEANS.items()}
-    if per_cycle:
-        cycles = (name for name in sums if name.startswith("step_"))
-        row |= {f"train/deep_supervision/{name}": sums[name] / sums["count"] for name in cycles}
-    if per_cycle and sums["first"]:
-        names = (name for name in sums if name.startswith("first_"))
-        row |= {f"train/first_segment/{name.removeprefix('first_')}": sums[name] / sums["first"] for name in names}
+    cycles = [name for name in sums if name.startswith("step_")] if per_cycle else []
+    for where, of, prefix in (("deep_supervision", "count", ""), ("first_segment", "first", "first_")):
+        for name in cycles:
+            if count := sums.get(f"{of}_of_{name}", sums[of]):  # none of a cycle that was not there yet
+                row[f"train/{where}/{name}"] = sums[prefix + name] / count
     return row
 
 

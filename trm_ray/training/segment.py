@@ -6,17 +6,18 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel
 from trm_ray.training.losses import CellLoss
 from trm_ray.training.metrics import segment_sums
-from trm_ray.training.supervision import CycleWeights, segment_losses
+from trm_ray.training.supervision import CycleWeights, StretchLosses, segment_losses, stretch_losses
 
 # What torch compiles with; tests that count graphs and nothing else take one that is quicker.
 BACKEND = "inductor"
@@ -24,7 +25,7 @@ BACKEND = "inductor"
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What a step needs of its segment; only `loss`, a scalar, has a gradient.
+    """What a step needs of its segment; only `loss`, a scalar, has a gradient: what has yet to be passed back.
 
     names, values: (K,) float64, the segment's sums. puzzle_leaf: as in `SegmentOutput`.
     """
@@ -42,30 +43,66 @@ class SegmentResult:
 
 
 Segment = Callable[[TinyRecursiveModel, Carry, Batch, Tensor, CycleWeights], SegmentResult]
-_Body = Callable[..., SegmentResult]  # `_run` without its first two arguments
+_Stretch = Callable[..., tuple[Carry, StretchLosses]]  # `_run_stretch` without its first two arguments
+_Last = Callable[..., SegmentResult]  # `_run_last` without them
 
 
-def build_segment(cell_loss: CellLoss, num_puzzles: int, device: torch.device, *, compiled: bool) -> Segment:
+def build_segment(
+    cell_loss: CellLoss, num_puzzles: int, device: torch.device, *, compiled: bool, adds_up: bool = False
+) -> Segment:
     """Make what runs a segment: its model, carry, batch, fewest segments a row (B,) and the weights of the cycles.
 
+    Where the path is cut, every stretch but the last is passed back at once: what it keeps for that is gone before the
+    next one begins.
+
     Args:
-        num_puzzles: puzzles in the global batch, as in `segment_losses`.
-        compiled: as a graph for the baseline's steps and one for supervised ones. They are compiled when first needed
-            and never again, since whatever changes between two steps is a tensor. On a GPU they run as CUDA graphs.
+        num_puzzles: puzzles in the global batches of a step, as in `segment_losses`.
+        compiled: as a graph for each path of its steps. They are compiled when first needed and never again, since
+            whatever changes between two steps is a tensor. On a GPU they run as CUDA graphs.
+        adds_up: gradients of several segments are added. No CUDA graphs then: their gradients lie where the next one
+            writes.
     """
-    body: _Body = functools.partial(_run, cell_loss, num_puzzles)
-    graphs = {supervise: _compiled(body, device) if compiled else body for supervise in (False, True)}
+
+    @functools.cache
+    def graph_of(stretch: GradientPath) -> _Stretch:
+        body: _Stretch = functools.partial(_run_stretch, cell_loss, num_puzzles)
+        # No CUDA graph: its gradients lie where the next one writes, and these are still to be added to.
+        return compiled_graph(body) if compiled else body
+
+    @functools.cache
+    def last_graph_of(path: GradientPath) -> _Last:
+        body: _Last = functools.partial(_run_last, cell_loss, num_puzzles)
+        return _compiled(body, device, adds_up) if compiled else body
 
     def segment(
         model: TinyRecursiveModel, carry: Carry, batch: Batch, min_steps: Tensor, weights: CycleWeights
     ) -> SegmentResult:
         leaf = model.puzzle_leaf(len(batch))  # out here, since no leaf can be made in a graph
-        return graphs[weights.supervise](model, carry, batch, min_steps, weights, leaf)
+        before: list[StretchLosses] = []
+        *stretches, last = weights.stretches()
+        for stretch in stretches:
+            carry, losses = graph_of(stretch.path)(model, carry, batch, stretch, leaf)
+            losses.total.backward()
+            before.append(replace(losses, total=losses.total.detach()))
+        return last_graph_of(weights.path)(model, carry, batch, min_steps, last, leaf, before)
 
     return segment
 
 
-def _run(
+def _run_stretch(
+    cell_loss: CellLoss,
+    num_puzzles: int,
+    model: TinyRecursiveModel,
+    carry: Carry,
+    batch: Batch,
+    weights: CycleWeights,
+    puzzle_leaf: Tensor | None,
+) -> tuple[Carry, StretchLosses]:
+    output = model(carry, batch, weights.path, puzzle_leaf=puzzle_leaf)
+    return output.carry.within_segment(), stretch_losses(output, weights, cell_loss, num_puzzles)
+
+
+def _run_last(
     cell_loss: CellLoss,
     num_puzzles: int,
     model: TinyRecursiveModel,
@@ -74,9 +111,10 @@ def _run(
     min_steps: Tensor,
     weights: CycleWeights,
     puzzle_leaf: Tensor | None,
+    before: Sequence[StretchLosses],
 ) -> SegmentResult:
-    output = model(carry, batch, weights.supervise, min_steps, puzzle_leaf)
-    losses = segment_losses(output, weights, cell_loss, num_puzzles)
+    output = model(carry, batch, weights.path, min_steps, puzzle_leaf)
+    losses = segment_losses(output, weights, cell_loss, num_puzzles, before)
     sums = segment_sums(output, losses)
     # In one tensor: of a loss that goes out under two names, as a baseline's does, inductor may lose the gradient.
     with torch.no_grad():
@@ -91,8 +129,8 @@ def compiled_graph(function: Callable[..., Any], mode: str | None = None) -> Cal
     return torch.compile(function, isolate_recompiles=True, **options)  # type: ignore[call-overload]
 
 
-def _compiled(body: _Body, device: torch.device) -> _Body:
-    if device.type != "cuda":
+def _compiled(body: _Last, device: torch.device, adds_up: bool) -> _Last:
+    if device.type != "cuda" or adds_up:
         return compiled_graph(body)
     graph = compiled_graph(body, "reduce-overhead")
 

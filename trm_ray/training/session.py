@@ -97,6 +97,11 @@ class Session:
         tokens = self.train_tokens(start)
         return self._copied_ahead(tokens) if self.device.type == "cuda" else map(self._to_device, tokens)
 
+    def train_steps(self, start: int, num_segments: int) -> Iterator[tuple[Batch, ...]]:
+        """Yield the batches of each step from number `start` on, of which a step takes so many."""
+        batches = self.train_batches(start * num_segments)
+        return zip(*[batches] * num_segments, strict=False)
+
     def test_batches(self, whole: bool = True) -> Iterator[Batch]:
         """Yield this worker's share of the test split once, or of its part for a quick look, on the device."""
         return (self._to_device(tokens) for tokens in self.test_tokens(whole))

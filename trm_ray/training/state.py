@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -24,7 +24,7 @@ from trm_ray.training.optim import AveragedWeights, FiniteGuard, build_optimizer
 from trm_ray.training.segment import Segment, SegmentResult, build_segment, compiled_graph, compiles
 from trm_ray.training.session import Session
 from trm_ray.training.stopping import StopVotes
-from trm_ray.training.supervision import Supervision
+from trm_ray.training.supervision import Stage, Supervision
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,30 @@ class Recipe:
     puzzle_weight_decay: float
     grad_clip_norm: float
     global_batch_size: int
+    segments_per_update: int
     exploration_prob: float
     total_steps: int
 
+    @property
+    def puzzles_per_step(self) -> int:
+        """Rows that a step computes on, over all workers; a puzzle that goes on counts in each of its segments."""
+        return self.global_batch_size * self.segments_per_update
+
 
 def total_steps(config: Config, groups: int, mean_puzzle_examples: float) -> int:
-    """Count optimizer steps: epochs · groups · mean examples a puzzle / global batch, capped by `max_steps`.
+    """Count optimizer steps: epochs · groups · mean examples a puzzle / (global batch · segments), up to `max_steps`.
 
     Source: the original's `create_dataloader` / `init_train_state`.
     """
     caps = [] if config.max_steps is None else [config.max_steps]
     if config.epochs is not None:
-        caps.append(int(config.epochs * groups * mean_puzzle_examples / config.global_batch_size))
+        taken = config.global_batch_size * config.segments_per_update
+        caps.append(int(config.epochs * groups * mean_puzzle_examples / taken))
     if min(caps) < 1:
+        several = "" if config.segments_per_update == 1 else f" · segments_per_update={config.segments_per_update}"
         raise ValueError(
             f"epochs={config.epochs} gives no step: {groups} puzzles in batches of global_batch_size="
-            f"{config.global_batch_size}; use more epochs or a smaller batch"
+            f"{config.global_batch_size}{several}; use more epochs or a smaller batch"
         )
     return min(caps)
 
@@ -86,7 +94,7 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
         halt_max_steps=arch.halt_max_steps,
         puzzle_embedding=_puzzle_embedding(arch, shape),
         learned_positions=arch.pos_encodings == "learned",
-        checkpoint_cycles=config.checkpoint_cycles,
+        checkpoint_cycles=config.checkpoint_cycles is True,  # `auto` waits until its device is known
         forward_dtype=getattr(torch, arch.forward_dtype),
         **common,
     )
@@ -110,29 +118,48 @@ def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | 
     )
 
 
+def build_supervision(config: Config, num_steps: int | None = None) -> Supervision:
+    """Build the scenario of a config; the stages of a depth curriculum are shares of `num_steps`."""
+    assert num_steps is not None or config.depth_curriculum is None
+    ramp = (config.curriculum_start_step, config.curriculum_end_step)
+    depth, num_cycles = config.recurrent_grad_depth, config.arch.H_cycles
+    return Supervision(
+        enabled=config.deep_supervision_enabled,
+        schedule=config.deep_supervision_schedule,
+        weight=config.deep_supervision_weight,
+        curriculum=ramp if config.curriculum_enabled else None,
+        num_cycles=num_cycles,
+        grad_depth=num_cycles if depth == "all" else depth,
+        detached=config.detach_cycles,
+        own=None if config.deep_supervision_weights is None else tuple(config.deep_supervision_weights),
+        stages=tuple(Stage(round(share * (num_steps or 0)), *cycles) for share, *cycles in config.depths),
+    )
+
+
 def build_recipe(config: Config, num_steps: int, device: torch.device | None = None) -> Recipe:
     """Build the recipe of a config for a run of `num_steps` steps, on a CPU if no device is given."""
     cell_loss, device = LOSSES[config.loss_type], device or torch.device("cpu")
-    compiled = compiles(config.compile, device)
-    ramp = (config.curriculum_start_step, config.curriculum_end_step)
+    compiled, segments = compiles(config.compile, device), config.segments_per_update
     rate = functools.partial(
         learning_rate, warmup_steps=config.lr_warmup_steps, total_steps=num_steps, min_ratio=config.lr_min_ratio
     )
     return Recipe(
-        supervision=Supervision(
-            enabled=config.deep_supervision_enabled,
-            schedule=config.deep_supervision_schedule,
-            weight=config.deep_supervision_weight,
-            curriculum=ramp if config.curriculum_enabled else None,
-        ),
+        supervision=build_supervision(config, num_steps),
         cell_loss=cell_loss,
-        segment=build_segment(cell_loss, config.global_batch_size, device, compiled=compiled),
+        segment=build_segment(
+            cell_loss,
+            config.global_batch_size * segments,
+            device,
+            compiled=compiled,
+            adds_up=segments > 1,
+        ),
         forward=compiled_graph(forward_of) if compiled else None,
         rate_at=functools.partial(rate, lr=config.lr),
         puzzle_rate_at=functools.partial(rate, lr=config.puzzle_emb_lr),
         puzzle_weight_decay=config.puzzle_emb_weight_decay,
         grad_clip_norm=config.grad_clip_norm or math.inf,
         global_batch_size=config.global_batch_size,
+        segments_per_update=segments,
         exploration_prob=config.arch.halt_exploration_prob,
         total_steps=num_steps,
     )
@@ -162,7 +189,7 @@ class TrainState:
         self.frozen = config.freeze_weights
         # A generator of the CPU draws for the whole global batch, so that the number of workers does not matter.
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.sums = MetricSums(train_metric_names(config.arch.H_cycles), device)
+        self.sums = MetricSums(train_metric_names(config.arch.H_cycles, staged=bool(config.depths)), device)
         self.carry: Carry | None = None
         self.step = 0
         self.wall_s = 0.0
@@ -190,18 +217,24 @@ class TrainState:
             self.average.update(self.model)
 
     def update_puzzle_embedding(
-        self, segment: SegmentResult, rate: float, weight_decay: float, session: Session
+        self, segments: Sequence[SegmentResult], rate: float, weight_decay: float, session: Session
     ) -> None:
-        """Move the rows of the puzzle embedding that took part on any worker; every rank writes the same."""
-        embedding, leaf = self.model.puzzle_embedding, segment.puzzle_leaf
+        """Move the rows of the puzzle embedding that took part on any worker; every rank writes the same.
+
+        A row moves once a step, by its gradients of all segments together: what averaging them means where only the
+        sign counts.
+        """
+        embedding = self.model.puzzle_embedding
         if embedding is None:
             return
-        assert leaf is not None, "the model looks rows up where it has an embedding"
-        assert leaf.grad is not None, "called after the backward pass"
+        leaves = [segment.puzzle_leaf for segment in segments]
+        gradients = [leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None]
+        assert len(gradients) == len(segments), "the model looks rows up where it has an embedding"
+        identifiers = [segment.carry.puzzles.puzzle_identifiers for segment in segments]
         sign_sgd(
             embedding.table,
-            session.gather_rows(segment.carry.puzzles.puzzle_identifiers, self.num_rows),
-            session.gather_rows(leaf.grad, self.num_rows),
+            session.gather_rows(torch.stack(identifiers, dim=1), self.num_rows).flatten(0, 1),
+            session.gather_rows(torch.stack(gradients, dim=1), self.num_rows).flatten(0, 1),
             lr=rate,
             weight_decay=weight_decay,
             found_inf=self.guard.found_inf,

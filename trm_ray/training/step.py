@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from trm_ray.model.trm import Batch
+from trm_ray.model.gradient_path import GradientPath
+from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel
 from trm_ray.training.losses import puzzle_loss
 from trm_ray.training.metrics import step_sums
+from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session
 from trm_ray.training.state import Recipe, TrainState
-from trm_ray.training.supervision import CycleWeights, supervision_weights
+from trm_ray.training.supervision import CycleWeights
 
 
-def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> None:
-    """Run one segment and update the weights; nothing here waits for the device."""
-    model, weights = state.model, CycleWeights.of(cycle_weights(state, recipe), session.device)
-    min_steps = session.own_rows(_exploration(state, recipe)).to(session.device, non_blocking=True)
-    segment = recipe.segment(model, state.carry or model.initial_carry(batch), batch, min_steps, weights)
-    segment.loss.backward()
-    # Losses and gradients are shares of the global batch, so their sums over the workers are those of one large batch.
-    sums, total = segment.sums, segment.loss.detach().to(torch.float32, copy=True)
+def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Batch], session: Session) -> None:
+    """Run a segment for each batch and update the weights once; nothing here waits for the device."""
+    model, segments = state.model, [_pass_back(state, recipe, batch, session) for batch in batches]
+    # Losses and gradients are shares of the step's puzzles, so their sums over segments and workers are those of one
+    # large batch.
+    sums = {name: _added(segment.sums[name] for segment in segments) for name in segments[0].names}
+    total = _added(segment.loss.to(torch.float32, copy=True) for segment in segments)
     stop_votes = torch.full_like(total, session.stop_requested())
     session.sum_over_ranks(total, stop_votes, *(p.grad for p in model.parameters() if p.grad is not None))
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip_norm)
@@ -36,15 +41,24 @@ def train_step(state: TrainState, recipe: Recipe, batch: Batch, session: Session
     )
     state.stop_votes.add(stop_votes)
     state.update_weights(rate)
-    state.update_puzzle_embedding(segment, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
-    state.sums.add(sums | step_sums(grad_norm, session.world_size))
-    state.carry, state.step = segment.carry, state.step + 1
+    state.update_puzzle_embedding(segments, recipe.puzzle_rate_at(state.step), recipe.puzzle_weight_decay, session)
+    state.sums.add(step_sums(sums, grad_norm, session.world_size))
+    state.step += 1
 
 
-def cycle_weights(state: TrainState, recipe: Recipe) -> tuple[float, ...]:
-    """Weigh the H-cycles at the step to come."""
-    base = recipe.supervision.base_weight(state.step)
-    return supervision_weights(recipe.supervision.schedule, state.model.H_cycles, base)
+def _pass_back(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> SegmentResult:
+    """Run one segment and add its gradients to those at hand; what is returned remembers no graph."""
+    model, supervision = state.model, recipe.supervision
+    weights = CycleWeights.of(supervision.weights(state.step), supervision.path(state.step), session.device)
+    min_steps = session.own_rows(_exploration(state, recipe)).to(session.device, non_blocking=True)
+    segment = recipe.segment(model, state.carry or model.initial_carry(batch), batch, min_steps, weights)
+    segment.loss.backward()
+    state.carry = segment.carry
+    return replace(segment, loss=segment.loss.detach())
+
+
+def _added(tensors: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, tensors)
 
 
 def _exploration(state: TrainState, recipe: Recipe) -> Tensor:
@@ -60,20 +74,29 @@ def _exploration(state: TrainState, recipe: Recipe) -> Tensor:
 def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Session) -> dict[str, float]:
     """Measure the gradient norms that each H-cycle's loss gives: mean, max and min over the parameter tensors.
 
-    One more forward pass and one backward pass a cycle, on the step's own batch; neither weights, gradients nor
-    generators change. Without supervision only the last cycle has a gradient. Synchronises with the device.
+    One more forward pass and one backward pass a cycle, on the step's own (first) batch; neither weights, gradients nor
+    generators change. Cycles that are not supervised have none. Synchronises with the device.
     """
-    weights, model = cycle_weights(state, recipe), state.model
-    output = model(state.carry or model.initial_carry(batch), batch, any(weights[:-1]))
+    path, model = recipe.supervision.path(state.step), state.model
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("q_head")]
     row: dict[str, float] = {}
-    for cycle, (logits, weight) in enumerate(zip(output.cycle_logits, weights, strict=True)):
-        if weight == 0:
+    for cycle, (logits, labels) in enumerate(_cycles(model, state.carry or model.initial_carry(batch), batch, path)):
+        if not path.supervised[cycle]:
             continue
-        loss = puzzle_loss(recipe.cell_loss, logits, output.carry.puzzles.labels).sum() / recipe.global_batch_size
+        loss = puzzle_loss(recipe.cell_loss, logits, labels).sum() / recipe.global_batch_size
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
         session.sum_over_ranks(*gradients)
         norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
         for name, value in (("mean", norms.mean()), ("max", norms.max()), ("min", norms.min())):
             row[f"train/gradients/step_{cycle}_grad_norm_{name}"] = value.item()
     return row
+
+
+def _cycles(
+    model: TinyRecursiveModel, carry: Carry, batch: Batch, path: GradientPath
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each cycle's logits, with the labels, one stretch of the path after the other."""
+    for stretch in path.stretches:
+        output = model(carry, batch, stretch)
+        yield from ((logits, output.carry.puzzles.labels) for logits in output.cycle_logits)
+        carry = output.carry.within_segment()

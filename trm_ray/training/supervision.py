@@ -5,24 +5,29 @@ All weights are pure functions of the cycle index and the step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trm_ray.config import Schedule
+from trm_ray.config.schedules import SCHEDULES
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import SegmentOutput
 from trm_ray.training.losses import CellLoss, puzzle_loss, solved_cells
 
 
-def supervision_weights(schedule: Schedule, num_cycles: int, weight: float) -> tuple[float, ...]:
+def supervision_weights(schedule: str, num_cycles: int, weight: float) -> tuple[float, ...]:
     """Weigh each H-cycle's loss; the last always weighs 1.
 
     Args:
+        schedule: a name of `config.schedules`, which gives each cycle's factor.
         num_cycles: at least 1 (H_cycles).
-        weight: base weight w of the intermediate cycles, in [0, 1]. Cycle i of N weighs w (constant), w·(i+1)/N
-            (linear_decay) or w·2^i / 2^(N−1) (exponential_decay).
+        weight: base weight w of the intermediate cycles, in [0, 1]; cycle i of N weighs w·factor(i, N).
 
     Raises:
         ValueError: `num_cycles` < 1, `weight` outside [0, 1] or an unknown schedule.
@@ -31,14 +36,10 @@ def supervision_weights(schedule: Schedule, num_cycles: int, weight: float) -> t
         raise ValueError(f"num_cycles={num_cycles} must be at least 1; set arch.H_cycles to 1 or more")
     if not 0 <= weight <= 1:
         raise ValueError(f"weight={weight} must lie in [0, 1]; 0.5 is the usual deep_supervision_weight")
-    factors = {
-        "constant": [1.0 for _ in range(num_cycles)],
-        "linear_decay": [(i + 1) / num_cycles for i in range(num_cycles)],
-        "exponential_decay": [2.0 ** (i - num_cycles + 1) for i in range(num_cycles)],
-    }
-    if schedule not in factors:
-        raise ValueError(f"schedule={schedule!r} must be one of {', '.join(factors)}")
-    return (*(weight * factor for factor in factors[schedule][:-1]), 1.0)
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
+    factor = SCHEDULES[schedule]
+    return (*(weight * factor(cycle, num_cycles) for cycle in range(num_cycles - 1)), 1.0)
 
 
 def curriculum_weight(step: int, start_step: int, end_step: int, weight: float) -> float:
@@ -46,46 +47,115 @@ def curriculum_weight(step: int, start_step: int, end_step: int, weight: float) 
     return weight * min(1.0, max(0.0, (step - start_step) / (end_step - start_step)))
 
 
+class Stage(NamedTuple):
+    """A segment's H-cycles and the L-cycles of each from a step on; None = as many as the model has."""
+
+    begin: int
+    H_cycles: int
+    L_cycles: int | None = None
+
+
 @dataclass(frozen=True)
 class Supervision:
-    """One scenario: the base weight over the steps and its distribution over the H-cycles."""
+    """One scenario: the base weight over the steps, its distribution over the H-cycles, and the gradient's path.
+
+    grad_depth: through how many of the last cycles the gradient runs; None goes by the weights.
+    detached: cut the gradient between the cycles.
+    own: a weight for each cycle in place of weight and schedule, in any unit. The base weight is then the share of them
+    that counts, which a curriculum lets grow from 0 to 1.
+    stages: of a segment's depth, the first from step 0 on; none = `num_cycles` at all steps.
+    """
 
     enabled: bool
-    schedule: Schedule
+    schedule: str
     weight: float
     curriculum: tuple[int, int] | None
+    num_cycles: int
+    grad_depth: int | None = None
+    detached: bool = False
+    own: tuple[float, ...] | None = None
+    stages: tuple[Stage, ...] = ()
+
+    def stage(self, step: int) -> Stage:
+        """Tell how deep a segment is at a step."""
+        reached = [stage for stage in self.stages if stage.begin <= step]
+        return reached[-1] if reached else Stage(0, self.num_cycles)
 
     def base_weight(self, step: int) -> float:
         """Weight of the intermediate cycles at a step; 0 takes the baseline's path."""
         if not self.enabled:
             return 0.0
-        if self.curriculum is None:
-            return self.weight
-        return curriculum_weight(step, *self.curriculum, self.weight)
+        weight = self.weight if self.own is None else 1.0
+        return weight if self.curriculum is None else curriculum_weight(step, *self.curriculum, weight)
 
-    def num_supervised(self, steps: int) -> int:
-        """Count the steps among the first so many whose base weight is above 0."""
-        if not self.enabled or self.weight == 0:
-            return 0
-        return steps if self.curriculum is None else max(0, steps - self.curriculum[0] - 1)
+    def weights(self, step: int) -> tuple[float, ...]:
+        """Weigh the cycles' losses at a step; the last weighs 1, those before the gradient's path nothing."""
+        base, num_cycles = self.base_weight(step), self.stage(step).H_cycles
+        if self.own is None:
+            weights = supervision_weights(self.schedule, num_cycles, base)
+        else:
+            weights = (*(base * weight / self.own[-1] for weight in self.own[:-1]), 1.0)
+        before = max(0, num_cycles - (self.grad_depth or num_cycles))
+        return (0.0,) * before + weights[before:]
+
+    def path(self, step: int) -> GradientPath:
+        """Choose the cycles and the gradient's path at a step."""
+        stage = self.stage(step)
+        depth = None if self.grad_depth is None else min(self.grad_depth, stage.H_cycles)
+        path = GradientPath.along(self.weights(step), depth, detached=self.detached)
+        return replace(path, L_cycles=stage.L_cycles)
+
+    def phases(self, num_steps: int) -> list[tuple[int, int]]:
+        """Cut so many steps where the path may change, (begin, end) each: a stage begins, or a curriculum's ramp."""
+        ramp = () if self.curriculum is None else (self.curriculum[0] + 1,)
+        begins = {step for step in (0, *ramp, *(stage.begin for stage in self.stages)) if step < num_steps}
+        return [*itertools.pairwise((*sorted(begins), num_steps))]
+
+    def paths(self, num_steps: int) -> Counter[GradientPath]:
+        """Count the steps of each path among the first so many."""
+        counted: Counter[GradientPath] = Counter()
+        for begin, end in self.phases(num_steps):
+            counted[self.path(begin)] += end - begin
+        return counted
 
 
 @dataclass(frozen=True)
 class CycleWeights:
     """The weights of a segment's H-cycles on a device, where a ramp changes them without a new graph.
 
-    values: (N + 1,) float64: each cycle's weight, of which the last is 1, then their sum.
-    supervise: whether any before the last is above 0; if not, the step is the baseline's.
+    values: (N + 1,) float64: each cycle's weight, of which the segment's last is 1, then the sum over the segment.
     """
 
     values: Tensor
-    supervise: bool
+    path: GradientPath
 
     @classmethod
-    def of(cls, weights: tuple[float, ...], device: torch.device | None = None) -> CycleWeights:
-        """Take weights to a device without waiting for the copy."""
+    def of(
+        cls, weights: tuple[float, ...], path: GradientPath | None = None, device: torch.device | None = None
+    ) -> CycleWeights:
+        """Take weights to a device without waiting for the copy; the path goes by them if it is not given."""
         values = torch.tensor((*weights, sum(weights)), dtype=torch.float64)
-        return cls(values.to(device, non_blocking=True), any(weights[:-1]))
+        return cls(values.to(device, non_blocking=True), path or GradientPath.along(weights))
+
+    def stretches(self) -> Iterator[CycleWeights]:
+        """Yield those of each stretch of the path."""
+        *each, total_weight = self.values.unbind()
+        for path in self.path.stretches:
+            own, each = each[: len(path.supervised)], each[len(path.supervised) :]
+            yield CycleWeights(torch.stack((*own, total_weight)), path)
+
+
+@dataclass(frozen=True)
+class StretchLosses:
+    """Losses of cycles before the segment's last, in which the gradient ends.
+
+    total: Σ wᵢ·CEᵢ / W over these cycles, which carries the gradient. cycles: (n,), rows: (n, B), as in
+    `SegmentLosses`, without.
+    """
+
+    total: Tensor
+    cycles: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,26 +177,57 @@ class SegmentLosses:
 
 
 def segment_losses(
-    output: SegmentOutput, weights: CycleWeights, cell_loss: CellLoss, num_puzzles: int
+    output: SegmentOutput,
+    weights: CycleWeights,
+    cell_loss: CellLoss,
+    num_puzzles: int,
+    before: Sequence[StretchLosses] = (),
 ) -> SegmentLosses:
     """Combine the cycles' cross-entropies and the halt loss.
 
     Args:
-        weights: one a cycle. In the baseline the cycles before the last are measured without gradient.
-        num_puzzles: puzzles in the global batch; losses are sums over the rows here divided by it, so that they add up
-            over the workers.
+        num_puzzles: puzzles in the global batches of a step; losses are sums over the rows here divided by it, so that
+            they add up over the workers and the step's segments.
+        before: of the segment's stretches before the output's. What they weigh counts in `supervised`, and its gradient
+            has been passed back already.
     """
-    labels = output.carry.puzzles.labels
-    cycles, rows, last = [], [], len(output.cycle_logits) - 1
-    for cycle, logits in enumerate(output.cycle_logits):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (cycle == last or weights.supervise)):
-            of_rows = puzzle_loss(cell_loss, logits, labels)
+    cycles, rows = _cross_entropies(output, weights.path, cell_loss, num_puzzles)
+    solved = solved_cells(output.cycle_logits[-1].detach(), output.carry.puzzles.labels)[1]
+    halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved.float(), reduction="sum") / num_puzzles
+    *_, total_weight = weights.values.to(cycles[-1].dtype).unbind()
+    act = cycles[-1] / total_weight + 0.5 * halt
+    weighted = [*(losses.total.detach() for losses in before), *_weighted(cycles[:-1], weights)]
+    supervised = torch.stack(weighted).sum() if weighted else torch.zeros_like(act)
+    all_cycles = (*(ce for losses in before for ce in losses.cycles), *cycles)
+    all_rows = (*(ces for losses in before for ces in losses.rows), *rows)
+    return SegmentLosses(act + supervised, act, supervised, cycles[-1], all_cycles, halt, all_rows)
+
+
+def stretch_losses(
+    output: SegmentOutput, weights: CycleWeights, cell_loss: CellLoss, num_puzzles: int
+) -> StretchLosses:
+    """Weigh the cross-entropies of cycles before the segment's last; arguments as those of `segment_losses`."""
+    cycles, rows = _cross_entropies(output, weights.path, cell_loss, num_puzzles)
+    total = torch.stack([*_weighted(cycles, weights)]).sum()
+    return StretchLosses(total, torch.stack([cycle.detach() for cycle in cycles]), torch.stack(rows))
+
+
+def _cross_entropies(
+    output: SegmentOutput, path: GradientPath, cell_loss: CellLoss, num_puzzles: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Measure each cycle: the mean over puzzles, with gradient where it is supervised, and that of each, without."""
+    cycles, rows = [], []
+    for logits, supervised in zip(output.cycle_logits, path.supervised, strict=True):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and supervised):
+            of_rows = puzzle_loss(cell_loss, logits, output.carry.puzzles.labels)
             cycles.append(of_rows.sum() / num_puzzles)
             rows.append(of_rows.detach())
-    solved = solved_cells(output.cycle_logits[-1].detach(), labels)[1]
-    halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved.float(), reduction="sum") / num_puzzles
-    *each, _, total_weight = weights.values.to(cycles[-1].dtype).unbind()
-    act = cycles[-1] / total_weight + 0.5 * halt
-    weighted = [weight * ce / total_weight for weight, ce in zip(each, cycles[:-1], strict=True)]
-    supervised = torch.stack(weighted).sum() if weights.supervise else torch.zeros_like(act)
-    return SegmentLosses(act + supervised, act, supervised, cycles[-1], tuple(cycles), halt, tuple(rows))
+    return cycles, rows
+
+
+def _weighted(cycles: Sequence[Tensor], weights: CycleWeights) -> Iterator[Tensor]:
+    """Yield wᵢ·CEᵢ / W of those of the first so many cycles that are supervised."""
+    *each, total_weight = weights.values.unbind()
+    for ce, weight, supervised in zip(cycles, each, weights.path.supervised, strict=False):
+        if supervised:
+            yield weight.to(ce.dtype) * ce / total_weight.to(ce.dtype)

@@ -24,7 +24,7 @@ _PER_RUN_KEYS = {
     *("eval_interval", "eval_batch_size", "eval_quick_puzzles", "checkpoint_every_eval", "keep_last", "keep_best"),
 }
 # Keys that scenarios are made of: they differ between scenarios by definition.
-_SCENARIO_KEYS = ("deep_supervision_", "curriculum_")
+_SCENARIO_KEYS = ("deep_supervision_", "curriculum_", "recurrent_grad_depth", "detach_cycles", "depth_curriculum")
 _LENGTH_KEYS = {"max_steps", "epochs"}
 
 
@@ -99,9 +99,10 @@ def scenario_name(run: Run) -> str:
 
 
 def num_differences(one: Run, other: Run) -> int:
-    """Count the keys in which two runs differ beside seed, scenario and length."""
+    """Count the keys in which two runs differ beside seed, scenario and length; a depth curriculum goes with any."""
     flat, others = flatten(one.config), flatten(other.config)
-    compared = [key for key in flat.keys() | others.keys() if not key.startswith(_SCENARIO_KEYS)]
+    keys = flat.keys() | others.keys()
+    compared = [key for key in keys if key == "depth_curriculum" or not key.startswith(_SCENARIO_KEYS)]
     left_out = _PER_RUN_KEYS | _LENGTH_KEYS
     return sum(flat.get(key) != others.get(key) for key in compared if key not in left_out)
 
@@ -137,6 +138,8 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         mantissa, exponent = f"{value:.3e}".split("e")
         return f"{value:g}" if not 0 < abs(value) < 0.01 else f"{float(mantissa):g}e{int(exponent)}"
+    if value and isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+        return f"[{', '.join(f'{item:g}' for item in value)}]"
     if isinstance(value, list):
         return "+".join(Path(str(item)).name for item in value) or "none"
     return str(value)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from trm_ray.config.errors import show
 from trm_ray.reporting.numbers.diagnosis import health_marks
 from trm_ray.reporting.numbers.groups import scenario_name
 from trm_ray.reporting.pictures import style
@@ -29,7 +29,6 @@ SUMMARY_CHARACTERS = 51  # a line of the summary panel
 MAX_NUMBERS, MAX_FLAT_NUMBERS = 16, 6  # bars that get a number, and that have room for one lying flat
 
 PERCENT = PercentFormatter(1.0, decimals=0, symbol=" %")
-CYCLE_COLOURS = LinearSegmentedColormap.from_list("cycles", ["#8EC1E0", "#2F7FB8", "#08306B"])
 
 
 def draw_dashboard(run: Run) -> Figure:
@@ -83,7 +82,7 @@ def draw_cycle_losses(axes: Axes, run: Run) -> None:
     if not training and not held_out and not (training := run.cycle_series(TRAIN_CYCLE_LOSS)):
         style.say(axes, _why_no_cycles(run))
         return
-    colours = _cycle_colours(max(len(training), len(held_out)))
+    colours = style.cycle_colours(max(len(training), len(held_out)))
     for i, series in enumerate(training):
         _line(axes, series, colours[i], _cycle_name(i, len(training)))
     for i, series in enumerate(held_out):
@@ -99,7 +98,7 @@ def draw_refinement(axes: Axes, run: Run) -> None:
     if not cycles:
         style.say(axes, _why_no_depths(run))
         return
-    for i, (series, colour) in enumerate(zip(cycles, _cycle_colours(len(cycles)), strict=True)):
+    for i, (series, colour) in enumerate(zip(cycles, style.cycle_colours(len(cycles)), strict=True)):
         axes.plot(series.steps, series.values, "o-", color=colour, markersize=4, label=_cycle_name(i, len(cycles)))
     _finish_shares(axes)
     style.step_axis(axes)
@@ -138,7 +137,7 @@ def draw_cycle_gradients(axes: Axes, run: Run) -> None:
     if not means:
         style.say(axes, _why_no_gradients(run))
         return
-    for i, (series, colour) in enumerate(zip(means, _cycle_colours(len(means)), strict=True)):
+    for i, (series, colour) in enumerate(zip(means, style.cycle_colours(len(means)), strict=True)):
         axes.plot(series.steps, series.values, color=colour, marker=_dot(series), label=_cycle_name(i, len(means)))
         low, high = (run.series((GRADIENT_NORM + end).replace("{i}", str(i))) for end in ("min", "max"))
         if len(low.steps) == len(high.steps) == len(series.steps):
@@ -198,7 +197,7 @@ def draw_depth_curves(axes: Axes, run: Run) -> None:
         style.say(axes, _why_no_depths(run))
         return
     chosen = np.unique(np.linspace(0, len(run.depths) - 1, min(MAX_DEPTH_LINES, len(run.depths))).round().astype(int))
-    for index, colour in zip(chosen, _cycle_colours(len(chosen)), strict=True):
+    for index, colour in zip(chosen, style.cycle_colours(len(chosen)), strict=True):
         row = run.depths[index]
         depths = np.arange(1, len(row.exact_accuracy) + 1)
         label = f"{row.step:,}" if index else f"step {row.step:,}"
@@ -334,11 +333,6 @@ def _cycle_name(index: int, count: int) -> str:
     return str(index)
 
 
-def _cycle_colours(count: int) -> list[str]:
-    """Shade the cycles from pale (first) to dark (last)."""
-    return [to_hex(CYCLE_COLOURS(i / max(1, count - 1) if count > 1 else 1.0)) for i in range(count)]
-
-
 # ---- map and bars ----------------------------------------------------------------------------------------
 
 
@@ -398,7 +392,8 @@ def _curriculum_words(run: Run) -> str:
     config = run.config
     if not config.get("deep_supervision_enabled", True):
         return "baseline: only the last H-cycle is supervised"
-    schedule = str(config.get("deep_supervision_schedule", "constant")).replace("_", " ")
+    named, own = config.get("deep_supervision_schedule", "constant"), config.get("deep_supervision_weights")
+    schedule = str(named if own is None else show(own)).replace("_", " ")
     if not config.get("curriculum_enabled"):
         return f"no curriculum, schedule {schedule}"
     start, end = (config.get(f"curriculum_{name}_step", 0) for name in ("start", "end"))

@@ -15,7 +15,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from trm_ray.reporting.numbers.evaluation import NUM_BINS, Evaluation
 from trm_ray.reporting.pictures import style
-from trm_ray.reporting.pictures.dashboard import CYCLE_COLOURS
 from trm_ray.reporting.pictures.style import FAINT, INK, MUTED
 
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
@@ -74,7 +73,7 @@ def _draw_depths(axes: Axes, evaluation: Evaluation) -> None:
     axes.plot(depths.ravel(), values.ravel(), color=FAINT, linewidth=1.2, zorder=1)
     for cycle in range(num_cycles):
         label = f"H-cycle {cycle}" if num_cycles <= 4 or cycle in (0, num_cycles - 1) else None
-        colour = CYCLE_COLOURS(cycle / max(1, num_cycles - 1))
+        colour = style.CYCLE_COLOURS(cycle / max(1, num_cycles - 1))
         axes.plot(depths[:, cycle], values[:, cycle], "o", color=colour, label=label)
     trained = evaluation.trained_segments * num_cycles
     if trained < values.size:

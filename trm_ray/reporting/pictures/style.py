@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -27,9 +28,10 @@ SCENARIO_COLOURS = {
     "exponential": "#009E73",
     "curriculum": "#CC79A7",
 }
-OTHER_COLOURS = ("#D55E00", "#56B4E9", "#882255", "#999933", "#332288")
+OTHER_COLOURS = ("#D55E00", "#56B4E9", "#882255", "#999933", "#332288", "#661100")
 MARK_COLOURS = {"ok": "#00795A", "warn": "#B25F00", "bad": "#C2260C"}
 MARK_SIGNS = {"ok": "✓", "warn": "!", "bad": "✗"}
+CYCLE_COLOURS = LinearSegmentedColormap.from_list("cycles", ["#8EC1E0", "#2F7FB8", "#08306B"])
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LINE_STYLES = ("-", "--", "-.", ":")
 
@@ -81,6 +83,11 @@ def scenario_colours(scenarios: Sequence[str]) -> dict[str, str]:
     others = sorted(set(scenarios) - set(SCENARIO_COLOURS))
     spare = {name: OTHER_COLOURS[index % len(OTHER_COLOURS)] for index, name in enumerate(others)}
     return {name: SCENARIO_COLOURS.get(name) or spare[name] for name in scenarios}
+
+
+def cycle_colours(count: int) -> list[str]:
+    """Shade the cycles from pale (first) to dark (last)."""
+    return [to_hex(CYCLE_COLOURS(i / max(1, count - 1) if count > 1 else 1.0)) for i in range(count)]
 
 
 def group_looks(scenarios: Sequence[str]) -> list[LineLook]:
