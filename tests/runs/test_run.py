@@ -26,6 +26,7 @@ from trm_ray.data.format import DatasetInfo, read_split, read_splits
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError, Rows
 from trm_ray.data.write import write_dataset
+from trm_ray.kinds.maze.generate import prepare_maze
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import make_missing
@@ -335,7 +336,31 @@ def test_one_s_own_puzzles_of_another_size_and_number_are_used_beside_a_folder_t
     ]
     prepare_sudoku(tmp_path / "six", size=6, train=5, test=2)
     with pytest.raises(DatasetError, match="seq_len"):
-        plan_run(four(mine, tmp_path / "run", f"data_paths=[{mine},{tmp_path / 'six'}]"))
+        plan_run(four(mine, tmp_path / "run", f"data_paths=[{mine},{tmp_path / 'six'}]", "generator=null"))
+
+
+def test_puzzles_of_another_size_or_kind_than_the_task_s_are_refused(tmp_path: Path):
+    """A run on them would be named by the task, and be something else."""
+    prepare_sudoku(tmp_path / "six", size=6, train=40, test=8)
+    prepare_maze(tmp_path / "maze", size=4, min_length=3, train=40, test=8)  # of as many cells and tokens
+    for name, held in (("six", "sudoku of 36 cells and 8 tokens"), ("maze", "maze of 16 cells and 6 tokens")):
+        rule = (
+            "and task=sudoku4 is for sudoku of 16 cells and 6 tokens; use the task of those puzzles, or generator=null"
+        )
+        with pytest.raises(ConfigError, match=f"data_paths=.*{name} holds {held}, {rule} to train on them"):
+            plan_run(four(tmp_path / name, tmp_path / "run"))
+        assert plan_run(four(tmp_path / name, tmp_path / "run", "generator=null")).info.split("train").rows == 40
+
+
+def test_a_run_on_other_puzzles_from_before_they_were_refused_goes_on(tmp_path: Path):
+    prepare_sudoku(tmp_path / "six", size=6, train=40, test=8)
+    begun = plan_run(four(tmp_path / "six", tmp_path / "run", "generator=null"))
+    claim_folder(begun)
+    assert train_in_process(begun)
+    file, made = tmp_path / "run" / "config.yaml", "generator: {name: sudoku, check_existing: false, size: 4}\n"
+    file.write_text(file.read_text().replace("generator: null\n", made))
+    assert made in file.read_text()
+    claim_folder(begun, resume=True)
 
 
 def test_a_run_from_before_folders_were_taken_as_they_are_goes_on(data: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ from trm_ray.data.check import RowHashes, check_same_identifiers, open_datasets
 from trm_ray.data.format import DatasetInfo, is_dataset
 from trm_ray.kinds.kind import Arguments
 from trm_ray.kinds.registry import KINDS, check_kind
+from trm_ray.kinds.tokens import Tokens
 from trm_ray.ownership import FolderInUse
 from trm_ray.storage import as_path
 
@@ -51,6 +52,7 @@ def complete_trials(sweep: SweepConfig) -> list[Config]:
 def open_data(config: Config) -> DatasetInfo:
     """Open the datasets of a config, all of them checked."""
     _check_made_as_asked(config)
+    _check_boards(config)
     hint = config.prepare_command
     splits = ["train"] if config.data_paths_test else ["train", "test"]
     hashes, folders = RowHashes(splits), [*config.data_paths, *config.data_paths_test]
@@ -92,6 +94,25 @@ def _check_made_as_asked(config: Config) -> None:
             key, wanted, have = differing[0]
             way_out = "set data_paths to a new folder and it is made, or remove the old one"
             raise ConfigError(f"generator.{key}={wanted} but {path} was made with {key}={have}; {way_out}")
+
+
+def _check_boards(config: Config) -> None:
+    """Refuse a dataset of other boards than the task's generator makes: the task's recipe is not for them."""
+    if config.generator is None:
+        return
+    made = made_of(config.generator).model_dump()
+    wanted = config.generator.name, *KINDS[config.generator.name].shape_made(made)
+    for path in filter(is_dataset, map(as_path, config.data_paths)):
+        info = DatasetInfo.load(path)
+        names = wanted[0] if info.kind in (None, Tokens.name) else info.kind  # whose tokens may spell anything
+        if (have := (names, info.seq_len, info.vocab_size)) != wanted:
+            asked = f"task={config.task}" if config.task else f"generator.name={wanted[0]}"
+            way_out = "use the task of those puzzles, or generator=null to train on them all the same"
+            raise ConfigError(f"data_paths={path} holds {_told(*have)}, and {asked} is for {_told(*wanted)}; {way_out}")
+
+
+def _told(kind: str, seq_len: int, vocab_size: int) -> str:
+    return f"{kind} of {seq_len} cells and {vocab_size} tokens"
 
 
 def _made_once(path: Path, make: Callable[[], object]) -> None:
