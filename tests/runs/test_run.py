@@ -185,6 +185,26 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(data: Path, tmp_pa
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_resume_that_finds_nothing_says_so_and_what_may_have_been_meant(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """It begins: a job that may be started anew at any time has `--resume` among its words from the first time on."""
+    runs = tmp_path / "runs"
+    claim_folder(planned(data, runs / "linear"))
+    (runs / "linar").mkdir()  # as near, and no run
+    for place, meant in (
+        (runs / "liner", f" (did you mean {runs / 'linear'}?)"),
+        (tmp_path / "rusn" / "linear", f" (did you mean {runs / 'linear'}?)"),
+        (runs / "of_today", ""),
+    ):
+        with owned_run(planned(data, place), resume=True) as (_, latest):
+            assert latest is None
+        assert caplog.messages[-1] == f"--resume: no run in log_dir={place}, so it begins anew{meant}"
+    with owned_run(planned(data, runs / "linear"), resume=True):
+        pass
+    assert caplog.messages[-1] == f"--resume: no checkpoint in log_dir={runs / 'linear'} yet, so it begins anew"
+
+
 def test_the_rows_as_they_were_read_are_gone_while_a_run_trains(data: Path, tmp_path: Path, monkeypatch):
     read, alive = [], []
 
@@ -327,12 +347,13 @@ def test_one_s_own_dataset_is_used_as_it_is_and_told_in_a_line(
 def test_one_s_own_puzzles_of_another_size_and_number_are_used_beside_a_folder_that_is_made(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    mine, missing = tmp_path / "mine", tmp_path / "missing"
+    mine, missing = tmp_path / "mine", tmp_path / "mien"
     prepare_sudoku(mine, size=4, train=50, test=8, seed=7)
     plan = made_and_planned(four(mine, tmp_path / "run", f"data_paths=[{mine},{missing}]"))
     assert (plan.info.split("train").rows, plan.info.split("test").rows) == (2050, 264)
     assert caplog.messages == [
-        f"using data_paths={mine} as it is (made by sudoku; train=50, not 2000; test=8, not 256; seed=7, not 0)"
+        f"data_paths={missing} is not there, so it is made by the task's generator (did you mean {mine}?)",
+        f"using data_paths={mine} as it is (made by sudoku; train=50, not 2000; test=8, not 256; seed=7, not 0)",
     ]
     prepare_sudoku(tmp_path / "six", size=6, train=5, test=2)
     with pytest.raises(DatasetError, match="seq_len"):

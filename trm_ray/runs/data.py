@@ -18,8 +18,9 @@ from trm_ray.kinds.kind import Arguments
 from trm_ray.kinds.registry import KINDS, check_kind
 from trm_ray.kinds.tokens import Tokens
 from trm_ray.ownership import FolderInUse
-from trm_ray.storage import as_path
+from trm_ray.storage import as_path, meant
 
+_LOG = logging.getLogger("trm_ray")
 _LOOK_EVERY_S = 0.5  # whether data that another process makes are there
 
 
@@ -82,7 +83,17 @@ def make_missing(config: Config) -> None:
     if config.generator is not None:
         generate, arguments = KINDS[config.generator.name].generate, made_of(config.generator).model_dump()
         for path in map(as_path, config.data_paths):
+            _tell_made(config, path)
             _made_once(path, functools.partial(generate, path, **arguments))
+
+
+def _tell_made(config: Config, path: Path) -> None:
+    """Say that a dataset is made which the user has named, and no task: the name may be a slip."""
+    is_own = config.generator is not None and not config.generator.check_existing
+    if is_own and not is_dataset(path):
+        _LOG.warning(
+            "data_paths=%s is not there, so it is made by the task's generator%s", path, meant(path, is_dataset)
+        )
 
 
 def _check_made_as_asked(config: Config) -> None:
@@ -123,7 +134,7 @@ def _made_once(path: Path, make: Callable[[], object]) -> None:
             make()
         except FolderInUse as error:
             if not told:
-                logging.getLogger("trm_ray").warning("waiting for the data: %s", error)
+                _LOG.warning("waiting for the data: %s", error)
             told = True
             time.sleep(_LOOK_EVERY_S)
 
@@ -147,4 +158,4 @@ def tell_own_data(config: Config) -> None:
         differing = [f"{key}={had}, not {wanted}" for key, wanted, had in _differing(config.generator, as_path(path))]
         if made_by != config.generator.name or differing:
             told = f"made by {made_by}" + "".join(f"; {text}" for text in differing)
-            logging.getLogger("trm_ray").warning("using data_paths=%s as it is (%s)", path, told)
+            _LOG.warning("using data_paths=%s as it is (%s)", path, told)
