@@ -78,7 +78,9 @@ MISTAKES = [
         "deep_supervision_schedule=linear must be one of constant, linear_decay, exponential_decay; "
         "did you mean `linear_decay`?",
     ),
-    ("device=gpu", "device=gpu must be one of auto, cpu, cuda"),
+    ("device=gpu", "device=gpu must be one of auto, cpu, cuda; did you mean `cuda`?"),
+    ("compile=maybe", "compile=maybe must be one of auto, true, false; the default is auto"),
+    ("compile=ture", "compile=ture must be one of auto, true, false; did you mean `true`?"),
     ("optimizer=adam", "optimizer=adam must be one of adamw, adam_atan2; did you mean `adamw`?"),
     (
         "arch.pos_encodings=None",
