@@ -326,9 +326,9 @@ def settings_table(replay: Replay) -> Table:
     """Lay out the settings that no other beats, with the one to take marked."""
     headings = ("unit", "grace", "factor", "steps saved", "FLOPs saved", "best kept", "as good kept", "regret")
     legend = (
-        f"→: take it. Means over {replay.num_orders} orders of the trials. best kept: how often the best group reaches the "
-        "end with half its seeds; as good kept: that group or one not to be told from it; regret: by how many points "
-        "of exact accuracy the best that reaches the end falls short of it."
+        f"→: take it. Means over {replay.num_orders} orders of the trials. best kept: how often the best group reaches "
+        "the end with half its seeds; as good kept: that group or one not to be told from it; regret: by how many "
+        "points of exact accuracy the best that reaches the end falls short of it."
     )
     table = number_table("metric", headings, **_told("Settings that save more or lose less than all others", legend))
     line = pareto(replay.settings)
