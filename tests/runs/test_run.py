@@ -1,6 +1,7 @@
 """One run's plan and folder: what is taken, gone on with, cleared, refused."""
 
 import json
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -138,6 +139,20 @@ def test_overwrite_leaves_nothing_of_the_run_before_once_the_new_one_has_saved(d
         *("checkpoint_step_2", "config.yaml", "depths.jsonl", "environment.json", "final_model", "metrics.jsonl")
     ]
     assert config_from_run(tmp_path / "run").lr == 0.5
+
+
+def test_gpus_that_are_not_there_are_told_before_ray_starts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # whose session, from another test, would be asked instead
+    with pytest.raises(
+        ConfigError, match=r"ray\.use_gpu=true needs a GPU, and torch finds none .* use ray\.use_gpu=fal"
+    ):
+        planned(data, tmp_path / "run", "ray.use_gpu=true")
+    assert planned(data, tmp_path / "run", "ray.use_gpu=true", "ray.num_workers=0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert planned(data, tmp_path / "run", "ray.use_gpu=true")
 
 
 def test_resume_and_overwrite_exclude_each_other(data: Path, tmp_path: Path):
