@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ from trm_ray.replacement import SWEEP, is_ours
 from trm_ray.reporting.aside import aside
 from trm_ray.reporting.event_files import USAGE
 
-HParams = Mapping[str, bool | float | str]
-
 _LAST = ("checkpoint", "core_seconds", "gpu", "throughput")
-# By what runs differ and people tell them apart; of a sweep's trial the keys that it searches come with them.
-_ESSENTIAL: tuple[str, ...] = ("config_name", "task", "seed")
-_ESSENTIAL += tuple(f"deep_supervision_{name}" for name in ("enabled", "schedule", "weight"))
+# By what runs differ and people tell them apart: the first columns of the table of runs, with the keys that a sweep
+# searches, and the others.
+_VARIED = ("config_name", "seed", "task")
+_ESSENTIAL: tuple[str, ...] = tuple(f"deep_supervision_{name}" for name in ("enabled", "schedule", "weight"))
 _ESSENTIAL += ("curriculum_enabled", "lr", "weight_decay", "optimizer", "loss_type", "ema", "global_batch_size")
 _ESSENTIAL += tuple(f"arch.{name}" for name in ("H_cycles", "L_cycles", "hidden_size", "mixer", "halt_max_steps"))
 _METRICS = ("eval/exact_accuracy", "eval/anytime_accuracy", "eval/loss")
@@ -45,7 +45,16 @@ _CHARTS = {
 }
 
 
-def hparams_of(folder: Path, values: Mapping[str, Any]) -> HParams:
+@dataclass(frozen=True)
+class Identity:
+    """What tells a run from others: its name, values of its config by dotted key, and those that vary."""
+
+    name: str = ""
+    values: Mapping[str, bool | float | str] = field(default_factory=dict)
+    varied: tuple[str, ...] = ()
+
+
+def identity_of(folder: Path, values: Mapping[str, Any]) -> Identity:
     """Choose what tells a run from others.
 
     Args:
@@ -55,8 +64,10 @@ def hparams_of(folder: Path, values: Mapping[str, Any]) -> HParams:
     searched: Sequence[str] = ()
     if is_ours(folder.parent, SWEEP):
         searched = tuple(load_yaml((folder.parent / SWEEP.file).read_text(encoding="utf-8"))["search_space"] or ())
-    chosen = {key: values[key] for key in (*_ESSENTIAL, *searched) if key in values}
-    return {key: value if isinstance(value, bool | int | float | str) else show(value) for key, value in chosen.items()}
+    varied = tuple(dict.fromkeys((*_VARIED, *searched)))
+    chosen = {key: values[key] for key in (*varied, *_ESSENTIAL) if key in values}
+    plain = {k: value if isinstance(value, bool | int | float | str) else show(value) for k, value in chosen.items()}
+    return Identity(f"{folder.parent.name}/{folder.name}", plain, varied)
 
 
 class Board:
@@ -67,23 +78,23 @@ class Board:
 
     Args:
         purge_step: TensorBoard hides what earlier event files hold from this step on.
-        hparams: what tells the run from others.
+        identity: what tells the run from others.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None, hparams: HParams):
+    def __init__(self, folder: Path, purge_step: int | None, identity: Identity):
         # Costs about a second, and only a writer needs it.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
-        self._num_cycles, self._draws = int(hparams.get("arch.H_cycles", 0)), True
+        self._num_cycles, self._draws = int(identity.values.get("arch.H_cycles", 0)), True
         name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
         self._file = RecordWriter((folder / name).open("wb"))
         self._add(file_version="brain.Event:2")
         if purge_step is not None:
             self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        for summary in (*_hparams_summaries(hparams), _layout_summary()):
+        for summary in (*_hparams_summaries(identity), _layout_summary()):
             self._add(summary=summary)
         self._file.flush()
 
@@ -118,14 +129,22 @@ def _tag(name: str) -> str:
     return USAGE + name if name.partition("/")[0] in _LAST else name
 
 
-def _hparams_summaries(hparams: HParams) -> list[Any]:
-    """Say which keys and metrics a table of runs has, and the values of this one."""
-    from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
+def _hparams_summaries(identity: Identity) -> list[Any]:
+    """Say which keys and metrics a table of runs has, what varies first, and the values of this one."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-    if not hparams:
+    if not identity.values:
         return []
-    columns, metrics = [HParam(name) for name in hparams], [Metric(tag) for tag in _METRICS]
-    return [hparams_config_pb(columns, metrics), hparams_pb(dict(hparams))]
+    table = api_pb2.Experiment(
+        hparam_infos=[api_pb2.HParamInfo(name=key, differs=key in identity.varied) for key in identity.values],
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in _METRICS],
+    )
+    described = metadata.create_summary_metadata(HParamsPluginData(experiment=table))
+    columns = Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=described, tensor=metadata.NULL_TENSOR)
+    return [Summary(value=[columns]), hparams_pb(dict(identity.values), trial_id=identity.name)]
 
 
 def _layout_summary() -> Any:

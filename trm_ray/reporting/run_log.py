@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import yaml
 
 from trm_ray.config import UNREADABLE, load_yaml
-from trm_ray.reporting.board import Board, HParams
+from trm_ray.reporting.board import Board, Identity
 from trm_ray.reporting.event_files import has_event_files, named_by_folder, read_event_rows
 from trm_ray.storage import as_path, is_whole
 
@@ -51,10 +51,10 @@ class RunLog:
         resume_step: the step of the checkpoint that the run goes on from. Rows after it are dropped, in
             TensorBoard too: the run is about to write them again. None starts over: what an attempt without a
             checkpoint left is dropped.
-        hparams: what TensorBoard tells the run from others by (`board.hparams_of`).
+        identity: what TensorBoard tells the run from others by (`board.identity_of`).
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None, hparams: HParams = MappingProxyType({})) -> None:
+    def __init__(self, folder: Path, resume_step: int | None = None, identity: Identity | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
             forget_earlier_attempt(folder)
@@ -63,10 +63,12 @@ class RunLog:
                 _drop_rows_after(folder / name, resume_step)
         self._file, self._depths = ((folder / name).open("a", encoding="utf-8") for name in LOG_FILES)
         self._board: Board | None = None
-        self._on_board(lambda: self._open_board(folder, None if resume_step is None else resume_step + 1, hparams))
+        self._on_board(
+            lambda: self._open_board(folder, None if resume_step is None else resume_step + 1, identity or Identity())
+        )
 
-    def _open_board(self, folder: Path, purge_step: int | None, hparams: HParams) -> None:
-        self._board = Board(folder, purge_step, hparams)
+    def _open_board(self, folder: Path, purge_step: int | None, identity: Identity) -> None:
+        self._board = Board(folder, purge_step, identity)
 
     def _on_board(self, work: Callable[[], None]) -> None:
         """Do something for TensorBoard. It is no reason to end a run: what fails is told, and not tried again."""
