@@ -169,6 +169,7 @@ except SystemExit as end:
         ["bench", "scaling", "lrr=1"],
         ["submit", "train", "lrr=1"],
         ["evaluate", "runs/a", "--segments", "a"],
+        ["predict", "runs/a", "nowhere.txt"],
     ],
     ids=" ".join,
 )

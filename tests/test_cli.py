@@ -101,6 +101,24 @@ def test_what_submit_is_to_run_has_its_own_help_and_its_own_mistakes():
     assert "No such option: --foo" in run("submit", "train", "--foo").stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train --max-steps 5", "--max-steps; it is a key: write max_steps=VALUE"),
+        ("train --hidden_size=5", "--hidden_size; it is a key: write arch.hidden_size=VALUE"),
+        ("train --learning-rate 5", "--learning-rate; it is a key: write lr=VALUE"),
+        ("sweep --seeds 3", "--seeds; it is a key: write seeds=VALUE"),
+        ("bench scaling --arch.H_cycles 3", "--arch.H_cycles; it is a key: write arch.H_cycles=VALUE"),
+        ("train --foo", "--foo"),
+        ("evaluate --max-steps 5", "--max-steps (Possible options: --max-puzzles)"),  # it takes no keys
+    ],
+)
+def test_a_key_that_is_written_as_an_option_is_told_how_it_is_written(words: str, told: str):
+    refused = run(*words.split())
+    lines = [line.strip("│ ") for line in refused.stderr.splitlines() if line.startswith("│")]
+    assert (refused.exit_code, " ".join(lines)) == (2, f"No such option: {told}")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
 def test_a_job_script_is_the_command_of_its_name(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -320,9 +338,10 @@ def test_tensorboard_holds_the_same_numbers(trained: tuple[Path, Result]):
     folder, _ = trained
     board = EventAccumulator(str(folder)).Reload()
     rows = read_run(folder).rows
-    assert set(board.Tags()["scalars"]) == {tag for row in rows for tag in row} - {"step", "wall_s"}
+    shown = {tag.removeprefix("usage/"): tag for tag in board.Tags()["scalars"]}
+    assert set(shown) == {tag for row in rows for tag in row} - {"step", "wall_s"}
     for tag in ("train/total_loss", "train/deep_supervision/step_0_loss", "throughput/steps_per_s"):
-        told = {event.step: event.value for event in board.Scalars(tag)}
+        told = {event.step: event.value for event in board.Scalars(shown[tag])}
         assert told == pytest.approx({int(row["step"]): row[tag] for row in rows}, rel=1e-6)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from trm_ray.ownership import NOTE_FILE
-from trm_ray.storage import RemotePath, is_remote, move, remove_tree
+from trm_ray.storage import RemotePath, is_remote, meant, move, remove_tree
 
 # In a folder, what is being replaced. While the mark is in it, all that lies outside is old too: it is not yet set
 # aside entirely, or is being put back.
@@ -84,6 +84,14 @@ def is_ours(folder: Path, content: Content) -> bool:
     """Tell by its content whether a folder is of a sort that we write."""
     values = _read(folder / content.file)
     return isinstance(values, dict) and content.keys <= values.keys()
+
+
+def tell_begins(folder: Path, content: Content, named: str) -> None:
+    """Say that a resume finds nothing to go on with. A job is started with the same words again and again: no error."""
+    there = is_ours(folder, content)
+    found = f"no checkpoint in {named} yet" if there else f"no {content.name} in {named}"
+    asked = "" if there else meant(folder, lambda path: is_ours(path, content))
+    _LOG.warning("--resume: %s, so it begins anew%s", found, asked)
 
 
 def _read(path: Path) -> Any:

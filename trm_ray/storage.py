@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -213,6 +214,25 @@ def check_is_folder(path: Path, named: str, way_out: str = "choose another folde
     if there is not None and not there.is_dir():
         what = "is a file" if there == path else f"lies below {there}, which is a file"
         raise ValueError(f"{named} {what}; {way_out}")
+
+
+def near_name(path: Path, wanted: Callable[[Path], bool]) -> Path | None:
+    """Find what a path that is not there may have been meant for: what is wanted and has nearly its name, beside it."""
+    if path.parent == path:
+        return None
+    parent = path.parent if path.parent.is_dir() else near_name(path.parent, lambda found: found.is_dir())
+    try:
+        beside = {found.name: found for found in parent.iterdir()} if parent else {}
+    except OSError:  # what lies there is nobody's business
+        return None
+    near = (beside[name] for name in get_close_matches(path.name, beside, cutoff=0.75))
+    return next((found for found in near if found != path and wanted(found)), None)
+
+
+def meant(path: Path, wanted: Callable[[Path], bool]) -> str:
+    """Ask for what `near_name` finds; empty where that is nothing."""
+    found = near_name(path, wanted)
+    return "" if found is None else f" (did you mean {found}?)"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -114,7 +114,9 @@ MISTAKES = [
         "depth_curriculum=[[0,1,1],[0.5,3,3]] deep_supervision_weights=[0,0,1]",
         "must not stand beside deep_supervision_weights=[0.0, 0.0, 1.0], which are for arch.H_cycles=3 cycles",
     ),
-    ("device=gpu", "device=gpu must be one of auto, cpu, cuda"),
+    ("device=gpu", "device=gpu must be one of auto, cpu, cuda; did you mean `cuda`?"),
+    ("compile=maybe", "compile=maybe must be one of auto, true, false; the default is auto"),
+    ("compile=ture", "compile=ture must be one of auto, true, false; did you mean `true`?"),
     ("optimizer=adam", "optimizer=adam must be one of adamw, adam_atan2; did you mean `adamw`?"),
     (
         "arch.pos_encodings=None",

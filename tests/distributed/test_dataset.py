@@ -17,7 +17,7 @@ from trm_ray.data.format import DatasetInfo, read_split, read_splits
 from trm_ray.data.rows import Rows, TokenBatch
 from trm_ray.data.stored import StoredSplit
 from trm_ray.data.stream import RowStream
-from trm_ray.distributed.dataset import load_split, read_in_order, read_rows
+from trm_ray.distributed.dataset import load_split, read_in_order, read_rows, reader_options
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -53,6 +53,13 @@ def test_a_split_in_several_files_is_read_whole(loaded: Any, puzzles: Path):
     rows, expected = read_rows(loaded), read_split(puzzles, "train")
     assert np.array_equal(in_any_order(lines(rows)), in_any_order(lines(expected)))
     assert {array.dtype for array in vars(rows).values()} == {np.dtype("int32")}
+
+
+def test_readers_that_are_lost_fail_their_worker_where_ray_can_be_told_so(monkeypatch: pytest.MonkeyPatch):
+    told = reader_options()["ray_remote_args_fn"]
+    assert told() == {"max_restarts": 0, "max_task_retries": 0}
+    monkeypatch.setattr(ray.data.Dataset, "map_batches", lambda self, fn, *, compute=None: self)  # as 2.64's is to be
+    assert reader_options() == {}
 
 
 def test_a_split_can_be_read_again(loaded: Any):

@@ -14,7 +14,7 @@ from trm_ray.config import AshaConfig
 from trm_ray.distributed.replay import Entrant, last_steps
 from trm_ray.distributed.scheduler import Contender
 from trm_ray.programs.replay import replay
-from trm_ray.reporting.numbers.replay import replay_lines
+from trm_ray.reporting.numbers.replay import omens_table, replay_lines, settings_table
 
 BASELINE = "deep_supervision_baseline"
 ASHA = AshaConfig(grace_period=100, reduction_factor=2)
@@ -145,6 +145,16 @@ def test_where_no_group_can_be_told_from_the_best_no_setting_is_advised(tmp_path
     assert found.settings[0].mean.saved_steps > 0
     assert found.advised is None
     assert replay_lines(found)[-1].startswith("No group can be told from the best")
+
+
+def test_the_tables_say_what_their_columns_mean(tmp_path: Path):
+    found = replay([write_sweep(tmp_path / "sweep", QUALITIES)], grace=[100], metrics=[ANYTIME], orders=3)
+    settings, foretold = settings_table(found), omens_table(found)
+    headings = [str(column.header) for column in settings.columns[-3:]]
+    assert headings == ["best kept", "as good kept", "regret"]
+    assert all(f"{heading}: " in str(settings.caption) for heading in headings)
+    assert "over 4 orders" in str(settings.caption)
+    assert "rank correlation" in str(foretold.caption)
 
 
 def test_the_picture_speaks_of_a_ring_only_where_one_is_drawn(tmp_path: Path):

@@ -189,6 +189,23 @@ def test_a_test_file_is_judged_too_and_a_drawn_number_is_filled_up(tmp_path, cap
         prepare_sudoku_from_csv(tmp_path, tmp_path / "other")
 
 
+def test_where_too_few_training_puzzles_are_left_it_says_what_became_of_them(tmp_path):
+    rows = [*ROWS[:2], several(ROWS[2])]
+    (tmp_path / "train.csv").write_text(written(HEADER, rows))
+    (tmp_path / "test.csv").write_text(written(HEADER, ROWS[:2]))
+    why = "1 with more than one solution (--keep-ambiguous takes them), 2 symmetric to a test puzzle"
+    with pytest.raises(DatasetError) as caught:
+        prepare_sudoku_from_csv(tmp_path, tmp_path / "set")
+    told = f"no training puzzle is left of the 3 in {tmp_path / 'train.csv'}: {why}; take fewer test puzzles (--test)"
+    assert str(caught.value) == told
+    with pytest.raises(
+        DatasetError, match=r"no training .* 2 held out for the test split, 1 with more .*s \(--test\)$"
+    ):
+        prepare_sudoku_from_csv(tmp_path / "train.csv", tmp_path / "set", test=2)
+    with pytest.raises(DatasetError, match=r"subsample=3 is more than the 1 puzzles that are left of .*: 1 held out"):
+        prepare_sudoku_from_csv(tmp_path / "train.csv", tmp_path / "set", test=1, subsample=3)
+
+
 def test_mazes_with_several_shortest_paths_are_treated_alike(tmp_path, capsys):
     around = ("S   #   G", "Soo #o  G")  # two ways around the wall, both of four steps
     mazes = [("S## ## G ", "S##o##oG "), ("SG       ", "SG       "), around]

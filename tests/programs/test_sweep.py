@@ -14,7 +14,7 @@ from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
 
 from trm_ray.config import Config, ConfigError, SweepConfig, config_names, flat, load_config, load_sweep, to_yaml
 from trm_ray.data.format import DatasetInfo, SplitInfo
-from trm_ray.programs.sweep import SweepPlan, best_command, compare_trials, plan_sweep, start_sweep
+from trm_ray.programs.sweep import SweepPlan, best_command, compare_trials, owned_sweep, plan_sweep, start_sweep
 from trm_ray.runs.data import complete
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
@@ -50,6 +50,14 @@ def test_each_variant_has_its_own_number_of_steps(data: Path, tmp_path: Path):
     del overrides["global_batch_size"]
     sweep = sweep_config(data, tmp_path, overrides=overrides, search_space={"global_batch_size": [8, 16]})
     assert [run.num_steps for run in plan_sweep(sweep).runs] == [24, 24, 12, 12]
+
+
+def test_a_resume_that_finds_no_sweep_says_so(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    plan = plan_sweep(sweep_config(data, tmp_path / "sweep"))
+    for _ in range(2):
+        with owned_sweep(plan, resume=True, overwrite=False) as begin:
+            begin()
+    assert caplog.messages == [f"--resume: no sweep in log_dir={tmp_path / 'sweep'}, so it begins anew"]
 
 
 def test_data_that_is_not_there_is_told_before_anything_starts(tmp_path: Path):

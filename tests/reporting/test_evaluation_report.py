@@ -183,6 +183,10 @@ def test_the_lines_tell_halting():
     assert "halting left out 25.0 % of the segments" in evaluation_lines(
         found, {**COMPUTE, "halt": True, "share_saved": 0.25}
     )
+    limits = "halting: after at most 3 segments here, 2 in training"
+    assert limits not in evaluation_lines(found, COMPUTE)
+    further = summarise_evaluation(results(), segments=[1, 3], trained_segments=2)
+    assert limits in evaluation_lines(further, COMPUTE)
 
 
 def panel(figure: Figure, title: str) -> Axes:

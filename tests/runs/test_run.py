@@ -1,6 +1,7 @@
 """One run's plan and folder: what is taken, gone on with, cleared, refused."""
 
 import json
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from trm_ray.data.format import DatasetInfo, read_split, read_splits
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError, Rows
 from trm_ray.data.write import write_dataset
+from trm_ray.kinds.maze.generate import prepare_maze
 from trm_ray.kinds.sudoku.generate import prepare_sudoku
 from trm_ray.reporting.run_log import read_run
 from trm_ray.runs.data import make_missing
@@ -139,6 +141,20 @@ def test_overwrite_leaves_nothing_of_the_run_before_once_the_new_one_has_saved(d
     assert config_from_run(tmp_path / "run").lr == 0.5
 
 
+def test_gpus_that_are_not_there_are_told_before_ray_starts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # whose session, from another test, would be asked instead
+    with pytest.raises(
+        ConfigError, match=r"ray\.use_gpu=true needs a GPU, and torch finds none .* use ray\.use_gpu=fal"
+    ):
+        planned(data, tmp_path / "run", "ray.use_gpu=true")
+    assert planned(data, tmp_path / "run", "ray.use_gpu=true", "ray.num_workers=0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert planned(data, tmp_path / "run", "ray.use_gpu=true")
+
+
 def test_resume_and_overwrite_exclude_each_other(data: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="--resume and --overwrite exclude each other"):
         check_folder(planned(data, tmp_path / "run"), resume=True, overwrite=True)
@@ -183,6 +199,26 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_interrupted(data: Path, tmp_pa
     assert metric_rows(resumed.folder) == metric_rows(whole.folder)
     steps = [json.loads(line)["step"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_resume_that_finds_nothing_says_so_and_what_may_have_been_meant(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """It begins: a job that may be started anew at any time has `--resume` among its words from the first time on."""
+    runs = tmp_path / "runs"
+    claim_folder(planned(data, runs / "linear"))
+    (runs / "linar").mkdir()  # as near, and no run
+    for place, meant in (
+        (runs / "liner", f" (did you mean {runs / 'linear'}?)"),
+        (tmp_path / "rusn" / "linear", f" (did you mean {runs / 'linear'}?)"),
+        (runs / "of_today", ""),
+    ):
+        with owned_run(planned(data, place), resume=True) as (_, latest):
+            assert latest is None
+        assert caplog.messages[-1] == f"--resume: no run in log_dir={place}, so it begins anew{meant}"
+    with owned_run(planned(data, runs / "linear"), resume=True):
+        pass
+    assert caplog.messages[-1] == f"--resume: no checkpoint in log_dir={runs / 'linear'} yet, so it begins anew"
 
 
 def test_the_rows_as_they_were_read_are_gone_while_a_run_trains(data: Path, tmp_path: Path, monkeypatch):
@@ -327,16 +363,41 @@ def test_one_s_own_dataset_is_used_as_it_is_and_told_in_a_line(
 def test_one_s_own_puzzles_of_another_size_and_number_are_used_beside_a_folder_that_is_made(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    mine, missing = tmp_path / "mine", tmp_path / "missing"
+    mine, missing = tmp_path / "mine", tmp_path / "mien"
     prepare_sudoku(mine, size=4, train=50, test=8, seed=7)
     plan = made_and_planned(four(mine, tmp_path / "run", f"data_paths=[{mine},{missing}]"))
     assert (plan.info.split("train").rows, plan.info.split("test").rows) == (2050, 264)
     assert caplog.messages == [
-        f"using data_paths={mine} as it is (made by sudoku; train=50, not 2000; test=8, not 256; seed=7, not 0)"
+        f"data_paths={missing} is not there, so it is made by the task's generator (did you mean {mine}?)",
+        f"using data_paths={mine} as it is (made by sudoku; train=50, not 2000; test=8, not 256; seed=7, not 0)",
     ]
     prepare_sudoku(tmp_path / "six", size=6, train=5, test=2)
     with pytest.raises(DatasetError, match="seq_len"):
-        plan_run(four(mine, tmp_path / "run", f"data_paths=[{mine},{tmp_path / 'six'}]"))
+        plan_run(four(mine, tmp_path / "run", f"data_paths=[{mine},{tmp_path / 'six'}]", "generator=null"))
+
+
+def test_puzzles_of_another_size_or_kind_than_the_task_s_are_refused(tmp_path: Path):
+    """A run on them would be named by the task, and be something else."""
+    prepare_sudoku(tmp_path / "six", size=6, train=40, test=8)
+    prepare_maze(tmp_path / "maze", size=4, min_length=3, train=40, test=8)  # of as many cells and tokens
+    for name, held in (("six", "sudoku of 36 cells and 8 tokens"), ("maze", "maze of 16 cells and 6 tokens")):
+        rule = (
+            "and task=sudoku4 is for sudoku of 16 cells and 6 tokens; use the task of those puzzles, or generator=null"
+        )
+        with pytest.raises(ConfigError, match=f"data_paths=.*{name} holds {held}, {rule} to train on them"):
+            plan_run(four(tmp_path / name, tmp_path / "run"))
+        assert plan_run(four(tmp_path / name, tmp_path / "run", "generator=null")).info.split("train").rows == 40
+
+
+def test_a_run_on_other_puzzles_from_before_they_were_refused_goes_on(tmp_path: Path):
+    prepare_sudoku(tmp_path / "six", size=6, train=40, test=8)
+    begun = plan_run(four(tmp_path / "six", tmp_path / "run", "generator=null"))
+    claim_folder(begun)
+    assert train_in_process(begun)
+    file, made = tmp_path / "run" / "config.yaml", "generator: {name: sudoku, check_existing: false, size: 4}\n"
+    file.write_text(file.read_text().replace("generator: null\n", made))
+    assert made in file.read_text()
+    claim_folder(begun, resume=True)
 
 
 def test_a_run_from_before_folders_were_taken_as_they_are_goes_on(data: Path, tmp_path: Path):

@@ -34,6 +34,15 @@ class _InOrderOfUse(TyperGroup):
         with any_terminal():
             return super().main(*args, **kwargs)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; where somebody writes a key as an option, say how keys are written."""
+        try:
+            return super().invoke(ctx)
+        except _Misuse as error:
+            if type(error).__name__ == "NoSuchOption":
+                _tell_key(error)
+            raise
+
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
@@ -57,6 +66,23 @@ app.add_typer(jobs_app, name="jobs")
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 _Misuse: type[Exception] = typer.BadParameter.__bases__[0]  # what Typer tells itself: no such option, no such command
+
+
+def _tell_key(error: Any) -> None:
+    """Add to an unknown option the key that it names, for a command that takes keys."""
+    if "overrides" not in {parameter.name for parameter in error.ctx.command.params}:
+        return
+    from trm_ray.config.errors import plain_name
+    from trm_ray.config.run import known_keys
+    from trm_ray.config.sweep import SweepConfig
+
+    name = plain_name(error.option_name)
+    known = {key.lower(): key for key in (*known_keys(), *known_keys(SweepConfig))}
+    keys = [known[name]] if name in known else [key for low, key in known.items() if low.endswith(f".{name}")]
+    if keys:
+        written = " or ".join(f"{key}=VALUE" for key in keys)
+        error.message, error.possibilities = f"{error.message}; it is a key: write {written}", None
+
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys: `lr=5e-5 arch.hidden_size=128`.")

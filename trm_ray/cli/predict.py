@@ -39,15 +39,16 @@ def predict(
     Example: `trm-ray predict runs/deep_supervision_linear puzzle.txt --gif puzzle.gif`
     """
     from trm_ray.data.progress import progress
-    from trm_ray.programs.predict import kind_for, load, predict, read_questions
+    from trm_ray.programs.predict import kind_for, load, predict, read_source
 
     if gif is not None:  # refused before anything is computed
         from trm_ray.reporting.pictures.film import check_gif
 
         check_gif(gif, delay)
+    text = read_source(puzzle)  # before torch is imported, which takes seconds
     loaded = load(run, averaged=not raw_weights)
     kind, console = kind_for(loaded), Console(quiet=as_json)
-    questions = read_questions(puzzle, kind)
+    questions = kind.read(*text)
     with progress("segments", len(questions) * (segments or loaded.halt_max_steps)) as advance:
         predictions = list(predict(loaded, kind, questions, num_segments=segments, advance=advance))
     if as_json:

@@ -20,7 +20,6 @@ class Shown(Watch):
     """Shows a run on the console."""
 
     console: Console
-    resume: bool
     overrides: Sequence[str]
 
     def planned(self, plan: RunPlan, first_step: int) -> None:
@@ -32,9 +31,8 @@ class Shown(Watch):
         self.tell(f"All keys: {where}/config.yaml")
         if plan.config.compile is True:
             self.tell("The first step of each sort waits for its graph to be compiled, half a minute or more")
-        if self.resume:
-            none = f"No checkpoint in {plan.config.log_dir}: starting anew"
-            self.tell(f"Going on after step {first_step} of {plan.num_steps}" if first_step else none)
+        if first_step:
+            self.tell(f"Going on after step {first_step} of {plan.num_steps}")
 
     def starts_ray(self, plan: RunPlan) -> None:
         """Print how many workers come up."""

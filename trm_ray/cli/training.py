@@ -41,7 +41,7 @@ def train(
 
     console = Console()
     try:
-        trained = train_run(config, resume=resume, overwrite=overwrite, watch=Shown(console, resume, overrides or []))
+        trained = train_run(config, resume=resume, overwrite=overwrite, watch=Shown(console, overrides or []))
     except NonFiniteError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error

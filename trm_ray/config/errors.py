@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any, Literal, get_args, get_origin
 from unicodedata import category
 
@@ -53,6 +53,7 @@ _OBEYED = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, 
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # make later text appear elsewhere
 _OTHER_NAMES = {  # what other trainers call it, where no likeness would lead to our key
     "batch_size": "global_batch_size",
+    "gpu": "cuda",
     "learning_rate": "lr",
     "steps": "max_steps",
     "warmup_steps": "lr_warmup_steps",
@@ -75,10 +76,15 @@ def _pruned(value: Any, depth: int = 3) -> Any:
     return value
 
 
+def plain_name(word: str) -> str:
+    """Write a name as ours are, whether it was written as an option or as another trainer calls it."""
+    plain = word.lower().lstrip("+-").replace("-", "_")
+    return _OTHER_NAMES.get(plain, plain)
+
+
 def did_you_mean(word: str, options: Sequence[str]) -> str:
     """Ask for what was probably meant: the nearest option, or the first three of several that are as near."""
-    plain = word.lower().lstrip("+-").replace("-", "_")
-    plain = _OTHER_NAMES.get(plain, plain)
+    plain = plain_name(word)
 
     def likeness(option: str) -> tuple[float, float]:  # a missing or wrong section counts little
         leaves = plain.rpartition(".")[2], option.lower().rpartition(".")[2]
@@ -99,7 +105,7 @@ def misfit(key: str, value: Any, field: FieldInfo) -> str:
     """Say that a value does not fit its key, and what would."""
     line = f"{key}={show(value)} must be {rule(key, field)}"
     choices = choices_of(field)
-    if isinstance(value, str) and choices:
+    if isinstance(value, str) and get_close_matches(plain_name(value), map(str.lower, choices)):
         return f"{line}; {did_you_mean(value, choices)}"
     if choices or isinstance(field.default, (bool, int, float)):
         return f"{line}; the default is {show(field.default)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -82,24 +83,30 @@ def read_in_order(read: Callable[[int], NamedRows], numbers: Iterator[int]) -> I
     """
     while some := list(itertools.islice(numbers, _CHUNKS_AT_ONCE)):
         with ray.data.DataContext.current(_streaming_context()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Ray 2.64 is to drop `ray_remote_args_fn`, and 2.60 has nothing instead
+            warnings.simplefilter("ignore")  # of the option of `reader_options`, which is to go
             dataset = ray.data.from_items(some, override_num_blocks=len(some)).map_batches(
                 _Reader,
                 fn_constructor_args=(read,),
                 batch_size=None,
                 num_cpus=0,
-                ray_remote_args_fn=_lost_for_good,
                 compute=ray.data.ActorPoolStrategy(size=_READERS, max_tasks_in_flight_per_actor=1),
+                **reader_options(),
             )
         for piece in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             yield NamedRows(**piece)
 
 
-def _lost_for_good() -> dict[str, int]:
-    """Have a reader that is lost fail its worker, which `ray.max_failures` replaces.
+def reader_options() -> dict[str, Any]:
+    """Have a reader that is lost fail its worker, which `ray.max_failures` replaces, where Ray can be told so.
 
-    Ray would start it anew, and say so at the end of every run, when it ends the readers itself.
+    Ray would start it anew, and say so at the end of every run, when it ends the readers itself. The option is to go
+    with Ray 2.64, and up to 2.60 no other takes its place: without it a run streams as well, and ends with that word.
     """
+    known = inspect.signature(ray.data.Dataset.map_batches).parameters
+    return {"ray_remote_args_fn": _lost_for_good} if "ray_remote_args_fn" in known else {}
+
+
+def _lost_for_good() -> dict[str, int]:
     return {"max_restarts": 0, "max_task_retries": 0}
 
 

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -199,10 +199,25 @@ def _splits(
     if held_out is None:
         rest = rest[~np.isin(train.lines[rest], [*test.lines, *ambiguous.left_out(train.file)])]
     kept = _unlike(kind, train, rest, test, choice.subsample, ambiguous)
-    _check_enough("subsample", choice.subsample, len(kept))
-    if not len(kept):
-        raise DatasetError("no training puzzle is left; lower --min-difficulty or --test")
+    if len(kept) < (choice.subsample or 1):
+        left_out = {
+            "held out for the test split": len(test) if held_out is None else 0,
+            f"with {kind.told_ambiguous} (--keep-ambiguous takes them)": len(ambiguous.left_out(train.file)),
+        }
+        left_out["symmetric to a test puzzle"] = len(train) - len(kept) - sum(left_out.values())
+        raise DatasetError(_told_too_few(train, len(kept), left_out, choice))
     return test, train[np.sort(kept)]
+
+
+def _told_too_few(train: CsvTable, num_left: int, left_out: Mapping[str, int], choice: Choice) -> str:
+    """Say what became of the training puzzles where too few are left."""
+    rated = "" if choice.min_difficulty is None else f" with a rating of at least {choice.min_difficulty:g}"
+    counted = ", ".join(f"{number:,} {why}" for why, number in left_out.items() if number)
+    of = f"of the {len(train):,} in {train.file}{rated}" + (f": {counted}" if counted else "")
+    if num_left:
+        return f"subsample={choice.subsample} is more than the {num_left:,} puzzles that are left {of}; ask for fewer"
+    fewer = "" if choice.min_difficulty is None else ", or lower --min-difficulty"
+    return f"no training puzzle is left {of}; take fewer test puzzles (--test){fewer}"
 
 
 class _Ambiguous:

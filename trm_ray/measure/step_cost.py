@@ -29,6 +29,7 @@ from rich.text import Text
 from torch import Tensor
 
 from trm_ray.config import Config, load_config, with_overrides
+from trm_ray.config.errors import did_you_mean
 from trm_ray.data.rows import TokenBatch
 from trm_ray.measure.floor import machine_bandwidth, machine_rate, step_bytes, wait_for
 from trm_ray.reporting.terminal import number_table
@@ -213,7 +214,7 @@ def planned_cases(presets: Sequence[str], scenarios: Sequence[str] | None = None
 def _check_names(key: str, names: Sequence[str], known: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
-            raise ValueError(f"{key}={name} is unknown; use one of {', '.join(known)}")
+            raise ValueError(f"{key}={name} is unknown; {did_you_mean(name, known)} All are {', '.join(known)}")
 
 
 def _in_own_process(

@@ -132,6 +132,15 @@ def read_questions(source: str, kind: Kind) -> list[Question]:
     Raises:
         ValueError: it cannot be read, is empty, or holds something else than puzzles of this kind.
     """
+    return kind.read(*read_source(source))
+
+
+def read_source(source: str) -> tuple[str, str, str]:
+    """Read a file, or the standard input for `-`, which says nothing of a kind yet; return what `Kind.read` takes.
+
+    Raises:
+        ValueError: it cannot be read, or is empty.
+    """
     path = None if source == "-" else as_path(source)
     called, name = ("the standard input", "stdin") if path is None else (source, path.stem)
     try:
@@ -142,7 +151,7 @@ def read_questions(source: str, kind: Kind) -> list[Question]:
         raise ValueError(f"{called} cannot be read: {reason}; {way_out}") from error
     if not text.strip():
         raise ValueError(f"{called} is empty; give it a puzzle")
-    return kind.read(text, called, name)
+    return text, called, name
 
 
 def identify(loaded: LoadedModel, questions: Sequence[Question]) -> np.ndarray:

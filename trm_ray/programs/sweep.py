@@ -16,7 +16,7 @@ from trm_ray.config.surroundings import LOCAL, cluster_address
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.programs.stages import Stage, counted, final_config, stages
-from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
+from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, tell_begins, told_names
 from trm_ray.reporting.terminal import say
 from trm_ray.runs.data import complete, complete_trials, make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
@@ -152,6 +152,8 @@ def owned_sweep(plan: SweepPlan, *, resume: bool, overwrite: bool) -> Iterator[C
     named, way_out = f"log_dir={plan.sweep.log_dir}", "choose another log_dir"
     check_is_folder(plan.folder, named, way_out)
     _check_sweep(plan, resume=resume, overwrite=overwrite)
+    if resume and not is_ours(plan.folder, SWEEP):
+        tell_begins(plan.folder, SWEEP, named)
     with Ownership(plan.folder, named, way_out):
         for trial in (path for path in plan.folder.iterdir() if path.is_dir()):
             refuse_if_held(trial, f"the trial {trial.name} in {named}", way_out)

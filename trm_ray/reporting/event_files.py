@@ -10,6 +10,7 @@ from typing import Any
 
 from trm_ray.storage import is_remote
 
+USAGE = "usage/"  # before the tags that our own files (`board`) have last
 PATTERN = "events.out.tfevents.*"
 # `linear-seed3`, `linear_s3`, `seed3`: how folders name a seed.
 _SEED = re.compile(r"(?:(?P<name>.+?)[-_.])?(?:seed|s)[-_=]?(?P<seed>\d+)", re.IGNORECASE)
@@ -34,7 +35,7 @@ def read_event_rows(folder: Path) -> list[dict[str, float]]:
             rows = {step: row for step, row in rows.items() if step < event.step}
         for tag, value in _scalars(event):
             row = rows.setdefault(int(event.step), {"step": int(event.step)})
-            row.update({"wall_s": event.wall_time - began, tag: value})
+            row.update({"wall_s": event.wall_time - began, tag.removeprefix(USAGE): value})
     return [rows[step] for step in sorted(rows)]
 
 
@@ -72,7 +73,7 @@ def _scalars(event: Any) -> Iterator[tuple[str, float]]:
     for value in event.summary.value:
         if value.HasField("simple_value"):
             yield value.tag, float(value.simple_value)
-        elif value.HasField("tensor"):
+        elif value.HasField("tensor") and value.metadata.plugin_data.plugin_name in ("", "scalars"):
             array = tensor_util.make_ndarray(value.tensor)
             if array.size == 1 and array.dtype.kind in "fiu":
                 yield value.tag, float(array.reshape(()))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trm_ray.reporting.board import Identity
 from trm_ray.reporting.run_log import LOG_FILES, METRICS_FILE, RunLog, forget_earlier_attempt
 from trm_ray.storage import StorageError, is_remote, retried
 
@@ -21,9 +22,9 @@ _MOST_OF_TIME = 0.1
 _LOG = logging.getLogger("trm_ray")
 
 
-def open_log(folder: Path, resume_step: int | None = None) -> RunLog:
+def open_log(folder: Path, resume_step: int | None = None, identity: Identity | None = None) -> RunLog:
     """Open a run's log where its folder lies; see `RunLog`."""
-    return MirroredLog(folder, resume_step) if is_remote(folder) else RunLog(folder, resume_step)
+    return (MirroredLog if is_remote(folder) else RunLog)(folder, resume_step, identity)
 
 
 class MirroredLog(RunLog):
@@ -32,7 +33,7 @@ class MirroredLog(RunLog):
     A copy that fails is told and tried again. The thread that trains never waits for one before the end.
 
     Args:
-        folder, resume_step: as for `RunLog`.
+        folder, resume_step, identity: as for `RunLog`.
         sleep: pauses between the attempts to make the last copy.
 
     Raises:
@@ -40,7 +41,12 @@ class MirroredLog(RunLog):
     """
 
     def __init__(
-        self, folder: Path, resume_step: int | None = None, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        folder: Path,
+        resume_step: int | None = None,
+        identity: Identity | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._there, self._here = folder, Path(tempfile.mkdtemp(prefix="trm-ray-log-"))
         self._sleep, self._copied, self._copying = sleep, dict[str, int](), threading.Lock()
@@ -50,7 +56,7 @@ class MirroredLog(RunLog):
             for path in (folder / name for name in LOG_FILES):
                 if path.is_file():
                     (self._here / path.name).write_bytes(path.read_bytes())
-        super().__init__(self._here, resume_step)
+        super().__init__(self._here, resume_step, identity)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="log", daemon=True)
         try:

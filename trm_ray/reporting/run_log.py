@@ -7,8 +7,6 @@ import json
 import logging
 import math
 import os
-import platform
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ import numpy as np
 import yaml
 
 from trm_ray.config import UNREADABLE, load_yaml
+from trm_ray.reporting.board import Board, Identity
 from trm_ray.reporting.event_files import has_event_files, named_by_folder, read_event_rows
 from trm_ray.storage import as_path, is_whole
 
@@ -52,9 +51,10 @@ class RunLog:
         resume_step: the step of the checkpoint that the run goes on from. Rows after it are dropped, in
             TensorBoard too: the run is about to write them again. None starts over: what an attempt without a
             checkpoint left is dropped.
+        identity: what TensorBoard tells the run from others by (`board.identity_of`).
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    def __init__(self, folder: Path, resume_step: int | None = None, identity: Identity | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
             forget_earlier_attempt(folder)
@@ -62,11 +62,13 @@ class RunLog:
             for name in LOG_FILES:
                 _drop_rows_after(folder / name, resume_step)
         self._file, self._depths = ((folder / name).open("a", encoding="utf-8") for name in LOG_FILES)
-        self._board: _Board | None = None
-        self._on_board(lambda: self._open_board(folder, None if resume_step is None else resume_step + 1))
+        self._board: Board | None = None
+        self._on_board(
+            lambda: self._open_board(folder, None if resume_step is None else resume_step + 1, identity or Identity())
+        )
 
-    def _open_board(self, folder: Path, purge_step: int | None) -> None:
-        self._board = _Board(folder, purge_step)
+    def _open_board(self, folder: Path, purge_step: int | None, identity: Identity) -> None:
+        self._board = Board(folder, purge_step, identity)
 
     def _on_board(self, work: Callable[[], None]) -> None:
         """Do something for TensorBoard. It is no reason to end a run: what fails is told, and not tried again."""
@@ -101,7 +103,7 @@ class RunLog:
             _append(self._depths, {**place, **by_depth})
         _append(self._file, {**place, **{tag: _finite(value) for tag, value in numbers.items()}})
         if (board := self._board) is not None:
-            self._on_board(lambda: board.write(int(step), numbers))
+            self._on_board(lambda: board.write(int(step), numbers, depths))
 
     def sync(self) -> None:
         """Make sure that what was written is where the run's folder lies; here it always is."""
@@ -129,44 +131,6 @@ def _append(file: TextIO, row: Mapping[str, Any]) -> None:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-class _Board:
-    """Write TensorBoard's event file from the thread that trains.
-
-    torch's `SummaryWriter` opens the file again for every flush, in a thread of its own: storage that is gone for a
-    moment, or a full disk, would end that thread with a traceback, and the run some steps later.
-
-    Args:
-        purge_step: TensorBoard hides what earlier event files hold from this step on.
-    """
-
-    def __init__(self, folder: Path, purge_step: int | None):
-        # Costs about a second, and only a writer needs it.
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event, self._summary = Event, Summary
-        name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
-        self._file = RecordWriter((folder / name).open("wb"))
-        self._add(file_version="brain.Event:2")
-        if purge_step is not None:
-            self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        self._file.flush()
-
-    def _add(self, **content: Any) -> None:
-        self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Append the numbers of a step."""
-        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
-        self._add(step=step, summary=self._summary(value=values))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def forget_earlier_attempt(folder: Path) -> None:

@@ -16,9 +16,11 @@ from trm_ray.data.check import RowHashes, check_same_identifiers, open_datasets
 from trm_ray.data.format import DatasetInfo, is_dataset
 from trm_ray.kinds.kind import Arguments
 from trm_ray.kinds.registry import KINDS, check_kind
+from trm_ray.kinds.tokens import Tokens
 from trm_ray.ownership import FolderInUse
-from trm_ray.storage import as_path
+from trm_ray.storage import as_path, meant
 
+_LOG = logging.getLogger("trm_ray")
 _LOOK_EVERY_S = 0.5  # whether data that another process makes are there
 
 
@@ -51,6 +53,7 @@ def complete_trials(sweep: SweepConfig) -> list[Config]:
 def open_data(config: Config) -> DatasetInfo:
     """Open the datasets of a config, all of them checked."""
     _check_made_as_asked(config)
+    _check_boards(config)
     hint = config.prepare_command
     splits = ["train"] if config.data_paths_test else ["train", "test"]
     hashes, folders = RowHashes(splits), [*config.data_paths, *config.data_paths_test]
@@ -80,7 +83,17 @@ def make_missing(config: Config) -> None:
     if config.generator is not None:
         generate, arguments = KINDS[config.generator.name].generate, made_of(config.generator).model_dump()
         for path in map(as_path, config.data_paths):
+            _tell_made(config, path)
             _made_once(path, functools.partial(generate, path, **arguments))
+
+
+def _tell_made(config: Config, path: Path) -> None:
+    """Say that a dataset is made which the user has named, and no task: the name may be a slip."""
+    is_own = config.generator is not None and not config.generator.check_existing
+    if is_own and not is_dataset(path):
+        _LOG.warning(
+            "data_paths=%s is not there, so it is made by the task's generator%s", path, meant(path, is_dataset)
+        )
 
 
 def _check_made_as_asked(config: Config) -> None:
@@ -94,6 +107,25 @@ def _check_made_as_asked(config: Config) -> None:
             raise ConfigError(f"generator.{key}={wanted} but {path} was made with {key}={have}; {way_out}")
 
 
+def _check_boards(config: Config) -> None:
+    """Refuse a dataset of other boards than the task's generator makes: the task's recipe is not for them."""
+    if config.generator is None:
+        return
+    made = made_of(config.generator).model_dump()
+    wanted = config.generator.name, *KINDS[config.generator.name].shape_made(made)
+    for path in filter(is_dataset, map(as_path, config.data_paths)):
+        info = DatasetInfo.load(path)
+        names = wanted[0] if info.kind in (None, Tokens.name) else info.kind  # whose tokens may spell anything
+        if (have := (names, info.seq_len, info.vocab_size)) != wanted:
+            asked = f"task={config.task}" if config.task else f"generator.name={wanted[0]}"
+            way_out = "use the task of those puzzles, or generator=null to train on them all the same"
+            raise ConfigError(f"data_paths={path} holds {_told(*have)}, and {asked} is for {_told(*wanted)}; {way_out}")
+
+
+def _told(kind: str, seq_len: int, vocab_size: int) -> str:
+    return f"{kind} of {seq_len} cells and {vocab_size} tokens"
+
+
 def _made_once(path: Path, make: Callable[[], object]) -> None:
     """Make a dataset, or wait for the process that is making it."""
     told = False
@@ -102,7 +134,7 @@ def _made_once(path: Path, make: Callable[[], object]) -> None:
             make()
         except FolderInUse as error:
             if not told:
-                logging.getLogger("trm_ray").warning("waiting for the data: %s", error)
+                _LOG.warning("waiting for the data: %s", error)
             told = True
             time.sleep(_LOOK_EVERY_S)
 
@@ -126,4 +158,4 @@ def tell_own_data(config: Config) -> None:
         differing = [f"{key}={had}, not {wanted}" for key, wanted, had in _differing(config.generator, as_path(path))]
         if made_by != config.generator.name or differing:
             told = f"made by {made_by}" + "".join(f"; {text}" for text in differing)
-            logging.getLogger("trm_ray").warning("using data_paths=%s as it is (%s)", path, told)
+            _LOG.warning("using data_paths=%s as it is (%s)", path, told)

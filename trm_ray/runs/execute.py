@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from trm_ray.config import Config
+from trm_ray.config import Config, flat
 from trm_ray.data.format import read_splits
 from trm_ray.data.rows import Rows, first_puzzles
 from trm_ray.data.stored import InOrder, StoredSplit
 from trm_ray.data.stream import RowStream, test_batches
 from trm_ray.interop.checkpoints import InitialWeights, initial_weights
 from trm_ray.kinds.registry import symmetry_from
+from trm_ray.reporting.board import identity_of
 from trm_ray.reporting.mirrored_log import open_log
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import as_path
@@ -67,7 +68,7 @@ def execute(
     )
     eval_batch_size = max(1, (config.eval_batch_size or config.global_batch_size) // world_size)
     begin_with = None if config.init_from is None else lambda: beginning(plan).model
-    with _open_log(plan.folder, rank, latest) as (log_row, sync_log):
+    with _open_log(plan, rank, latest) as (log_row, sync_log):
         session = session_type(
             plan.folder,
             device,
@@ -98,12 +99,13 @@ def beginning(plan: RunPlan) -> InitialWeights:
 
 
 @contextmanager
-def _open_log(folder: Path, rank: int, latest: Path | None) -> Iterator[tuple[LogRow, Callable[[], None]]]:
+def _open_log(plan: RunPlan, rank: int, latest: Path | None) -> Iterator[tuple[LogRow, Callable[[], None]]]:
     """Open the run's log on rank 0, from the checkpoint on that the run goes on from; yield its `write` and `sync`."""
     if rank != 0:
         yield lambda *row: None, lambda: None
         return
-    with open_log(folder, None if latest is None else checkpoint_step(latest)) as log:
+    identity = identity_of(plan.folder, flat(plan.config))
+    with open_log(plan.folder, None if latest is None else checkpoint_step(latest), identity) as log:
         yield log.write, log.sync
 
 

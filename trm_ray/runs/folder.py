@@ -17,7 +17,7 @@ from trm_ray import __version__
 from trm_ray.config import Config, ConfigError, config_from_run, config_from_values, flat, to_yaml
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.ownership import Ownership, refuse_if_held
-from trm_ray.replacement import RUN, SWEEP, foreign_names, is_ours, set_aside, settled, told_names
+from trm_ray.replacement import RUN, SWEEP, foreign_names, is_ours, set_aside, settled, tell_begins, told_names
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import check_is_folder, is_whole, write_whole
 from trm_ray.training.checkpoint import (
@@ -57,7 +57,8 @@ def owned_run(
     """
     named, way_out = f"log_dir={plan.config.log_dir}", "choose another log_dir"
     check_is_folder(plan.folder, named, way_out)
-    check_folder(plan, resume=resume, overwrite=overwrite or not resume)
+    if check_folder(plan, resume=resume, overwrite=overwrite or not resume) is None and resume:
+        tell_begins(plan.folder, RUN, named)
     with Ownership(plan.folder, named, way_out):
         if is_ours(plan.folder.parent, SWEEP):  # its trials are its to write while it runs
             refuse_if_held(plan.folder.parent, f"{named} is a trial of a sweep that", "wait for its end")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trm_ray.config import Config, ConfigError, run_dir, with_overrides
-from trm_ray.config.surroundings import check_surroundings
+from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address
 from trm_ray.data.format import DatasetInfo, read_identifiers
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.stream import fits_in_memory
@@ -94,7 +95,7 @@ def check_machine(config: Config) -> None:
     """Refuse what cannot train here, before anything is made for it.
 
     Raises:
-        ConfigError: this machine has no GPU (what Ray's nodes have is for Ray to tell), or Ray could not start here.
+        ConfigError: this machine has no GPU (what a cluster's nodes have is for Ray to tell), or Ray could not start.
         ConnectionError: the cluster to join does not answer.
     """
     import torch
@@ -104,3 +105,13 @@ def check_machine(config: Config) -> None:
         raise ConfigError(f"device=cuda {rule}")
     if config.ray.most_workers:
         check_surroundings(config.ray.address)
+    if config.ray.use_gpu and _starts_ray_here(config) and not torch.cuda.device_count():
+        way_out = "use ray.use_gpu=false, or ray.address of a cluster that has some"
+        raise ConfigError(f"ray.use_gpu=true needs a GPU, and torch finds none on this machine; {way_out}")
+
+
+def _starts_ray_here(config: Config) -> bool:
+    """Tell whether a run's Ray will be of this machine alone; a caller's session, where there is one, may not be."""
+    ray = sys.modules.get("ray")
+    in_session = ray is not None and ray.is_initialized()
+    return config.ray.most_workers > 0 and cluster_address(config.ray.address) == LOCAL and not in_session

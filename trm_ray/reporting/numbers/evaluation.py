@@ -129,7 +129,7 @@ class SegmentNumbers:
 
 @dataclass(frozen=True)
 class Halting:
-    """What becomes of rows that stop at the first segment whose halt logit is above 0, else at the last.
+    """What becomes of rows that stop at the first segment whose halt logit is above 0, else at the last asked for.
 
     histogram: (S,) rows that stop at each segment, of which `never_stopped` at the last against their halt head.
     share_saved: segments that are not needed.
@@ -274,6 +274,8 @@ def evaluation_lines(evaluation: Evaluation, compute: Mapping[str, float]) -> li
         last, overall = evaluation.calibration.error, evaluation.calibration_all_segments.error
         number = evaluation.requested_segments[-1]
         lines.append(f"halt head: calibration error {last:.3f} after {number} segments, {overall:.3f} over all of them")
+        if (most := len(evaluation.halting.histogram)) != evaluation.trained_segments:
+            lines.append(f"halting: after at most {most} segments here, {evaluation.trained_segments} in training")
     if compute["halt"]:
         lines.append(f"halting left out {100 * compute['share_saved']:.1f} % of the segments")
     elif evaluation.num_rows:

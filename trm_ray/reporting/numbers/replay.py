@@ -325,7 +325,12 @@ def _advice_lines(replay: Replay) -> list[str]:
 def settings_table(replay: Replay) -> Table:
     """Lay out the settings that no other beats, with the one to take marked."""
     headings = ("unit", "grace", "factor", "steps saved", "FLOPs saved", "best kept", "as good kept", "regret")
-    table = number_table("metric", headings)
+    legend = (
+        f"→: take it. Means over {replay.num_orders} orders of the trials. best kept: how often the best group reaches "
+        "the end with half its seeds; as good kept: that group or one not to be told from it; regret: by how many "
+        "points of exact accuracy the best that reaches the end falls short of it."
+    )
+    table = number_table("metric", headings, **_told("Settings that save more or lose less than all others", legend))
     line = pareto(replay.settings)
     chosen = replay.advised
     for one in line if chosen is None or chosen in line else [chosen, *line]:
@@ -345,11 +350,21 @@ def omens_table(replay: Replay) -> Table:
     """Lay out how well each number foretells the end: over trials / over groups, by step."""
     steps = sorted({omen.step for omen in replay.omens})
     steps = [steps[i] for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(6, len(steps)))})]
-    table = number_table("foretells the end", [f"{step:,}" for step in steps])
+    legend = (
+        "Spearman's rank correlation with it, over trials / over groups: 1 where they end in the "
+        "order that this number has them in at that step, 0 where it tells nothing."
+    )
+    told = _told("What foretells exact accuracy at the end", legend)
+    table = number_table("measured at step", [f"{step:,}" for step in steps], **told)
     for tag in dict.fromkeys(omen.tag for omen in replay.omens):
         at = {omen.step: omen for omen in replay.omens if omen.tag == tag}
         table.add_row(OMENS[tag], *(_pair(at[step]) if step in at else "–" for step in steps))
     return table
+
+
+def _told(title: str, legend: str) -> dict[str, Any]:
+    """Say over and under a table what it is about and what its columns mean."""
+    return {"title": title, "title_justify": "left", "caption": legend, "caption_justify": "left"}
 
 
 def _pair(omen: Omen) -> str:

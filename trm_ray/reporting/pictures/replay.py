@@ -38,7 +38,7 @@ def draw_replay(replay: Replay) -> Figure:
 
 
 def _draw_settings(axes: Axes, replay: Replay) -> None:
-    axes.set_title("What a setting saves and loses", pad=25)
+    axes.set_title("What a setting saves and loses (colours as on the right)", pad=25)
     for metric, colour in _COLOURS.items():
         _scatter(axes, [one for one in replay.settings if one.asha.metric == metric], colour, OMENS[metric])
     line = pareto(replay.settings)
@@ -47,7 +47,7 @@ def _draw_settings(axes: Axes, replay: Replay) -> None:
     if replay.advised is not None:
         axes.scatter(*_places([replay.advised]), s=170, facecolors="none", edgecolors=INK, linewidths=1.5, zorder=4)
         marks += "; ring: take"
-    axes.set_xlabel("% of the steps saved")
+    axes.set_xlabel("% of the steps saved (line: none saves more and loses less)")
     axes.set_ylabel("expected regret, points of exact accuracy")
     note(axes, marks)
 
@@ -74,6 +74,7 @@ def _draw_omens(axes: Axes, replay: Replay) -> None:
             steps, values = [omen.step for omen in found], [omen.trials for omen in found]
             axes.plot(steps, values, color=colour, marker="o", label=OMENS[tag])
     values = [omen.trials for omen in replay.omens if math.isfinite(omen.trials)]
+    axes.set_ylabel("rank correlation with the end (1: same order)")
     axes.set_ylim(min([0.0, *values]) - 0.02, 1.02)
     step_axis(axes)
     legend_above(axes)
