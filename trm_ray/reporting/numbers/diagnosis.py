@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from trm_ray.reporting.numbers.curves import NUMBERS
 from trm_ray.reporting.numbers.rules import RULES, Mark
 from trm_ray.reporting.numbers.statistics import MIN_SEEDS
 from trm_ray.reporting.numbers.verdicts import Verdict
-from trm_ray.reporting.run_log import Run
+from trm_ray.reporting.run_log import Row, Run
 
 NO_DIFFERENCE = "no-difference"
 _ORDER: dict[Mark, int] = {"bad": 0, "warn": 1, "ok": 2}
@@ -74,6 +75,40 @@ def findings(run: Run) -> list[Finding]:
 def troubles(found: Iterable[Finding]) -> list[Finding]:
     """Leave out what is well."""
     return [finding for finding in found if finding.is_trouble]
+
+
+class Onlooker:
+    """Follows a run row by row, and tells what is wrong with it once, when it first appears.
+
+    What it tells depends on the rows alone, not on when they are read: whoever gives it a run's earlier rows first is
+    told nothing twice.
+
+    Attributes:
+        found: what is wrong now.
+    """
+
+    def __init__(self, config: Mapping[str, Any], num_steps: int):
+        self.found: list[Finding] = []
+        self._config, self._planned, self._told = dict(config), {"total_steps": num_steps}, set[str]()
+        self._rows: list[Row] = []
+
+    def see(self, row: Row) -> list[Finding]:
+        """Take the next row; one of an earlier step is that of a run that went back to a checkpoint."""
+        while self._rows and self._rows[-1]["step"] >= row["step"]:
+            self._rows.pop()
+        self._rows.append(row)
+        if not self._is_worth_a_look(row):
+            return []
+        run = Run(Path(), "", self._config, tuple(self._rows), finished=False, environment=self._planned)
+        self.found = troubles(findings(run))
+        new = [finding for finding in self.found if finding.id not in self._told]
+        self._told |= {finding.id for finding in new}
+        return new
+
+    def _is_worth_a_look(self, row: Row) -> bool:
+        """Choose rows so that looking does not cost more and more: each evaluation, and every fiftieth part more."""
+        number = len(self._rows)
+        return number % max(1, number // 50) == 0 or "eval/loss" in row or not all(map(math.isfinite, row.values()))
 
 
 def group_findings(verdicts: Sequence[Verdict]) -> dict[str, list[Finding]]:

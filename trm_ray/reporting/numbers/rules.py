@@ -6,9 +6,10 @@ for each, and the runs, good ones and ones broken on purpose, that its bounds we
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,9 +21,10 @@ from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, TRAIN_F
 Mark = Literal["ok", "warn", "bad"]
 
 MIN_LOGS = 4  # fewer tell no trend; while a run goes on, twice as many
+LASTING = 3  # evaluations
 MIN_FALL, MAX_RISE = 0.02, 0.05  # relative fall of the training loss that counts as learning, rise that does not
 NEARLY_ALWAYS = 0.9  # share of the logs
-ACCURACY_SLACK = 0.02  # a smaller difference of exact accuracies is noise
+ACCURACY_SLACK, BEST_SLACK = 0.02, 0.05  # smaller differences of exact accuracies are noise; of the best of many, too
 SOLVES_SOME, SOLVES_HALF, SOLVES_ALL = 0.1, 0.5, 0.95
 EQUAL_LOSS, REVERSED_LOSS, U_LOSS = 0.98, 1.1, 1.05  # last cycle's loss over the first's; the ends' over the middle's
 STARVED, EXPLODING = 1e-6, 100.0  # a cycle's gradient norm over the last cycle's
@@ -57,6 +59,21 @@ class Rule:
     id: str
     meaning: str
     see: Callable[[Run], Seen | None]
+
+
+def lasting(see: Callable[[Run], Seen | None]) -> Callable[[Run], Seen | None]:
+    """Let a rule fire on a run that goes on once it has held at three evaluations in a row: most such things pass."""
+
+    @functools.wraps(see)
+    def seen(run: Run) -> Seen | None:
+        found = see(run)
+        if found is None or has_ended(run):
+            return found
+        ends = [place for place, row in enumerate(run.rows, start=1) if "eval/loss" in row][-LASTING:]
+        parts = [replace(run, rows=run.rows[:end]) for end in ends[:-1]]
+        return found if len(ends) == LASTING and all(see(part) is not None for part in parts) else None
+
+    return seen
 
 
 # ---- the loss --------------------------------------------------------------------------------------------
@@ -193,6 +210,7 @@ class _Cycles(NamedTuple):
     exact: np.ndarray
 
 
+@lasting
 def no_refinement(run: Run) -> Seen | None:
     """Look whether the last H-cycle of the first segment is no better than the first."""
     found = _cycles(run)
@@ -204,6 +222,7 @@ def no_refinement(run: Run) -> Seen | None:
     return Seen("warn", _cycles_told(found), found.step, remedy, _times(run, "arch.L_cycles", 2))
 
 
+@lasting
 def reversed_refinement(run: Run) -> Seen | None:
     """Look whether the last H-cycle of the first segment is worse than the first."""
     found = _cycles(run)
@@ -212,6 +231,7 @@ def reversed_refinement(run: Run) -> Seen | None:
     return Seen("bad", _cycles_told(found), found.step, *_later_cycles(run))
 
 
+@lasting
 def u_shape(run: Run) -> Seen | None:
     """Look whether an H-cycle in the middle of the first segment is better than those at both of its ends."""
     found = _cycles(run)
@@ -259,6 +279,7 @@ def exploding_cycles(run: Run) -> Seen | None:
 # ---- held-out puzzles ------------------------------------------------------------------------------------
 
 
+@lasting
 def overfitting(run: Run) -> Seen | None:
     """Look whether the held-out loss rises again while that of the training puzzles stays below it."""
     loss, gap = _finite(run.series("eval/loss")), _gap(run)
@@ -301,7 +322,7 @@ def past_its_best(run: Run) -> Seen | None:
     best, last = int(np.argmax(exact.values)), exact.values[-1]
     quick, top = run.config.get("eval_quick_puzzles"), float(exact.values[best])
     noise = 2 * math.sqrt(top * (1 - top) / quick) if quick else 0.0  # fewer puzzles were looked at then
-    if last >= top - max(ACCURACY_SLACK, noise):
+    if last >= top - max(BEST_SLACK, noise):
         return None
     told = f"held-out puzzles solved {_percent(top)} at step {exact.steps[best]:,} and {_percent(last)} at the end"
     remedy = "take the checkpoint of the lowest held-out loss, or let the learning rate fall further"
@@ -330,6 +351,7 @@ class _Halting(NamedTuple):
     most: int
 
 
+@lasting
 def halting_collapsed(run: Run) -> Seen | None:
     """Look whether the halt head lets nearly all puzzles go after one segment, unsolved ones too."""
     found = _halting(run)
@@ -355,6 +377,7 @@ def halting_too_early(run: Run) -> Seen | None:
     return Seen("warn", told, found.step, "train longer, or evaluate with all segments", _times(run, "max_steps", 2))
 
 
+@lasting
 def halting_never(run: Run) -> Seen | None:
     """Look whether the halt head stops nearly nowhere, though most puzzles get solved."""
     found = _halting(run)
@@ -364,6 +387,7 @@ def halting_never(run: Run) -> Seen | None:
     return Seen("warn", told, found.step, "train longer", _times(run, "max_steps", 2))
 
 
+@lasting
 def segments_hurt(run: Run) -> Seen | None:
     """Look whether more segments solve fewer puzzles than the first alone: the run was trained with too few."""
     first, last = run.series("eval/exact_accuracy_first"), run.series("eval/exact_accuracy")
