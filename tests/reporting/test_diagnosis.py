@@ -11,7 +11,15 @@ import pytest
 from run_helpers import ROOT
 
 from trm_ray.config import SweepConfig, known_keys, load_config
-from trm_ray.reporting.numbers.diagnosis import NO_DIFFERENCE, Finding, findings, group_findings, troubles
+from trm_ray.reporting.numbers import diagnosis
+from trm_ray.reporting.numbers.diagnosis import (
+    NO_DIFFERENCE,
+    Finding,
+    Onlooker,
+    findings,
+    group_findings,
+    troubles,
+)
 from trm_ray.reporting.numbers.rules import RULES, Seen
 from trm_ray.reporting.numbers.verdicts import Verdict
 from trm_ray.reporting.run_log import Run
@@ -360,6 +368,24 @@ def test_a_finding_is_a_line_and_plain_data() -> None:
         **{"id": "warming-up", "mark": "warn", "evidence": "lr 1e-3 of 2e-3", "meaning": "It ends.", "step": 5},
         **{"remedy": "warm up less", "changes": ("lr_warmup_steps=40",), "docs": "docs/diagnosis.md#warming-up"},
     }
+
+
+def test_whoever_sees_the_rows_of_a_run_hears_of_each_thing_once() -> None:
+    run = a_run({**training(STANDS * 2), "eval/loss": [1.0] * 8}, lr_warmup_steps=0)
+    onlooker = Onlooker(run.config, 400)
+    heard = [[finding.id for finding in onlooker.see(row)] for row in run.rows]
+    assert heard == [[], [], [], [], [], [], [], ["not-learning"]]
+    assert [finding.id for finding in onlooker.found] == ["not-learning"]
+
+
+def test_a_run_of_many_rows_is_looked_at_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(diagnosis, "findings", lambda run: looks.append(len(run.rows)) or [])
+    onlooker = Onlooker({}, 10**6)
+    for step in range(1, 2001):
+        onlooker.see({"step": step, "wall_s": 0.0})
+    assert looks[:101] == [*range(1, 101), 102]
+    assert len(looks) < 50 * (1 + sum(1 / k for k in range(1, 41))) + 40  # 50 for every doubling, and a rest each
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
