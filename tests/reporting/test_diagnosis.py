@@ -151,6 +151,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         [a_run(first_segment([0.5, 0.5, 0.5], [0.3, 0.3, 0.31]))],
         [
             a_run(first_segment([0.5, 0.4, 0.3], [0.3, 0.4, 0.5])),
+            a_run(first_segment([1.4, 1.4, 1.4], [0.0, 0.0, 0.0])),  # nothing is learned that could be refined
             goes_on(first_segment([0.5, 0.5, 0.5], [0.05, 0.05, 0.05]), 3),  # too early to tell
             a_run(first_segment([1e-4, 1e-4], [0.99, 0.99])),  # there was nothing left to refine
             a_run(first_segment([0.5], [0.3])),
@@ -185,7 +186,11 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     ),
     "exploding-cycles": (
         [a_run(gradients(10.1, 0.1, 0.1)), a_run(gradients(0.1, 0.1, 10.1))],
-        [a_run(gradients(9.9, 0.1, 0.1)), a_run(gradients(0.9e-7, 0.1, 0.1))],
+        [
+            a_run(gradients(9.9, 0.1, 0.1)),
+            a_run(gradients(0.9e-7, 0.1, 0.1)),
+            a_run(gradients(1.0, 1e-3, 1e-3)),  # later cycles have solved the batch
+        ],
     ),
     "overfitting": (
         [a_run(held_out([0.5, 0.4, 0.5], 0.1)), a_run(held_out([0.5, 0.4, 0.7], 0.1))],
@@ -215,7 +220,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     ),
     "halting-too-early": (
         [a_run(halting(0.9, 0.74, 2.0))],
-        [a_run(halting(0.9, 0.76, 2.0)), a_run(halting(0.9, 0.74, 2.0), last_step=399)],
+        [a_run(halting(0.9, 0.76, 2.0)), a_run(halting(0.9, 0.74, 2.0), last_step=399), a_run(halting(0.9, 0.74, 1.0))],
     ),
     "halting-never": (
         [a_run(halting(0.9, 0.9, 7.7))],
@@ -231,9 +236,9 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     ),
     "halting-saves": ([a_run(halting(0.9, 0.86, 2.0))], [a_run(halting(0.9, 0.9, 8.0)), a_run(halting(0.1, 0.1, 2.0))]),
     "data-starved": (
-        [a_run({"throughput/data_wait_fraction": [0.0, 0.05, 0.06, 0.07]})],
+        [a_run({"throughput/data_wait_fraction": [0.0, 0.1, 0.11, 0.12]})],
         [
-            a_run({"throughput/data_wait_fraction": [0.9, 0.04, 0.04, 0.05]}),  # the loader starts in the first log
+            a_run({"throughput/data_wait_fraction": [0.9, 0.09, 0.09, 0.1]}),  # the loader starts in the first log
             a_run({"throughput/data_wait_fraction": [0.9, 0.9]}),
         ],
     ),
@@ -315,6 +320,8 @@ def test_remedies_are_computed_from_the_runs_own_config() -> None:
         return of_rule(name, CASES[name][0][which]).changes  # type: ignore[union-attr]
 
     assert changes("diverging") == ("lr=0.0004",)  # a fifth of 2e-3
+    assert changes("not-learning") == ("lr=0.0004",)
+    assert of_rule("not-learning", a_run(training(STANDS), lr=1e-5)).changes == ("lr=0.0001",)  # type: ignore[union-attr]
     assert changes("warming-up") == ("lr_warmup_steps=40",)  # a tenth of 400 steps
     assert changes("curriculum-not-begun") == ("curriculum_start_step=40", "curriculum_end_step=240")
     assert changes("no-refinement") == ("arch.L_cycles=6",)

@@ -28,6 +28,7 @@ ACCURACY_SLACK, BEST_SLACK = 0.02, 0.05  # smaller differences of exact accuraci
 SOLVES_SOME, SOLVES_HALF, SOLVES_ALL = 0.1, 0.5, 0.95
 EQUAL_LOSS, REVERSED_LOSS, U_LOSS = 0.98, 1.1, 1.05  # last cycle's loss over the first's; the ends' over the middle's
 STARVED, EXPLODING = 1e-6, 100.0  # a cycle's gradient norm over the last cycle's
+LARGE_GRADIENT = 10.0  # where norms differ that are smaller, the puzzles of some cycles are solved
 OVERFIT_WARN, OVERFIT_BAD = 1.1, 1.5  # last held-out loss over the best one
 OVERFIT_RISE, OVERFIT_GAP = 0.05, 1.5  # and how much higher it must be than the best, and than in training
 ONE_SEGMENT, ALL_SEGMENTS = 1.1, 0.95  # mean segments where halting collapsed; share of all where it never halts
@@ -35,10 +36,12 @@ CLAIMED_SOLVED = 0.8  # of puzzles that a halt head lets go at once so many shou
 HALTING_SLACK = (
     0.15  # what halting may cost at the end: runs of sudoku6 at half the learning rate pay up to 13.5 points
 )
-MAX_DATA_WAIT = 0.05
+MAX_DATA_WAIT = 0.1
 MAX_EXCHANGE = 1 / 3
 MAX_EVALUATION = 0.25
+LEAST_WAY = 0.02  # lr · steps, which is as far as Adam can have taken a weight
 SMALL_START = 0.1  # of what each block adds
+CYCLE_GRADIENT = "train/gradients/step_{i}_grad_norm_mean"
 LOSS_NAME = "training loss (last cycle's cross-entropy)"
 
 
@@ -116,9 +119,14 @@ def not_learning(run: Run) -> Seen | None:
     loss = _training_loss(run)
     if not _stands_still(run, loss):
         return None
-    starts_large = float(run.arch.get("residual_init_scale") or 0) > SMALL_START
-    changes = (*_times(run, "lr", 0.2), *([f"arch.residual_init_scale={SMALL_START}"] if starts_large else []))
-    return Seen("warn", f"{LOSS_NAME} {_trend(loss)}", run.last_step, "learn more slowly, or for longer", changes)
+    far = float(run.config.get("lr") or math.inf) * run.last_step
+    if far < LEAST_WAY:
+        remedy, changes = "learn faster", _times(run, "lr", 10)
+    else:
+        starts_large = float(run.arch.get("residual_init_scale") or 0) > SMALL_START
+        remedy, changes = "learn more slowly", _times(run, "lr", 0.2)
+        changes += (_key("arch.residual_init_scale", SMALL_START),) if starts_large else ()
+    return Seen("warn", f"{LOSS_NAME} {_trend(loss)}", run.last_step, remedy, changes)
 
 
 def converging(run: Run) -> Seen | None:
@@ -210,6 +218,19 @@ class _Cycles(NamedTuple):
     exact: np.ndarray
 
 
+class _Gradients(NamedTuple):
+    """The mean gradient norm that the loss of each supervised H-cycle gives."""
+
+    step: int
+    norms: list[float]
+
+    @property
+    def told(self) -> str:
+        """Write them out."""
+        norms = " → ".join(f"{norm:.2g}" for norm in self.norms)
+        return f"mean gradient norm by supervised H-cycle {norms}, step {self.step:,}"
+
+
 @lasting
 def no_refinement(run: Run) -> Seen | None:
     """Look whether the last H-cycle of the first segment is no better than the first."""
@@ -256,24 +277,22 @@ def refining(run: Run) -> Seen | None:
 
 def starved_cycles(run: Run) -> Seen | None:
     """Look whether a supervised H-cycle has next to no gradient beside the last one's."""
-    found = _gradient_ratios(run)
-    if found is None or min(found[1]) >= STARVED:
+    found = _gradients(run)
+    if found is None or min(found.norms) >= STARVED * found.norms[-1]:
         return None
     return Seen(
-        "bad",
-        _ratios_told(*found),
-        found[0],
-        "let blocks begin small",
-        (_key("arch.residual_init_scale", SMALL_START),),
+        "bad", found.told, found.step, "let blocks begin small", (_key("arch.residual_init_scale", SMALL_START),)
     )
 
 
 def exploding_cycles(run: Run) -> Seen | None:
-    """Look whether the gradients of the H-cycles are of different orders of magnitude."""
-    found = _gradient_ratios(run)
-    if found is None or min(found[1]) < STARVED or max(*found[1], *(1 / ratio for ratio in found[1])) <= EXPLODING:
+    """Look whether the gradient of an H-cycle is large, and far larger than another's."""
+    found = _gradients(run)
+    if found is None or starved_cycles(run):
         return None
-    return Seen("bad", _ratios_told(*found), found[0], "learn more slowly", _times(run, "lr", 0.2))
+    if max(found.norms) <= max(LARGE_GRADIENT, EXPLODING * min(found.norms)):
+        return None
+    return Seen("bad", found.told, found.step, "learn more slowly", _times(run, "lr", 0.2))
 
 
 # ---- held-out puzzles ------------------------------------------------------------------------------------
@@ -370,7 +389,9 @@ def halting_collapsed(run: Run) -> Seen | None:
 def halting_too_early(run: Run) -> Seen | None:
     """Look whether halting loses puzzles that all segments solve, at the end: before, the halt head is still behind."""
     found = _halting(run)
-    if found is None or not has_ended(run) or found.exact < SOLVES_HALF or found.halting >= found.exact - HALTING_SLACK:
+    if found is None or not has_ended(run) or halting_collapsed(run):
+        return None
+    if found.exact < SOLVES_HALF or found.halting >= found.exact - HALTING_SLACK:
         return None
     told = f"{_percent(found.exact)} solved with all {found.most} segments, "
     told += f"{_percent(found.halting)} where the halt head stops"
@@ -569,7 +590,7 @@ def _cycles(run: Run) -> _Cycles | None:
         return None
     step = int(losses[0].steps[-1])
     found = _Cycles(step, *(np.array([one.values[-1] for one in all_of_it]) for all_of_it in (losses, exact)))
-    judged = has_ended(run) or found.exact.max() >= SOLVES_SOME
+    judged = found.exact.max() >= SOLVES_SOME or (has_ended(run) and converging(run) is not None)
     return found if judged and np.isfinite(found.loss).all() else None
 
 
@@ -592,23 +613,14 @@ def _later_cycles(run: Run) -> tuple[str, tuple[str, ...]]:
     return "train longer at this depth", _times(run, "max_steps", 2)
 
 
-def _gradient_ratios(run: Run) -> tuple[int, list[float]] | None:
-    """Take the gradient norm of each supervised cycle over the last cycle's, where they were last measured."""
-    tag = "train/gradients/step_{i}_grad_norm_mean"
-    last, most = None, int(run.arch.get("H_cycles") or 0)
-    norms: list[float] = []
-    for row in reversed(run.rows):
-        if (last := row.get(tag.replace("{i}", str(most - 1)))) is not None:
-            norms = [row[name] for i in range(most - 1) if (name := tag.replace("{i}", str(i))) in row]
-            break
-    if not norms or not last or not all(map(math.isfinite, (*norms, last))):
+def _gradients(run: Run) -> _Gradients | None:
+    """Read the gradient norms where they were last measured; of a baseline's cycles only the last has one."""
+    names = [CYCLE_GRADIENT.replace("{i}", str(i)) for i in range(int(run.arch.get("H_cycles") or 0))]
+    rows = [row for row in run.rows if names and names[-1] in row]
+    norms = [rows[-1][name] for name in names if name in rows[-1]] if rows else []
+    if len(norms) < 2 or norms[-1] == 0 or not all(map(math.isfinite, norms)):
         return None
-    return int(row["step"]), [norm / last for norm in norms]
-
-
-def _ratios_told(step: int, ratios: list[float]) -> str:
-    told = ", ".join(f"{ratio:.2g}" for ratio in ratios)
-    return f"gradient norms of the H-cycles before the last over the last one's: {told}, step {step:,}"
+    return _Gradients(int(rows[-1]["step"]), norms)
 
 
 def _gap(run: Run) -> float | None:
