@@ -123,6 +123,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
             a_run(training(FALLS, grad_norm=[3.0, 2.0, 1.5, 1.1])),
             a_run(training(STANDS, grad_norm=[3.0, 2.0, 1.5, 0.9])),
             a_run(training(STANDS, grad_norm=[3.0, 2.0, 1.5, 1.1]), grad_clip_norm=None),
+            a_run(training(STANDS, grad_norm=[3.0, 2.0, 1.5, 1.1]), lr=1e-5),  # it is the rate that leads nowhere
         ],
     ),
     "warming-up": ([a_run(RATE, lr_warmup_steps=401)], [a_run(RATE, lr_warmup_steps=400), a_run(RATE, max_steps=None)]),

@@ -119,8 +119,7 @@ def not_learning(run: Run) -> Seen | None:
     loss = _training_loss(run)
     if not _stands_still(run, loss):
         return None
-    far = float(run.config.get("lr") or math.inf) * run.last_step
-    if far < LEAST_WAY:
+    if _creeps(run):
         remedy, changes = "learn faster", _times(run, "lr", 10)
     else:
         starts_large = float(run.arch.get("residual_init_scale") or 0) > SMALL_START
@@ -148,7 +147,8 @@ def clipped(run: Run) -> Seen | None:
     if not clip or not len(norms.values):
         return None
     share, loss = float(np.mean(norms.values > clip)), _training_loss(run)
-    if share < NEARLY_ALWAYS or not (_stands_still(run, loss) or diverging(run)):
+    stuck = (_stands_still(run, loss) and not _creeps(run)) or diverging(run)
+    if share < NEARLY_ALWAYS or not stuck:
         return None
     told = f"gradient norm above {clip:g} at {_percent(share)} of the logs, median {np.median(norms.values):.3g}"
     told += f", and the loss does not fall: {_trend(loss)}"
@@ -561,6 +561,11 @@ def _stands_still(run: Run, loss: Series) -> bool:
         return False
     first, last = _ends(loss)
     return (1 - MIN_FALL) * first <= last <= (1 + MAX_RISE) * first
+
+
+def _creeps(run: Run) -> bool:
+    """Tell whether the learning rate is too low for the run's weights to have gone anywhere."""
+    return float(run.config.get("lr") or math.inf) * run.last_step < LEAST_WAY
 
 
 def _ends(loss: Series) -> tuple[float, float]:
