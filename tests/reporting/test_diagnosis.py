@@ -201,7 +201,13 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
             a_run(held_out([0.5, 0.01, 0.03], 0.001)),  # next to nothing
         ],
     ),
-    "generalising": ([a_run(held_out([0.5, 0.4, 0.43], 0.4))], [a_run(held_out([0.5, 0.4, 0.6], 0.1))]),
+    "generalising": (
+        [a_run({**training(FALLS), "eval/loss": [0.5, 0.4, 0.43]})],
+        [
+            a_run({**training(FALLS), "eval/loss": [0.5, 0.4, 0.6]}),
+            a_run({**training(STANDS), "eval/loss": [2.0, 2.0, 2.0]}),  # nothing is learned that could hold
+        ],
+    ),
     "nothing-solved": (
         [a_run({"eval/exact_accuracy": [0.0, 0.0]})],
         [a_run({"eval/exact_accuracy": [0.0, 0.01]}), a_run({"eval/exact_accuracy": [0.0, 0.0]}, last_step=399)],
@@ -278,9 +284,21 @@ def test_a_rule_is_true_of_what_it_is_about_and_of_nothing_else(name: str) -> No
 
 
 @pytest.mark.parametrize("name", LASTING)
-def test_what_may_pass_is_told_of_a_run_that_goes_on_once_three_evaluations_have_found_it(name: str) -> None:
+def test_what_may_pass_is_told_of_a_run_that_goes_on_once_three_evaluations_found_it(name: str) -> None:
     found = [of_rule(name, goes_on(LASTING[name], evaluations)) is not None for evaluations in (1, 2, 3)]
     assert found == [False, False, True]
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_where_evaluations_are_many_what_may_pass_must_last_a_quarter_of_the_run(name: str) -> None:
+    def told(first_step: int) -> bool:
+        """Half-way, evaluated every tenth step, found wrong from some step on."""
+        wrong = {tag: values[0] for tag, values in LASTING[name].items()}
+        steps = [{"step": step, "wall_s": 0.0, "eval/loss": 0.5} for step in range(10, 201, 10)]
+        rows = tuple(row | (wrong if row["step"] >= first_step else {}) for row in steps)
+        return of_rule(name, Run(Path("run"), "run", CONFIG, rows, finished=False)) is not None
+
+    assert (told(110), told(100)) == (False, True)
 
 
 def test_a_held_out_loss_that_comes_down_again_was_no_overfitting() -> None:

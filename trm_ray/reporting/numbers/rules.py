@@ -21,7 +21,7 @@ from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, TRAIN_F
 Mark = Literal["ok", "warn", "bad"]
 
 MIN_LOGS = 4  # fewer tell no trend; while a run goes on, twice as many
-LASTING = 3  # evaluations
+LASTING = 3  # evaluations, at least, in a quarter of a run
 MIN_FALL, MAX_RISE = 0.02, 0.05  # relative fall of the training loss that counts as learning, rise that does not
 NEARLY_ALWAYS = 0.9  # share of the logs
 ACCURACY_SLACK, BEST_SLACK = 0.02, 0.05  # smaller differences of exact accuracies are noise; of the best of many, too
@@ -65,18 +65,27 @@ class Rule:
 
 
 def lasting(see: Callable[[Run], Seen | None]) -> Callable[[Run], Seen | None]:
-    """Let a rule fire on a run that goes on once it has held at three evaluations in a row: most such things pass."""
+    """Let a rule fire on a run that goes on once it has held for a quarter of it: most such things pass."""
 
     @functools.wraps(see)
     def seen(run: Run) -> Seen | None:
         found = see(run)
         if found is None or has_ended(run):
             return found
-        ends = [place for place, row in enumerate(run.rows, start=1) if "eval/loss" in row][-LASTING:]
-        parts = [replace(run, rows=run.rows[:end]) for end in ends[:-1]]
-        return found if len(ends) == LASTING and all(see(part) is not None for part in parts) else None
+        parts = _at_evaluations(run)
+        return found if len(parts) >= LASTING and all(see(part) is not None for part in parts[:-1]) else None
 
     return seen
+
+
+def _at_evaluations(run: Run) -> list[Run]:
+    """Cut a run off at the evaluations of its last quarter, at a few of them where there are many."""
+    ends = [place for place, row in enumerate(run.rows, start=1) if "eval/loss" in row]
+    since = run.last_step - (run.planned_steps or 0) / 4
+    recent = max(LASTING, sum(run.rows[end - 1]["step"] >= since for end in ends))
+    chosen = ends[-recent:]
+    few = {chosen[at] for at in np.linspace(0, len(chosen) - 1, 2 * LASTING).astype(int)} if chosen else set()
+    return [replace(run, rows=run.rows[:end]) for end in sorted(few)]
 
 
 # ---- the loss --------------------------------------------------------------------------------------------
@@ -239,8 +248,10 @@ def no_refinement(run: Run) -> Seen | None:
         return None
     if found.loss[-1] < EQUAL_LOSS * found.loss[0] or found.exact[-1] > found.exact[0] + ACCURACY_SLACK:
         return None
-    remedy = "give each answer more latent updates"
-    return Seen("warn", _cycles_told(found), found.step, remedy, _times(run, "arch.L_cycles", 2))
+    starts_large = float(run.arch.get("residual_init_scale") or 0) > SMALL_START
+    small = (_key("arch.residual_init_scale", SMALL_START),) if starts_large else ()
+    remedy = "let blocks begin small" if small else "give each answer more latent updates"
+    return Seen("warn", _cycles_told(found), found.step, remedy, small or _times(run, "arch.L_cycles", 2))
 
 
 @lasting
@@ -319,7 +330,9 @@ def overfitting(run: Run) -> Seen | None:
 def generalising(run: Run) -> Seen | None:
     """Look whether the held-out loss is near its best."""
     loss = _finite(run.series("eval/loss"))
-    if len(loss.values) < 2 or loss.values[-1] > OVERFIT_WARN * min(loss.values) + OVERFIT_RISE:
+    if len(loss.values) < 2 or converging(run) is None:
+        return None
+    if loss.values[-1] > OVERFIT_WARN * min(loss.values) + OVERFIT_RISE:
         return None
     return Seen("ok", f"held-out loss near its best: {loss.values[-1]:.3g}", int(loss.steps[-1]))
 
