@@ -243,8 +243,8 @@ class _Gradients(NamedTuple):
 @lasting
 def no_refinement(run: Run) -> Seen | None:
     """Look whether the last H-cycle of the first segment is no better than the first."""
-    found = _cycles(run)
-    if found is None or _is_reversed(found) or found.exact[0] >= SOLVES_ALL:
+    found = _cycles(run, unsolved_too=True)
+    if found is None or found.exact[0] >= SOLVES_ALL or (found.exact.max() >= SOLVES_SOME and _is_reversed(found)):
         return None
     if found.loss[-1] < EQUAL_LOSS * found.loss[0] or found.exact[-1] > found.exact[0] + ACCURACY_SLACK:
         return None
@@ -597,18 +597,23 @@ def _from_to(series: Series, first: int) -> str:
     return " → ".join(ends)
 
 
-def _cycles(run: Run) -> _Cycles | None:
+def _cycles(run: Run, *, unsolved_too: bool = False) -> _Cycles | None:
     """Read the cycles of the first segment, where they can be judged: not before some puzzles are solved.
 
     Only there: a later segment begins with an answer on which all cycles agree. And not before: the cycles of a network
     that has learned little differ by chance.
+
+    Args:
+        unsolved_too: those of a run, too, that has ended without, though its loss fell over a good many logs.
     """
     losses, exact = run.cycle_series(EVAL_FIRST_LOSS), run.cycle_series(EVAL_FIRST_EXACT)
     if len(losses) < 2 or len(exact) != len(losses):
         return None
     step = int(losses[0].steps[-1])
     found = _Cycles(step, *(np.array([one.values[-1] for one in all_of_it]) for all_of_it in (losses, exact)))
-    judged = found.exact.max() >= SOLVES_SOME or (has_ended(run) and converging(run) is not None)
+    judged = found.exact.max() >= SOLVES_SOME
+    if unsolved_too and has_ended(run) and len(_training_loss(run).values) >= 2 * MIN_LOGS:
+        judged = judged or converging(run) is not None
     return found if judged and np.isfinite(found.loss).all() else None
 
 
