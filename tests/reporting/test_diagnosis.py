@@ -429,7 +429,7 @@ def test_a_scenario_that_differs_in_no_number_is_told_with_the_seeds_that_would_
     )
     told = "no-difference: +1.0 points of exact accuracy at equal steps (3 seeds, p = 0.6) against baseline, "
     told += "and no difference in loss; "
-    told += "4 more seeds would show a difference of this size; without, take the cheaper of the two"
+    told += "4 more seeds would show a difference of this size; without them, take the cheaper of the two"
     assert {label: [one.line for one in all_of_it] for label, all_of_it in found.items()} == {"linear": [told]}
 
 

@@ -134,6 +134,8 @@ def _no_difference(tested: Sequence[Verdict]) -> Finding:
     )
     others = ", ".join(one.number.replace("_", " ") for one in tested[1:])
     evidence += f" against {exact.baseline}, and no difference in {others}" if others else f" against {exact.baseline}"
-    more = "" if exact.more_seeds is None else f"{exact.more_seeds} more seeds would show a difference of this size; "
+    remedy = "take the cheaper of the two"
+    if exact.more_seeds is not None:
+        remedy = f"{exact.more_seeds} more seeds would show a difference of this size; without them, {remedy}"
     meaning = "What this scenario changes has not been shown to change anything."
-    return Finding(NO_DIFFERENCE, "warn", evidence, meaning, None, f"{more}without, take the cheaper of the two")
+    return Finding(NO_DIFFERENCE, "warn", evidence, meaning, None, remedy)

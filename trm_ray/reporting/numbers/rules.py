@@ -131,9 +131,7 @@ def not_learning(run: Run) -> Seen | None:
     if _creeps(run):
         remedy, changes = "learn faster", _times(run, "lr", 10)
     else:
-        starts_large = float(run.arch.get("residual_init_scale") or 0) > SMALL_START
-        remedy, changes = "learn more slowly", _times(run, "lr", 0.2)
-        changes += (_key("arch.residual_init_scale", SMALL_START),) if starts_large else ()
+        remedy, changes = "learn more slowly", (*_times(run, "lr", 0.2), *_smaller_blocks(run))
     return Seen("warn", f"{LOSS_NAME} {_trend(loss)}", run.last_step, remedy, changes)
 
 
@@ -248,8 +246,7 @@ def no_refinement(run: Run) -> Seen | None:
         return None
     if found.loss[-1] < EQUAL_LOSS * found.loss[0] or found.exact[-1] > found.exact[0] + ACCURACY_SLACK:
         return None
-    starts_large = float(run.arch.get("residual_init_scale") or 0) > SMALL_START
-    small = (_key("arch.residual_init_scale", SMALL_START),) if starts_large else ()
+    small = _smaller_blocks(run)
     remedy = "let blocks begin small" if small else "give each answer more latent updates"
     return Seen("warn", _cycles_told(found), found.step, remedy, small or _times(run, "arch.L_cycles", 2))
 
@@ -303,7 +300,7 @@ def exploding_cycles(run: Run) -> Seen | None:
         return None
     if max(found.norms) <= max(LARGE_GRADIENT, EXPLODING * min(found.norms)):
         return None
-    return Seen("bad", found.told, found.step, "learn more slowly", _times(run, "lr", 0.2))
+    return Seen("bad", found.told, found.step, *_calmer(run))
 
 
 # ---- held-out puzzles ------------------------------------------------------------------------------------
@@ -688,6 +685,17 @@ def _times(run: Run, key: str, factor: float) -> tuple[str, ...]:
     if isinstance(value, int):
         return (_key(key, max(1, round(value * factor))),)
     return (_key(key, float(f"{value * factor:.2g}")),)
+
+
+def _smaller_blocks(run: Run) -> tuple[str, ...]:
+    starts_large = float(run.arch.get("residual_init_scale") or 0) > SMALL_START
+    return (_key("arch.residual_init_scale", SMALL_START),) if starts_large else ()
+
+
+def _calmer(run: Run) -> tuple[str, tuple[str, ...]]:
+    """Say how to bring gradients closer to each other."""
+    small = _smaller_blocks(run)
+    return ("let blocks begin small", small) if small else ("learn more slowly", _times(run, "lr", 0.2))
 
 
 def _plus_one(run: Run, key: str) -> tuple[str, ...]:
