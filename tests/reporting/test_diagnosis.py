@@ -20,8 +20,9 @@ from trm_ray.reporting.numbers.diagnosis import (
     group_findings,
     troubles,
 )
-from trm_ray.reporting.numbers.rules import RULES, Seen
 from trm_ray.reporting.numbers.verdicts import Verdict
+from trm_ray.reporting.rules.seen import Seen
+from trm_ray.reporting.rules.table import RULES
 from trm_ray.reporting.run_log import Run
 
 CONFIG = {

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trm_ray.reporting.numbers.curves import NUMBERS
-from trm_ray.reporting.numbers.rules import RULES, Mark
 from trm_ray.reporting.numbers.statistics import MIN_SEEDS
 from trm_ray.reporting.numbers.verdicts import Verdict
+from trm_ray.reporting.rules.seen import Mark
+from trm_ray.reporting.rules.table import RULES
 from trm_ray.reporting.run_log import Row, Run
 
 NO_DIFFERENCE = "no-difference"
