@@ -254,7 +254,14 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         [a_run({"throughput/exchange_fraction": [0.1, 0.4, 0.4, 0.4], "throughput/num_workers": [4.0] * 4})],
         [a_run({"throughput/exchange_fraction": [0.9, 0.3, 0.3, 0.3], "throughput/num_workers": [4.0] * 4})],
     ),
-    "evaluation-heavy": ([a_run(spent(26, 74))], [a_run(spent(24, 76)), a_run(spent(26, 74), last_step=399)]),
+    "evaluation-heavy": (
+        [a_run(spent(260, 740))],
+        [
+            a_run(spent(240, 760)),
+            a_run(spent(260, 740), last_step=399),  # the first of a run that goes on
+            a_run(spent(100, 100)),  # too little to be worth a word
+        ],
+    ),
 }
 
 
@@ -347,7 +354,7 @@ def test_remedies_are_computed_from_the_runs_own_config() -> None:
     assert changes("no-refinement") == ("arch.L_cycles=6",)
     assert changes("overfitting") == ("generator.train=128", "augment=true", "keep_best=1")
     assert changes("exchange-bound") == ("ray.num_workers=2", "global_batch_size=64")
-    assert changes("evaluation-heavy") == ("eval_interval=200",)  # ⌈4·26/74⌉ = 2 times as rare
+    assert changes("evaluation-heavy") == ("eval_interval=200",)  # ⌈4·260/740⌉ = 2 times as rare
 
 
 def test_a_remedy_of_a_run_without_config_names_no_key_that_it_would_have_to_guess() -> None:

@@ -18,7 +18,7 @@ from trm_ray.reporting.run_log import Run
 
 MAX_DATA_WAIT = 0.1
 MAX_EXCHANGE = 1 / 3
-MAX_EVALUATION = 0.25
+MAX_EVALUATION, LEAST_EVALUATION_S = 0.25, 120.0  # of less than two minutes little can be saved
 
 
 def data_starved(run: Run) -> Seen | None:
@@ -61,9 +61,9 @@ def evaluation_heavy(run: Run) -> Seen | None:
         if tag.startswith("core_seconds/") and tag != "core_seconds/start"
     }
     evaluation, whole = parts["core_seconds/evaluation"], sum(parts.values())
-    if evaluation <= MAX_EVALUATION * whole:
+    if evaluation <= max(MAX_EVALUATION * whole, LEAST_EVALUATION_S):
         return None
-    told = f"{percent(evaluation / whole)} of the CPU seconds are {counted(len(rows), 'evaluation')}"
+    told = f"{counted(len(rows), 'evaluation')} took {evaluation:,.0f} of {whole:,.0f} CPU-s, {percent(evaluation / whole)}"
     rarer = math.ceil(4 * evaluation / max(whole - evaluation, 1e-9))  # leaves a fifth
     changes = times(run, "eval_interval", min(rarer, 100))
     return Seen(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trm_ray.reporting.rules.held_out import past_its_best
 from trm_ray.reporting.rules.learning import converging
 from trm_ray.reporting.rules.seen import (
     ACCURACY_SLACK,
@@ -55,7 +56,12 @@ class _Gradients(NamedTuple):
 def no_refinement(run: Run) -> Seen | None:
     """Look whether the last H-cycle of the first segment is no better than the first."""
     found = _cycles(run, unsolved_too=True)
-    if found is None or found.exact[0] >= SOLVES_ALL or (found.exact.max() >= SOLVES_SOME and _is_reversed(found)):
+    if (
+        found is None
+        or past_its_best(run)
+        or found.exact[0] >= SOLVES_ALL
+        or (found.exact.max() >= SOLVES_SOME and _is_reversed(found))
+    ):
         return None
     if found.loss[-1] < EQUAL_LOSS * found.loss[0] or found.exact[-1] > found.exact[0] + ACCURACY_SLACK:
         return None
