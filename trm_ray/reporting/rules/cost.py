@@ -63,7 +63,8 @@ def evaluation_heavy(run: Run) -> Seen | None:
     evaluation, whole = parts["core_seconds/evaluation"], sum(parts.values())
     if evaluation <= max(MAX_EVALUATION * whole, LEAST_EVALUATION_S):
         return None
-    told = f"{counted(len(rows), 'evaluation')} took {evaluation:,.0f} of {whole:,.0f} CPU-s, {percent(evaluation / whole)}"
+    told = f"{counted(len(rows), 'evaluation')} took {evaluation:,.0f} of {whole:,.0f} CPU-s"
+    told += f", {percent(evaluation / whole)}"
     rarer = math.ceil(4 * evaluation / max(whole - evaluation, 1e-9))  # leaves a fifth
     changes = times(run, "eval_interval", min(rarer, 100))
     return Seen(
