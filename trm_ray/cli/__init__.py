@@ -4,6 +4,7 @@
 from trm_ray.cli import (
     bench,
     checkpoints,
+    diagnose,
     plan,
     predict,
     prepare,
