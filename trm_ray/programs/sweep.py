@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, typed
+from trm_ray.config import Config, ConfigError, SweepConfig, run_dir, to_yaml
 from trm_ray.config.surroundings import LOCAL, cluster_address
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
+from trm_ray.programs.commands import best_command
 from trm_ray.programs.stages import Stage, counted, final_config, stages
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.reporting.terminal import say
-from trm_ray.runs.data import complete, complete_trials, make_missing
+from trm_ray.runs.data import complete_trials, make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
 
@@ -221,21 +221,3 @@ def compare_trials(
     tables = compared.write_tables(report)
     say(console, f"Comparison: {picture or tables[0]}")
     return compared.comparison
-
-
-def best_command(values: dict[str, object]) -> str:
-    """Write the command that trains a run's config, from its scenario and whatever differs from that."""
-    given = {key: value for key, value in values.items() if key != "format_version"}
-    config = complete(Config(**given))
-    task = [f"task={typed(config.task)}"]
-    # Whoever has no task names data and length himself; they must be there for the scenario to load.
-    own = ("data_paths", "max_steps", "epochs") if config.task is None else ()
-    needed = [f"{key}={typed(flat(config)[key])}" for key in own]
-    plain = flat(complete(load_config(config.config_name, [*task, *needed])))
-    skipped = ("config_name", "task", "log_dir")
-    values_now = {key: value for key, value in flat(config).items() if key not in skipped}
-    if config.generator is not None and plain.keys() - flat(config).keys():  # another kind of puzzle than the task's
-        needed, plain = [*needed, "generator=null"], {key: plain[key] for key in plain if "generator" not in key}
-    different = [f"{key}={typed(value)}" for key, value in values_now.items() if plain.get(key, ...) != value]
-    words = ["trm-ray", "train", "--config-name", config.config_name, *task, *needed, *different]
-    return " ".join(map(shlex.quote, words))
