@@ -22,7 +22,7 @@ from trm_ray.storage import as_path, is_remote
 from trm_ray.training.stopping import stops_at_once
 
 # Typer reads the annotations at run time, so what they name must be there.
-_ORDER: tuple[str, ...] = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "replay")
+_ORDER: tuple[str, ...] = ("prepare", "train", "plan", "sweep", "dashboard", "compare", "report", "replay")
 _ORDER += ("evaluate", "predict", "submit", "jobs")
 
 

@@ -32,8 +32,6 @@ MOST_SCENARIOS = 8  # beside each other
 MOST_LOOKED_AT = 128  # puzzles that the shown ones are chosen from
 MOST_CELLS = 300_000  # of all boards of a gallery: about two megabytes of page
 LOOKING_FLOPS = 3e10  # for choosing puzzles: a few seconds of a processor
-# A sweep ends without a gallery that would take a processor minutes; `trm-ray report` has no such limit.
-ASIDE_FLOPS = 1e12
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,9 @@ def _shown(shelf: _Shelf, words: Sequence[str], most_flops: float | None) -> Gal
     info = DatasetInfo.load(shelf.folders[0])  # not all of it is checked, as training does: it would take minutes
     check_kind(info)
     models = {label: load_model(run.folder) for label, run in shelf.runs.items()}
-    if any((model.shape.seq_len, model.shape.vocab_size) != (info.seq_len, info.vocab_size) for model in models.values()):
+    if any(
+        (model.shape.seq_len, model.shape.vocab_size) != (info.seq_len, info.vocab_size) for model in models.values()
+    ):
         raise ValueError(f"{shelf.folders[0]} holds other boards than the models were trained on")
     first = next(iter(models.values()))
     cost = sum(map(_puzzle_flops, models.values()))
@@ -164,7 +164,9 @@ def _solved(
     cycles = {model.H_cycles for model in models.values()}
     told = [*words, _about(shelf, models, leader, len(rows))]
     deepest = max(len(found) for found in by_label.values())
-    return Gallery(shelf.title, tuple(told), tuple(_within(puzzles)), deepest, cycles.pop() if len(cycles) == 1 else None)
+    return Gallery(
+        shelf.title, tuple(told), tuple(_within(puzzles)), deepest, cycles.pop() if len(cycles) == 1 else None
+    )
 
 
 @torch.inference_mode()
@@ -177,13 +179,13 @@ def _answers(model: LoadedModel, rows: Rows, folders: Sequence[Path]) -> np.ndar
 
 
 def _wrong(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return (answers != labels) & (labels != IGNORED_LABEL)
+    return np.logical_and(answers != labels, labels != IGNORED_LABEL)
 
 
 def _solved_at(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Find from which depth on each puzzle (B,) is solved and stays so; D + 1 where it is not at the end."""
-    solved = ~_wrong(answers, labels).any(-1)
-    stays = np.logical_and.accumulate(solved[::-1])[::-1]
+    solved: np.ndarray = ~_wrong(answers, labels).any(-1)
+    stays: np.ndarray = np.logical_and.accumulate(solved[::-1])[::-1]
     return np.where(stays.any(0), stays.argmax(0), len(stays)) + 1
 
 
@@ -204,8 +206,8 @@ def _about(shelf: _Shelf, models: Mapping[str, LoadedModel], leader: str, num_ro
     weights = "averaged weights" if any(model.averaged for model in models.values()) else "weights as they are"
     steps = sorted({model.step for model in models.values()})
     return (
-        f"Of the first {num_rows} held-out puzzles, ordered by how many H-cycles {leader} needs to solve them for good, "
-        f"these stand at equal distances, from the first to the last. Models of seed "
+        f"Of the first {num_rows} held-out puzzles, ordered by how many H-cycles {leader} needs to solve them for "
+        f"good, these stand at equal distances, from the first to the last. Models of seed "
         f"{_listed([*map(str, seeds)])} after {_listed([f'{step:,}' for step in steps])} steps, {weights}."
     )
 

@@ -15,7 +15,7 @@ from trm_ray.config.surroundings import LOCAL, cluster_address
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.programs.commands import best_command
-from trm_ray.programs.stages import Stage, counted, final_config, stages
+from trm_ray.programs.stages import CORE_SECONDS_FILE, SWEEP_FILE, Stage, counted, final_config, stages
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, told_names
 from trm_ray.reporting.terminal import say
 from trm_ray.runs.data import complete_trials, make_missing
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
     from trm_ray.reporting.numbers.summary import Comparison
     from trm_ray.runs.process_times import ProcessTimes
-
-SWEEP_FILE = "sweep.yaml"
-CORE_SECONDS_FILE = "core_seconds.json"
 
 
 @dataclass(frozen=True)
@@ -197,6 +194,8 @@ def compare_trials(
         times: of all processes of the sweep; without it only the trials' own are told.
     """
     from trm_ray.programs.compare import Compared
+    from trm_ray.programs.report import ASIDE_FLOPS, REPORT_FILE, draw, write_report
+    from trm_ray.reporting.aside import aside
     from trm_ray.reporting.numbers.spending import Spending
     from trm_ray.reporting.numbers.tables import show_comparison
     from trm_ray.reporting.run_log import find_runs, is_run
@@ -210,6 +209,7 @@ def compare_trials(
     report = plan.folder / "report"
     report.mkdir(exist_ok=True)
     picture = compared.draw_aside(report)  # first, since it belongs to what the sweep has cost
+    drawn = draw(compared, ASIDE_FLOPS)
     spending = Spending.of(runs)
     if times and cluster_address(plan.runs[0].config.ray.address) == LOCAL:  # another cluster is out of sight
         spending = replace(spending, total=times.total_s, available=times.available_s)
@@ -220,4 +220,7 @@ def compare_trials(
     say(console, f"  {best_command(best.config)}")
     tables = compared.write_tables(report)
     say(console, f"Comparison: {picture or tables[0]}")
+    page = report / REPORT_FILE
+    if aside("no report was written", lambda: write_report(compared, drawn, page, [plan.folder])):
+        say(console, f"Report: {page}")
     return compared.comparison

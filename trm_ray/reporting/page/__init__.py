@@ -1,1 +1,1 @@
-"""The report: one HTML file that says what runs tell about each other, opens from disk and asks nothing of a network."""
+"""The report: one HTML file on what runs tell about each other, which opens from disk and needs no network."""

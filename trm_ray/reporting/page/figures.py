@@ -9,6 +9,7 @@ import io
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import matplotlib
@@ -69,7 +70,9 @@ class Figures:
     costs: list[PageFigure]
 
 
-def draw_figures(runs: Sequence[Run], threshold: float, advance: Callable[[int], None] = lambda amount: None) -> Figures:
+def draw_figures(
+    runs: Sequence[Run], threshold: float, advance: Callable[[int], None] = lambda amount: None
+) -> Figures:
     """Draw runs for the page.
 
     Args:
@@ -160,7 +163,9 @@ def _costs(groups: Sequence[drawn.Styled]) -> Iterator[PageFigure]:
     style.step_axis(axes, "core-seconds a run")
     figure.legend(loc="outside upper left", ncols=4, handlelength=1, columnspacing=1.1, handletextpad=0.5)
     rows: Rows = [("scenario", "part", "core_s", "runs")]
-    rows += [(label, part, round(s, 3), count) for label, spending, count in spent for part, s in spending.parts.items()]
+    rows += [
+        (label, part, round(s, 3), count) for label, spending, count in spent for part, s in spending.parts.items()
+    ]
     yield _figure(figure, "Core-seconds a run", "a bar a scenario, by what they went into", rows)
 
 
@@ -168,7 +173,7 @@ def _legend(groups: Sequence[drawn.Styled]) -> Iterator[Look]:
     for number, (group, look) in enumerate(groups):
         if look.marker:
             figure = Figure(figsize=(0.46, 0.2))
-            line = {"color": look.colour, "linestyle": look.line_style, "marker": look.marker}
+            line: dict[str, Any] = {"color": look.colour, "linestyle": look.line_style, "marker": look.marker}
             figure.add_artist(Line2D([0.05, 0.5, 0.95], [0.5] * 3, markevery=[1], markeredgecolor="white", **line))
             yield Look(group.label + drawn.seed_words(group), _svg(figure, f"look-{number}", ""))
 

@@ -165,7 +165,8 @@ class Puzzle:
 class Gallery:
     """Puzzles of one dataset under several scenarios.
 
-    title: name of the task. num_depths: H-cycles of the deepest. num_cycles: H-cycles a segment; None where they differ.
+    title: name of the task.
+    num_depths, num_cycles: H-cycles of the deepest, and a segment; None where they differ.
     words: how runs and puzzles were chosen, and what is missing.
     """
 

@@ -121,7 +121,11 @@ def render(report: Report, date: str) -> str:
         date: on which it is written.
     """
     environment = Environment(
-        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     script = (_FOLDER / _SCRIPT).read_text(encoding="utf-8")
     # The one script that a browser may run here: whatever a run is called, its name stays text.

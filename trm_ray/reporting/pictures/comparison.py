@@ -104,7 +104,7 @@ def draw_lines(
     if not any(band.num_seeds for _, _, band in bands):
         style.say(axes, _why_none([run for group, _ in groups for run in group.runs]))
         return
-    divisor, unit = time_unit(bands) if over_time else (1.0, "")
+    divisor, unit = _time_unit(bands) if over_time else (1.0, "")
     for group, look, band in bands:
         _draw_band(axes, band, band.wall_s / divisor if over_time else band.steps, look)
         _mark_early_stops(axes, group, read, look, divisor if over_time else None)
@@ -288,6 +288,7 @@ def _handle(look: LineLook) -> Line2D:
 
 
 def seed_words(group: Group) -> str:
+    """Say how many seeds there are, in brackets behind the label; nothing of one."""
     return f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
 
 
@@ -300,7 +301,7 @@ def _why_none(runs: Sequence[Run]) -> str:
     return f"No run has been evaluated yet.{due}"
 
 
-def time_unit(bands: Sequence[tuple[Group, LineLook, Band]]) -> tuple[float, str]:
+def _time_unit(bands: Sequence[tuple[Group, LineLook, Band]]) -> tuple[float, str]:
     longest = max(float(np.nanmax(band.wall_s)) for _, _, band in bands if band.num_seeds)
     return (3600.0, "h") if longest > 3 * 3600 else (60.0, "min") if longest > 3600 else (1.0, "s")
 
@@ -310,6 +311,7 @@ def _duration(seconds: float) -> str:
 
 
 def shortened(label: str, most: int) -> str:
+    """Cut what is longer than `most` characters."""
     return label if len(label) <= most else label[: most - 1].rstrip(" ·.=") + "…"
 
 
