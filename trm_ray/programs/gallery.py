@@ -184,8 +184,8 @@ def _wrong(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _solved_at(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Find from which depth on each puzzle (B,) is solved and stays so; D + 1 where it is not at the end."""
-    solved: np.ndarray = ~_wrong(answers, labels).any(-1)
-    stays: np.ndarray = np.logical_and.accumulate(solved[::-1])[::-1]
+    solved = np.asarray(~_wrong(answers, labels).any(-1))
+    stays = np.logical_and.accumulate(solved[::-1])[::-1]
     return np.where(stays.any(0), stays.argmax(0), len(stays)) + 1
 
 

@@ -9,6 +9,7 @@ import io
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
@@ -66,7 +67,6 @@ class Figures:
 
     legend: list[Look]
     curves: list[PageFigure]
-    depths: list[PageFigure]
     costs: list[PageFigure]
 
 
@@ -82,15 +82,15 @@ def draw_figures(
     with style.styled(), matplotlib.rc_context(_SVG):
         groups = drawn.coloured(group_runs(runs), runs)
 
-        def all_of(figures: Iterator[PageFigure]) -> list[PageFigure]:
+        def all_of(figures: Iterable[PageFigure]) -> list[PageFigure]:
             found = []
             for figure in figures:
                 found.append(figure)
                 advance(1)
             return found
 
-        curves, depths = all_of(_curves(groups, threshold)), all_of(_depths(groups))
-        return Figures(list(_legend(groups)), curves, depths, all_of(_costs(groups)))
+        curves = all_of(chain(_curves(groups, threshold), _depths(groups)))
+        return Figures(list(_legend(groups)), curves, all_of(_costs(groups)))
 
 
 NUM_FIGURES = 9  # at most, for a bar of progress
