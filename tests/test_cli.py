@@ -68,7 +68,7 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 def test_the_promised_commands_exist():
     promised = {"prepare", "train", "sweep", "evaluate", "predict", "dashboard", "compare", "bench", "selftest", "plan"}
-    promised |= {"import-checkpoint", "export-checkpoint", "submit", "jobs", "grafana", "replay"}
+    promised |= {"import-checkpoint", "export-checkpoint", "submit", "jobs", "grafana", "replay", "diagnose"}
     assert {words[0] for words in commands()} == promised
 
 

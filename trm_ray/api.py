@@ -166,6 +166,26 @@ def compare(*places: str | os.PathLike[str], threshold: float = 0.5, baseline: s
     return json.loads(comparison_json(compared.comparison))
 
 
+def diagnose(*places: str | os.PathLike[str], baseline: str = "baseline") -> dict[str, Any]:
+    """Say what is wrong with runs, why it is thought so, and what to try.
+
+    Args:
+        places: folders or URLs of runs, or of sweeps.
+        baseline: scenario that the others are compared with, where there are several seeds of both.
+
+    Returns:
+        What `trm-ray diagnose --json` prints: `runs`, each with its `findings`, and those of scenarios in `groups`.
+
+    Raises:
+        ValueError: a place does not exist, or holds no run.
+    """
+    from trm_ray.programs.diagnose import diagnose as diagnose_runs
+    from trm_ray.reporting.numbers.json_text import json_text
+    from trm_ray.storage import as_path
+
+    return json.loads(json_text(diagnose_runs([as_path(place) for place in places], baseline).content()))
+
+
 @stops_at_once()
 @_left_as_found()
 def report(*places: str | os.PathLike[str], output: str | os.PathLike[str] = "report.html", **options: Any) -> Path:

@@ -127,7 +127,7 @@ def test_panels_without_data_say_why(make_run: MakeRun, healthy_rows: Rows) -> N
     assert "compute_gradient_stats is off" in words(panel(figure, "Gradient norm of each"))
     for title in ("Refinement", "Solved by depth and step", "Solved by depth"):
         assert "the first is due at step 100" in words(panel(figure, title))
-    assert "no evaluation yet: eval_interval=100" in words(panel(figure, "Summary"))
+    assert "no evaluation yet: the first is due at step 100" in words(panel(figure, "Summary"))
 
 
 def test_a_run_of_a_release_without_depths_says_how_to_measure_them(make_run: MakeRun, healthy_rows: Rows) -> None:

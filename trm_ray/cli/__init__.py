@@ -1,5 +1,17 @@
 """The `trm-ray` command: parse, call one function, tell errors in one line. Heavy modules are imported late."""
 
 # Each adds its commands to the app.
-from trm_ray.cli import bench, checkpoints, plan, predict, prepare, replay, results, selftest, submit, training
+from trm_ray.cli import (
+    bench,
+    checkpoints,
+    diagnose,
+    plan,
+    predict,
+    prepare,
+    replay,
+    results,
+    selftest,
+    submit,
+    training,
+)
 from trm_ray.cli.common import app

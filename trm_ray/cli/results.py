@@ -92,7 +92,8 @@ def dashboard(
 
     Example: `trm-ray dashboard runs/deep_supervision_linear --save dashboard.png`
     """
-    from trm_ray.reporting.numbers.diagnosis import health_marks
+    from trm_ray.reporting.marks import show_marks
+    from trm_ray.reporting.numbers.diagnosis import findings
     from trm_ray.reporting.pictures.dashboard import save_dashboard
     from trm_ray.reporting.pictures.style import format_of
     from trm_ray.reporting.run_log import read_run
@@ -100,9 +101,7 @@ def dashboard(
     picture = save or run / "report" / "dashboard.png"
     format_of(picture)
     found, console = read_run(run), Console()
-    colours = {"ok": "green", "warn": "yellow", "bad": "red"}
-    for mark in health_marks(found):
-        say(console, (f"{mark.mark:>4}", colours[mark.mark]), f"  {mark.text}")
+    show_marks(console, findings(found))
     say(console, f"Wrote {save_dashboard(found, picture)}")
 
 

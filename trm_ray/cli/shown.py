@@ -48,6 +48,7 @@ class Shown(Watch):
 
     def following(self, plan: RunPlan, first_step: int) -> RunDisplay:
         """Print steps and evaluations as they come."""
+        config = plan.config.model_dump(mode="json")
         cycles, schedule = plan.config.arch.H_cycles, plan.config.deep_supervision_schedule
         steps = {"first_step": first_step, "num_steps": plan.num_steps}
-        return RunDisplay(plan.folder, self.console, num_cycles=cycles, schedule=schedule, **steps)
+        return RunDisplay(plan.folder, self.console, config=config, num_cycles=cycles, schedule=schedule, **steps)

@@ -82,10 +82,17 @@ def compare(places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseli
     Raises:
         ValueError: a path does not exist, or there is no run.
     """
+    return compare_found(find_runs(places), places, threshold, baseline)
+
+
+def compare_found(
+    found: Sequence[Run], places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE
+) -> Compared:
+    """Compare runs that were found at or below some paths, as `compare` does."""
     by_sweep: dict[Path, list[Run]] = {}
-    for run in find_runs(places):  # one that is named itself is asked for, whichever stage it is of
+    for run in found:  # one that is named itself is asked for, whichever stage it is of
         by_sweep.setdefault(run.folder if run.folder in places else run.folder.parent, []).append(run)
-    runs = [run for folder, found in by_sweep.items() for run in counted(found, folder)]
+    runs = [run for folder, of_it in by_sweep.items() for run in counted(of_it, folder)]
     is_held = functools.cache(lambda folder: holder(folder) is not None)
     # A sweep holds its own folder, not those of its trials.
     return Compared.of(runs, threshold, baseline, lambda run: is_held(run) or is_held(run.parent))

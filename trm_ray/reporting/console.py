@@ -6,10 +6,11 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -17,7 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from trm_ray.reporting.run_log import METRICS_FILE, Row, evaluation_line, step_line, supervision_line, with_nan
+from trm_ray.reporting.marks import HEADING, show_marks
+from trm_ray.reporting.numbers.diagnosis import Onlooker
+from trm_ray.reporting.run_log import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    Row,
+    evaluation_line,
+    read_mapping,
+    step_line,
+    supervision_line,
+    with_nan,
+)
 from trm_ray.reporting.terminal import as_it_is, fitted, say, show
 from trm_ray.storage import is_remote, read_part
 
@@ -42,17 +54,27 @@ def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
 
 
 class RunDisplay:
-    """Print a run's rows as they appear in its folder, over a progress bar on a terminal.
+    """Print a run's rows as they appear in its folder, and what is wrong with it, over a progress bar on a terminal.
 
     Args:
+        config: of the run, as its config.yaml has it.
         first_step: the step that the run goes on from; earlier rows have been seen.
     """
 
     def __init__(
-        self, folder: Path, console: Console, *, num_cycles: int, schedule: str, first_step: int, num_steps: int
+        self,
+        folder: Path,
+        console: Console,
+        *,
+        config: Mapping[str, Any],
+        num_cycles: int,
+        schedule: str,
+        first_step: int,
+        num_steps: int,
     ):
         self._path, self._console, self._seen, self._offset = folder / METRICS_FILE, console, first_step, 0
-        self._num_cycles, self._schedule = num_cycles, schedule
+        self._num_cycles, self._schedule, self._first_step = num_cycles, schedule, first_step
+        self._onlooker = Onlooker(config, num_steps)
         self._num_workers: float | None = None
         bar = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
         self._progress = Progress(*bar, console=console, transient=True, disable=not console.is_terminal)
@@ -85,11 +107,15 @@ class RunDisplay:
     def _show(self) -> None:
         with suppress(OSError):  # what the storage withholds now is shown later; whoever writes there tells
             rows, self._offset = read_new_rows(self._path, self._offset)
-            for row in (row for row in rows if row["step"] > self._seen):
-                self._seen = int(row["step"])
-                for line in self._lines(row):
-                    say(self._console, line)
-                self._progress.update(self._task, completed=self._seen)
+            for row in rows:
+                found = self._onlooker.see(row)
+                if row["step"] > self._seen:
+                    self._seen = int(row["step"])
+                    for line in self._lines(row):
+                        say(self._console, line)
+                    self._progress.update(self._task, completed=self._seen)
+                if row["step"] > self._first_step:
+                    show_marks(self._console, found, indent=5, with_docs=True)
             self._tell_workers(rows)
 
     def _tell_workers(self, rows: list[Row]) -> None:
@@ -103,7 +129,7 @@ class RunDisplay:
         self._num_workers = now
 
     def _lines(self, row: Row) -> Iterator[str]:
-        if "train/total_loss" in row:
+        if "train/act_loss" in row:  # and not only what was not finite
             yield step_line(row)
             if (weight := row["train/curriculum_weight"]) > 0:
                 yield supervision_line(self._num_cycles, weight, self._schedule)
@@ -121,18 +147,36 @@ class _Trial:
     loss: float | None = None
     exact: float | None = None
     next_look: float = 0.0
+    onlooker: Onlooker | None = None
 
-    def refresh(self) -> None:
+    @property
+    def marks(self) -> str:
+        """What is wrong with it, by its names."""
+        return ", ".join(finding.id for finding in self.onlooker.found) if self.onlooker else ""
+
+    def refresh(self, *, at_once: bool = False) -> None:
         """Read what the trial has logged since the last look."""
-        if is_remote(self.folder):
+        if is_remote(self.folder) and not at_once:
             if time.monotonic() < self.next_look:
                 return
             self.next_look = time.monotonic() + _REFRESH_REMOTE_S
         with suppress(OSError):  # as `RunDisplay`
             rows, self.offset = read_new_rows(self.folder / METRICS_FILE, self.offset)
+            onlooker = self.onlooker or Onlooker(_config_in(self.folder), self.num_steps)
             for row in rows:
+                onlooker.see(row)
                 self.step = int(row["step"])
                 self.loss, self.exact = row.get("eval/loss", self.loss), row.get("eval/exact_accuracy", self.exact)
+
+            self.onlooker = onlooker if rows else self.onlooker
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
+    """Read a run's config; what needs it is not judged where it is damaged."""
+    try:
+        return read_mapping(folder / CONFIG_FILE)
+    except ValueError:
+        return {}
 
 
 class SweepDisplay:
@@ -181,8 +225,11 @@ class SweepDisplay:
 
     def ended(self, name: str, state: str) -> None:
         """Note that a trial is over: finished, stopped early, or failed."""
-        self._trials[name].state = state
-        self._say(name, state)
+        trial = self._trials[name]
+        trial.state = state
+        if not self._console.is_terminal:
+            trial.refresh(at_once=True)
+        self._say(name, f"{state}  ({trial.marks})" if trial.marks else state)
 
     def _say(self, name: str, text: str) -> None:
         if not self._console.is_terminal:
@@ -195,10 +242,15 @@ class SweepDisplay:
         table.add_column("state", no_wrap=True)
         for heading in ("step", "eval loss", "exact"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for name, trial in self._trials.items():
+        for trial in self._trials.values():
             trial.refresh()
+        if any(trial.marks for trial in self._trials.values()):
+            table.add_column(HEADING, overflow="fold")
+        for name, trial in self._trials.items():
             loss = "–" if trial.loss is None else f"{trial.loss:.4f}"
             exact = "–" if trial.exact is None else f"{100 * trial.exact:.1f} %"
-            cells = (name, trial.state, f"{trial.step} / {trial.num_steps}", loss, exact)
+            cells = (name, trial.state, f"{trial.step} / {trial.num_steps}", loss, exact, trial.marks)[
+                : len(table.columns)
+            ]
             table.add_row(*(Text(as_it_is(cell)) for cell in cells))
         return table

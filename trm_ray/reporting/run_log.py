@@ -355,7 +355,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         name=folder.resolve().name,
-        config=_read_mapping(folder / CONFIG_FILE),
+        config=read_mapping(folder / CONFIG_FILE),
         rows=tuple(with_nan(rows[step]) for step in sorted(rows)),
         finished=is_whole(folder / FINAL_FOLDER, FINAL_MARK),
         environment=_read_environment(folder / ENVIRONMENT_FILE),
@@ -473,7 +473,12 @@ def with_nan(row: Mapping[str, float | None]) -> Row:
     return {key: math.nan if value is None else value for key, value in row.items()}
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys, such as a run's config.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, *UNREADABLE) as error:

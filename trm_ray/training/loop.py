@@ -26,6 +26,7 @@ from trm_ray.training.clock import Clock, CoreSeconds
 from trm_ray.training.evaluation import HeldOut, evaluate
 from trm_ray.training.flops import train_flops
 from trm_ray.training.metrics import gpu_row, train_row
+from trm_ray.training.optim import NonFiniteError
 from trm_ray.training.session import Depths, Session
 from trm_ray.training.state import Recipe, TokenShape, TrainState, build_recipe
 from trm_ray.training.step import gradient_stats, train_step
@@ -136,10 +137,20 @@ class _Run:
     def _due(self) -> Due:
         due = Due.after(self.state.step, self.recipe.total_steps, self.config)
         if due.log or due.evaluate or self.session.device.type == "cpu":  # a GPU would be waited for
-            self.state.guard.check()
+            self._check_finite()
         if self.state.stop_votes.carried():
             self._save_and_stop()
         return due
+
+    def _check_finite(self) -> None:
+        """Raise if a step was not finite; its row is the last of the log."""
+        try:
+            self.state.guard.check()
+        except NonFiniteError as error:
+            tags = {"total_loss": "train/total_loss", "grad_norm": "train/grad_norm", "lr": "train/learning_rate"}
+            row = {tag: error.values[name] for name, tag in tags.items()}
+            self.session.log(int(error.values["step"]), self.state.wall_s, row, None)
+            raise
 
     def evaluate(self) -> HeldOut:
         """Measure the run on held-out puzzles; save and stop if a worker is asked to meanwhile."""
@@ -196,7 +207,7 @@ class _Run:
 
     def _save_and_stop(self) -> NoReturn:
         """Save a step before anything that is due at it is done; a resume does it first."""
-        self.state.guard.check()
+        self._check_finite()
         self._count_time()
         self.save(checkpoint_name(self.state.step))
         self.store.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -139,7 +139,15 @@ class AveragedWeights:
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient norm became NaN or infinite; no weight has taken part in that update."""
+    """A loss or gradient norm became NaN or infinite; no weight has taken part in that update.
+
+    Args:
+        values: what was watched, by name, at the `step` where it happened.
+    """
+
+    def __init__(self, message: str, values: Mapping[str, float] | None = None):
+        super().__init__(message)
+        self.values = dict(values or {})
 
 
 class FiniteGuard:
@@ -169,5 +177,6 @@ class FiniteGuard:
         values = ", ".join(f"{name}={value:{'.0f' if name == 'step' else '.4g'}}" for name, value in parts.items())
         raise NonFiniteError(
             f"the loss or the gradient norm is not finite: {values}. That update was not made and the last checkpoint "
-            "stands; try a lower lr, a lower deep_supervision_weight or curriculum_enabled=true"
+            "stands; try a lower lr, a lower deep_supervision_weight or curriculum_enabled=true",
+            parts,
         )

@@ -18,7 +18,7 @@ from trm_ray.reporting.numbers.words import notes, sentences
 from trm_ray.reporting.page import sheets
 from trm_ray.reporting.page.figures import Figures
 from trm_ray.reporting.page.gallery import Gallery
-from trm_ray.reporting.page.sheets import Sheet
+from trm_ray.reporting.page.sheets import Diagnosis, Sheet
 from trm_ray.reporting.run_log import Run
 
 _FOLDER = Path(__file__).parent
@@ -48,7 +48,7 @@ class Report:
     galleries: Sequence[Gallery]
     spending: str
     costs: Sheet | None
-    diagnosis: Sheet | None
+    diagnosis: Diagnosis
     baseline: str
     differences: Sheet | None
     config: str
@@ -86,7 +86,7 @@ class Report:
             galleries=galleries,
             spending=comparison.spending.told(),
             costs=sheets.cost_sheet(comparison.spending),
-            diagnosis=sheets.diagnosis_sheet(groups),
+            diagnosis=sheets.diagnosis(groups, comparison.verdicts),
             baseline=baseline.label,
             differences=sheets.difference_sheet(groups, baseline),
             config=config,

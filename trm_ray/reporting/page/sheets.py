@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trm_ray.reporting.numbers.diagnosis import health_marks
+from trm_ray.reporting.numbers.diagnosis import findings, group_findings
 from trm_ray.reporting.numbers.groups import Group, differences
 from trm_ray.reporting.numbers.spending import PART_WORDS, Spending
 from trm_ray.reporting.numbers.summary import Comparison
@@ -16,9 +16,9 @@ from trm_ray.reporting.numbers.tables import Cells, ranking_cells, unfinished_ce
 from trm_ray.reporting.numbers.verdicts import Verdict
 
 # Columns that are sorted as words; all others are numbers.
-_WORDS = {"Scenario", "State", "Behind (points)", "Number", "At equal", "Claim", "Key", "Diagnosis", "Part", "Value"}
-_WORDS |= {"Mark", "Runs", "Here", "Baseline"}
-_SIGNS: dict[str, str] = {"ok": "✓ ok", "warn": "! warn", "bad": "✗ bad"}
+_WORDS = {"Scenario", "State", "Behind (points)", "Number", "At equal", "Claim", "Key", "Part", "Value"}
+_WORDS |= {"Mark", "Runs", "Here", "Baseline", "Finding", "Evidence", "Try"}
+_SIGNS: dict[str, str] = {"bad": "✗ bad", "warn": "! warn", "ok": "✓ ok"}
 _NUMBERS = {
     "exact_accuracy": "exact accuracy, points",
     "anytime_accuracy": "anytime accuracy, points",
@@ -103,17 +103,35 @@ def cost_sheet(spending: Spending) -> Sheet | None:
 # ---- the runs --------------------------------------------------------------------------------------------
 
 
-def diagnosis_sheet(groups: Iterable[Group]) -> Sheet | None:
-    """Write what each run's health checks have to say, what is not well first."""
-    found = [
-        [group.label, str(run.seed), _SIGNS[mark.mark], mark.text]
-        for group in groups
-        for run in group.runs
-        for mark in health_marks(run)
-    ]
-    order = list(reversed(_SIGNS.values()))
-    rows = sorted(found, key=lambda row: order.index(row[2]))
-    return Sheet.of("Diagnosis of each run", (["Scenario", "Seed", "Mark", "Diagnosis"], rows))
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is to be looked at, what it means by the id of each finding, and what is well."""
+
+    words: str
+    troubles: Sheet | None
+    meanings: dict[str, str]
+    well: Sheet | None
+
+
+def diagnosis(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> Diagnosis:
+    """Judge every run, and the scenarios against the baseline."""
+    of_groups = group_findings(verdicts)
+    found = [(group.label, "all", one) for group in groups for one in of_groups.get(group.label, ())]
+    runs = [(group.label, run) for group in groups for run in group.runs]
+    found += [(label, str(run.seed), one) for label, run in runs for one in findings(run)]
+    bad_first = sorted(found, key=lambda entry: list(_SIGNS).index(entry[2].mark))
+    troubled = [entry for entry in bad_first if entry[2].is_trouble]
+    named = {(label, seed) for label, seed, _ in troubled if seed != "all"}
+    words = f"{len(named)} of {len(runs)} runs have something to look at." if named else "All runs are well."
+    headings = ["Scenario", "Seed", "Mark", "Finding", "Evidence", "Try"]
+    rows = [[label, seed, _SIGNS[one.mark], one.id, one.evidence, one.advice] for label, seed, one in troubled]
+    well = [[label, seed, one.id, one.evidence] for label, seed, one in found if not one.is_trouble]
+    return Diagnosis(
+        words,
+        Sheet.of("What to look at", (headings, rows)),
+        {one.id: one.meaning for _, _, one in troubled},
+        Sheet.of("What is well", (["Scenario", "Seed", "Finding", "Evidence"], well)),
+    )
 
 
 def difference_sheet(groups: Sequence[Group], baseline: Group) -> Sheet | None:

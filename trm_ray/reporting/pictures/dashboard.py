@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from trm_ray.reporting.numbers.diagnosis import health_marks
+from trm_ray.reporting.numbers.diagnosis import findings
 from trm_ray.reporting.numbers.groups import scenario_name
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.pictures.style import INK, MUTED
@@ -25,7 +25,7 @@ from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, TRAIN_C
 GRADIENT_NORM = "train/gradients/step_{i}_grad_norm_"
 MAX_DEPTH_LINES = 5  # evaluations whose curves are drawn
 SMOOTH_FROM = 40  # fewer points are drawn as they are
-SUMMARY_CHARACTERS = 51  # a line of the summary panel
+SUMMARY_CHARACTERS, SUMMARY_HEIGHT = 51, 225  # of a line of the summary panel, and of all of them in points
 MAX_NUMBERS, MAX_FLAT_NUMBERS = 16, 6  # bars that get a number, and that have room for one lying flat
 
 PERCENT = PercentFormatter(1.0, decimals=0, symbol=" %")
@@ -236,6 +236,9 @@ def draw_summary(axes: Axes, run: Run) -> None:
     height = -18.0  # in points from the top of the panel: the line under the title is free here
     for text, sign, colour in _summary_lines(run):
         wrapped = textwrap.wrap(text, SUMMARY_CHARACTERS) or [""]
+        if height + 12.5 * len(wrapped) > SUMMARY_HEIGHT:
+            _write_line(axes, "… and more: trm-ray diagnose", "", INK, height)
+            break
         for number, line in enumerate(wrapped):
             _write_line(axes, line, sign if number == 0 else "", colour, height)
             height += 12.5
@@ -411,7 +414,8 @@ def _summary_lines(run: Run) -> list[tuple[str, str, str]]:
     state = "finished" if run.finished else "not finished"
     progress = f"step {run.last_step:,}{planned} · {run.wall_s:,.0f} s · {state}"
     lines = [(text, "", INK) for text in (progress, *_result_words(run), " ")]
-    return lines + [(text, style.MARK_SIGNS[mark], style.MARK_COLOURS[mark]) for mark, text in health_marks(run)]
+    found = [(one.line, style.MARK_SIGNS[one.mark], style.MARK_COLOURS[one.mark]) for one in findings(run)]
+    return lines + found
 
 
 def _tail(text: str, most: int) -> str:
@@ -421,7 +425,7 @@ def _tail(text: str, most: int) -> str:
 def _result_words(run: Run) -> list[str]:
     loss, exact = run.series("eval/loss"), run.series("eval/exact_accuracy")
     if not len(loss.steps) or not len(exact.steps):
-        return []
+        return [f"no evaluation yet: the first is due at step {run.config.get('eval_interval', '?')}"]
     best = int(np.nanargmax(exact.values)) if np.isfinite(exact.values).any() else 0
     return [
         f"held-out loss {loss.values[-1]:.4f}, exact accuracy {100 * exact.values[-1]:.1f} %",
