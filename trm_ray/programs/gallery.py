@@ -101,7 +101,7 @@ def _shown(shelf: _Shelf, words: Sequence[str], most_flops: float | None) -> Gal
     if not shelf.folders:
         raise ValueError("nothing here tells which puzzles the runs are of")
     if missing := [folder for folder in shelf.folders if not (folder / "dataset.json").is_file()]:
-        raise ValueError(f"the held-out puzzles are not in {missing[0]}")
+        raise ValueError(f"the held-out puzzles are not in {missing[0]}; write the report where the runs were started")
     info = DatasetInfo.load(shelf.folders[0])  # not all of it is checked, as training does: it would take minutes
     check_kind(info)
     models = {label: load_model(run.folder) for label, run in shelf.runs.items()}
@@ -149,8 +149,8 @@ def _solved(
     """Choose puzzles by the first model, let the others solve the same, and lay all of it out."""
     leader = next(iter(models))
     answers = _answers(models[leader], rows, shelf.folders)
-    needed = _solved_at(answers, rows.labels)
-    chosen = _spread(needed, min(NUM_PUZZLES, len(rows)))
+    needed = solved_at(answers, rows.labels)
+    chosen = spread_out(needed, min(NUM_PUZZLES, len(rows)))
     by_label = {leader: answers[:, chosen]}
     advance(1)
     for label, model in list(models.items())[1:]:
@@ -182,14 +182,14 @@ def _wrong(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.logical_and(answers != labels, labels != IGNORED_LABEL)
 
 
-def _solved_at(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def solved_at(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Find from which depth on each puzzle (B,) is solved and stays so; D + 1 where it is not at the end."""
     solved = np.asarray(~_wrong(answers, labels).any(-1))
     stays = np.logical_and.accumulate(solved[::-1])[::-1]
     return np.where(stays.any(0), stays.argmax(0), len(stays)) + 1
 
 
-def _spread(needed: np.ndarray, number: int) -> np.ndarray:
+def spread_out(needed: np.ndarray, number: int) -> np.ndarray:
     """Choose puzzles at equal distances, from those that are solved first to those that are not."""
     order = np.argsort(needed, kind="stable")
     return order[np.linspace(0, len(order) - 1, number).round().astype(int)]

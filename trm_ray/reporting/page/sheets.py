@@ -17,7 +17,7 @@ from trm_ray.reporting.numbers.verdicts import Verdict
 
 # Columns that are sorted as words; all others are numbers.
 _WORDS = {"Scenario", "State", "Behind (points)", "Number", "At equal", "Claim", "Key", "Part", "Value"}
-_WORDS |= {"Mark", "Runs", "Here", "Baseline", "Finding", "Evidence", "Try"}
+_WORDS |= {"Mark", "Runs", "Here", "Baseline", "Finding", "Evidence", "Evidence of the first", "Try"}
 _SIGNS: dict[str, str] = {"bad": "✗ bad", "warn": "! warn", "ok": "✓ ok"}
 _NUMBERS = {
     "exact_accuracy": "exact accuracy, points",
@@ -125,12 +125,16 @@ def diagnosis(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> Diagnosis
     words = f"{len(named)} of {len(runs)} runs have something to look at." if named else "All runs are well."
     headings = ["Scenario", "Seed", "Mark", "Finding", "Evidence", "Try"]
     rows = [[label, seed, _SIGNS[one.mark], one.id, one.evidence, one.advice] for label, seed, one in troubled]
-    well = [[label, seed, one.id, one.evidence] for label, seed, one in found if not one.is_trouble]
+    well: dict[tuple[str, str], list[str]] = {}
+    for label, _, one in found:
+        if not one.is_trouble:
+            well.setdefault((label, one.id), []).append(one.evidence)
+    counted = [[label, id, str(len(seen)), seen[0]] for (label, id), seen in well.items()]
     return Diagnosis(
         words,
         Sheet.of("What to look at", (headings, rows)),
         {one.id: one.meaning for _, _, one in troubled},
-        Sheet.of("What is well", (["Scenario", "Seed", "Finding", "Evidence"], well)),
+        Sheet.of("What is well", (["Scenario", "Finding", "Number of runs", "Evidence of the first"], counted)),
     )
 
 
