@@ -80,11 +80,13 @@ def test_the_slider_moves_all_boards_by_depth(opened: Browser):
 
 
 def test_a_wrong_cell_is_red_and_underlined_and_a_given_one_bold(opened: Browser):
-    [wrong, *_] = all_of(opened, ".stage.now .wrong")
+    [wrong, *_] = opened.find_elements(By.CSS_SELECTOR, ".stage.now .wrong")
     red, green, blue = map(int, re.findall(r"\d+", wrong.value_of_css_property("fill"))[:3])
     assert red > 2 * max(green, blue)
-    assert all_of(opened, ".stage.now .underline")
-    assert {one.value_of_css_property("font-weight") for one in all_of(opened, ".stage.now .given")} == {"700"}
+    assert opened.find_elements(By.CSS_SELECTOR, ".stage.now .underline")
+    assert {
+        one.value_of_css_property("font-weight") for one in opened.find_elements(By.CSS_SELECTOR, ".stage.now .given")
+    } == {"700"}
 
 
 # ---- tables
