@@ -167,6 +167,13 @@ def test_a_baseline_that_nobody_is_of_is_refused(make_run: MakeRun, healthy_rows
         report([tmp_path], tmp_path / "report.html", baseline="lienar", gallery=False)
 
 
+def test_a_report_of_object_storage_is_written_there(make_run: MakeRun, healthy_rows: Rows, bucket: Path):
+    for file in make_run(healthy_rows(last_step=100)).folder.glob("*.*"):
+        (bucket / "runs" / "run" / file.name).write_bytes(file.read_bytes())
+    page = report([bucket / "runs"], bucket / "report.html", gallery=False)
+    assert "sudoku6" in Page(page.read_text(encoding="utf-8")).text
+
+
 # ---- boards
 
 

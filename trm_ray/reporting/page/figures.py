@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 
 from trm_ray.reporting.numbers.depth import exact_by_depth
 from trm_ray.reporting.numbers.groups import group_runs, spread_over_seeds
-from trm_ray.reporting.numbers.spending import Spending
+from trm_ray.reporting.numbers.spending import PART_WORDS, Spending
 from trm_ray.reporting.numbers.summary import reach
 from trm_ray.reporting.pictures import comparison as drawn
 from trm_ray.reporting.pictures import style
@@ -30,7 +30,16 @@ from trm_ray.reporting.run_log import Run
 SIZE_IN = (5.0, 3.4)  # at 360 pixels, on a phone, letters are still as large as they are on paper
 _SVG = {"svg.fonttype": "none", "savefig.transparent": True}
 _SPACE, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-_PART_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999933", "#882255", "#9A9A9A")
+# By what seconds went into; a part that is not named is grey.
+_PART_COLOURS = {
+    "steps": "#0072B2",
+    "evaluation": "#E69F00",
+    "start": "#009E73",
+    "gradient_stats": "#CC79A7",
+    "data": "#D55E00",
+    "checkpoints": "#56B4E9",
+}
+_OTHER_COLOUR = "#9A9A9A"
 
 Rows = list[Sequence[object]]  # the first one has the headings
 
@@ -148,14 +157,22 @@ def _depths(groups: Sequence[drawn.Styled]) -> Iterator[PageFigure]:
 def _costs(groups: Sequence[drawn.Styled]) -> Iterator[PageFigure]:
     """Draw a bar a scenario: core-seconds a run, by what they went into."""
     spent = [(group.label, Spending.of(group.runs), len(group.runs)) for group, _ in groups]
-    parts = list(dict.fromkeys(part for _, spending, _ in spent for part in spending.parts))
+    found = {part for _, spending, _ in spent for part in spending.parts}
+    parts = [part for part in (*_PART_COLOURS, *sorted(found - _PART_COLOURS.keys())) if part in found]
     if not parts:
         return
     figure, axes = _panel(0.9 + 0.34 * len(spent))
     starts = [0.0] * len(spent)
-    for part, colour in zip(parts, _PART_COLOURS, strict=False):
+    for part in parts:
         lengths = [spending.parts.get(part, 0.0) / count for _, spending, count in spent]
-        axes.barh(range(len(spent)), lengths, left=starts, height=0.62, color=colour, label=part.replace("_", " "))
+        axes.barh(
+            range(len(spent)),
+            lengths,
+            left=starts,
+            height=0.62,
+            color=_PART_COLOURS.get(part, _OTHER_COLOUR),
+            label=PART_WORDS.get(part, part),
+        )
         starts = [start + length for start, length in zip(starts, lengths, strict=True)]
     axes.set_yticks(range(len(spent)), [drawn.shortened(label, 24) for label, _, _ in spent])
     axes.invert_yaxis()

@@ -48,7 +48,8 @@ class Drawing:
     def paths(self) -> list[Path]:
         """Draw fills, then lines, then what marks wrong cells."""
         board, fills = self.board, FILLS.get(self.board.kind, {})
-        found = [Path("", fill, _cells(board.symbols == symbol)) for symbol, fill in fills.items()]
+        found = [Path("", "#FFFFFF", _cells(board.symbols != ""))] if fills else []  # in the dark, too
+        found += [Path("", fill, _cells(board.symbols == symbol)) for symbol, fill in fills.items()]
         found += [Path("thin", "", self._lines(1, 1))]
         found += [Path("thick", "", self._lines(*(board.box or board.symbols.shape)))]
         if fills:  # a cross, on a light ground so that it is seen on any colour
