@@ -68,7 +68,8 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 def test_the_promised_commands_exist():
     promised = {"prepare", "train", "sweep", "evaluate", "predict", "dashboard", "compare", "bench", "selftest", "plan"}
-    promised |= {"import-checkpoint", "export-checkpoint", "submit", "jobs", "grafana", "replay", "schedule", "diagnose"}
+    promised |= {"import-checkpoint", "export-checkpoint", "submit", "jobs", "grafana", "replay", "schedule"}
+    promised |= {"diagnose", "report"}
     assert {words[0] for words in commands()} == promised
 
 
@@ -438,6 +439,22 @@ def test_a_comparison_replaces_no_picture_of_others_unasked(
     for words in (["--save", picture], []):  # the second time it is ours
         assert run("compare", trained[0], *words).exit_code == 0
     assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_a_report_is_written_with_a_gallery_and_replaces_no_page_of_others_unasked(
+    trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    page, (folder, _) = Path("report.html"), trained
+    page.write_text("<p>my home page</p>")
+    assert_refused(run("report", folder), r"report\.html was not written by trm-ray; .* --output report\.html")
+    result = run("report", folder, "--output", page)
+    assert (result.exit_code, result.stdout) == (0, "Wrote report.html\n"), result.output
+    assert "Puzzle 1: linear" in page.read_text(encoding="utf-8")
+    assert run("report", folder, "--no-gallery").exit_code == 0  # now it is ours
+    assert "Puzzle 1: linear" not in page.read_text(encoding="utf-8")
+    assert_refused(run("report", folder, "--baseline", "lienar"), r"--baseline lienar is no scenario of these runs")
+    assert trm_ray.report(folder, output="again.html", gallery=False) == Path("again.html")
 
 
 # ---- Ctrl-C ------------------------------------------------------------------------------------------------

@@ -188,6 +188,27 @@ def diagnose(*places: str | os.PathLike[str], baseline: str = "baseline") -> dic
 
 @stops_at_once()
 @_left_as_found()
+def report(*places: str | os.PathLike[str], output: str | os.PathLike[str] = "report.html", **options: Any) -> Path:
+    """Write what runs have come to into one HTML file: words, tables, curves, puzzles being solved.
+
+    Args:
+        places: folders or URLs of runs or of sweeps.
+        options: of `trm_ray.programs.report.report`: `threshold`, `baseline`, `gallery`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: a place does not exist, or holds no run.
+    """
+    from trm_ray.programs.report import report as write
+    from trm_ray.storage import as_path
+
+    return write([as_path(place) for place in places], as_path(output), **options)
+
+
+@stops_at_once()
+@_left_as_found()
 def replay(paths: Sequence[str | os.PathLike[str]], **options: Any) -> Replay:
     """Replay early stopping on runs that were trained to their end: what each setting would have saved and lost.
 

@@ -33,7 +33,8 @@ _MOST_TOLD = 5
 
 _CHECKPOINT_FILES = r"(state\.pt|run\.json|manifest\.json|identifiers\.json)"
 _REPORT_FILES = (
-    r"(dashboard\.png|comparison\.png|summary\.(json|md)|evaluation_[A-Za-z0-9_.-]+\.(json|png)|submission\.json)"
+    r"(dashboard\.png|comparison\.png|report\.html|summary\.(json|md)|evaluation_[A-Za-z0-9_.-]+\.(json|png)"
+    r"|submission\.json)"
 )
 _RUN_FILES = "|".join(
     (

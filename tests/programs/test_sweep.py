@@ -14,7 +14,8 @@ from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
 
 from trm_ray.config import Config, ConfigError, SweepConfig, config_names, flat, load_config, load_sweep, to_yaml
 from trm_ray.data.format import DatasetInfo, SplitInfo
-from trm_ray.programs.sweep import SweepPlan, best_command, compare_trials, owned_sweep, plan_sweep, start_sweep
+from trm_ray.programs.commands import best_command
+from trm_ray.programs.sweep import SweepPlan, compare_trials, owned_sweep, plan_sweep, start_sweep
 from trm_ray.runs.data import complete
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder

@@ -5,9 +5,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from trm_ray.programs.compare import compare
+from trm_ray.programs.report import Drawn, write_report
+from trm_ray.reporting.page.figures import draw_figures
+from trm_ray.reporting.page.gallery import Answer, Gallery, Puzzle, stages
+from trm_ray.reporting.pictures.boards import Board
 from trm_ray.reporting.run_log import Run, read_run
 
 CONFIG = {
@@ -48,27 +54,29 @@ def depth_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def make_run(tmp_path: Path) -> MakeRun:
     """Write a run's folder and read it: `make_run(rows, name=…, seed=1, lr=1e-3, finished=False)`."""
 
-    def make(
-        rows: Iterable[Mapping[str, Any]],
-        name: str = "run",
-        finished: bool = True,
-        environment: Mapping[str, Any] | None = None,
-        **changes: Any,
-    ) -> Run:
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
-        written = [dict(row) for row in rows]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
-        depths = [depth_row(row) for row in written if FIRST_CYCLE in row]
-        (folder / "depths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in depths))
-        if environment is not None:
-            (folder / "environment.json").write_text(json.dumps(dict(environment)))
-        if finished:
-            (folder / "final_model").mkdir()
-        return read_run(folder)
+    return lambda *values, **options: written_run(tmp_path, *values, **options)
 
-    return make
+
+def written_run(
+    parent: Path,
+    rows: Iterable[Mapping[str, Any]],
+    name: str = "run",
+    finished: bool = True,
+    environment: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Run:
+    folder = parent / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
+    written = [dict(row) for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    depths = [depth_row(row) for row in written if FIRST_CYCLE in row]
+    (folder / "depths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in depths))
+    if environment is not None:
+        (folder / "environment.json").write_text(json.dumps(dict(environment)))
+    if finished:
+        (folder / "final_model").mkdir()
+    return read_run(folder)
 
 
 def falling_rows(
@@ -125,3 +133,47 @@ def falling_rows(
 @pytest.fixture
 def healthy_rows() -> Callable[..., list[dict[str, float]]]:
     return falling_rows
+
+
+# ---- a report: 25 runs of five scenarios, one of which does its best to break the page
+
+EVIL = """deep_supervision_<script>alert('it "ran"')</script>&amp;"""
+SCENARIOS = ("deep_supervision_baseline", "deep_supervision_constant", "deep_supervision_linear", "mine", EVIL)
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report of runs and boards that are made by hand: no model solves anything."""
+    folder = tmp_path_factory.mktemp("page")
+    environment = {"torch": "2.13.0", "total_steps": 400}
+    for number, name in enumerate(SCENARIOS):
+        for seed in range(5):
+            rows, is_done = rows_of_page(number, seed), (number, seed) != (3, 4)
+            options: dict[str, Any] = {"finished": is_done, "environment": environment, "config_name": name}
+            options["deep_supervision_weight"] = 0.1 * number
+            written_run(folder / "runs", rows if is_done else rows[:20], f"{number}-{seed}", seed=seed, **options)
+    compared = compare([folder / "runs"])
+    drawn = Drawn(draw_figures(compared.runs, 0.5), [gallery_of_hand(), Gallery("maze", ("There is none: <b>",))])
+    return write_report(compared, drawn, folder / "report.html", [folder / "runs"])
+
+
+def rows_of_page(number: int, seed: int) -> list[dict[str, float]]:
+    """Let each scenario solve ten points fewer than the one before it, each seed one point."""
+    rows = falling_rows(scale=1 + 0.1 * number + 0.01 * seed)
+    rows[-1] |= {"core_seconds/steps": 30.0 + number, "core_seconds/evaluation": 10.0, "core_seconds/start": 2.0}
+    for row in (row for row in rows if "eval/exact_accuracy" in row):
+        row["eval/exact_accuracy"] *= 1 - 0.01 * seed - 0.1 * number
+    return rows
+
+
+def gallery_of_hand() -> Gallery:
+    """A 2×2 board under two scenarios: one has it right after three H-cycles, the other never."""
+
+    def board(symbols: str, wrong: str = "0000") -> Board:
+        cells = np.array(list(symbols)).reshape(2, 2)
+        given, marked = cells == "1", np.array(list(wrong)).reshape(2, 2) == "1"
+        return Board("sudoku", cells, given, np.zeros((2, 2), bool), marked, (1, 2))
+
+    bad, good = (board("1331", "0110"), 2), (board("1221"), 0)
+    answers = (Answer("baseline", stages([bad] * 6)), Answer(EVIL, stages([bad, bad, good, good, good, good])))
+    return Gallery("sudoku2", ("By hand.",), (Puzzle("Puzzle 1", board("1..1"), answers),), 6, 3)

@@ -22,9 +22,8 @@ from trm_ray.storage import as_path, is_remote
 from trm_ray.training.stopping import stops_at_once
 
 # Typer reads the annotations at run time, so what they name must be there.
-_ORDER: tuple[str, ...] = ("prepare", "train", "schedule", "plan", "sweep", "dashboard", "diagnose")
-_ORDER += ("compare", "replay")
-_ORDER += ("evaluate", "predict", "submit", "jobs")
+_ORDER: tuple[str, ...] = ("prepare", "train", "schedule", "plan", "sweep", "dashboard", "diagnose", "compare")
+_ORDER += ("report", "replay", "evaluate", "predict", "submit", "jobs")
 
 
 class _InOrderOfUse(TyperGroup):

@@ -1,4 +1,4 @@
-"""`trm-ray evaluate`, `dashboard` and `compare`: what runs have come to."""
+"""`trm-ray evaluate`, `dashboard`, `compare` and `report`: what runs have come to."""
 
 from __future__ import annotations
 
@@ -123,6 +123,7 @@ def compare(
 
     Example: `trm-ray compare runs/five_scenarios --save comparison.png`
     """
+    from trm_ray.programs.compare import check_baseline
     from trm_ray.programs.compare import compare as compare_runs
     from trm_ray.reporting.numbers.tables import comparison_json, show_comparison
     from trm_ray.reporting.pictures.style import format_of, is_drawn_by_us
@@ -132,9 +133,36 @@ def compare(
         raise ValueError(f"{save} was not drawn by trm-ray; to replace it all the same use --save {save}")
     check_place(json_file, "--json")
     compared, console = compare_runs(runs, threshold, baseline), Console()
-    names = {name for group in compared.comparison.ranking for name in (group.scenario, group.label)}
-    if is_given(ctx, "baseline") and baseline not in names:
-        raise ValueError(f"--baseline {baseline} is no scenario of these runs; use one of {', '.join(sorted(names))}")
+    if is_given(ctx, "baseline"):
+        check_baseline(compared.comparison, baseline)
     show_comparison(console, compared.comparison)
     write_text(console, json_file, comparison_json(compared.comparison))
     say(console, f"Wrote {compared.draw(save)}")
+
+
+@app.command()
+@reported
+def report(
+    ctx: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs, such as a sweep's.")],
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Held-out exact accuracy that steps and seconds count to.")
+    ] = 0.5,
+    baseline: Annotated[
+        str | None, typer.Option(help="Scenario that the others are compared with; by default `baseline`.")
+    ] = None,
+    gallery: Annotated[bool, typer.Option(help="Let the models solve some held-out puzzles.")] = True,
+) -> None:
+    """Tell what runs have come to in one HTML file that opens from disk: words, tables, curves, puzzles being solved.
+
+    Example: `trm-ray report runs/five_scenarios --output report.html`
+    """
+    from trm_ray.programs.report import is_ours
+    from trm_ray.programs.report import report as write
+
+    check_place(output, "--output")
+    if not is_given(ctx, "output") and output.exists() and not is_ours(output):
+        raise ValueError(f"{output} was not written by trm-ray; to replace it all the same use --output {output}")
+    page = write(runs, output, threshold=threshold, baseline=baseline, gallery=gallery)
+    say(Console(), f"Wrote {page}")

@@ -65,6 +65,17 @@ class Compared:
         return tables
 
 
+def check_baseline(comparison: Comparison, baseline: str) -> None:
+    """Refuse a baseline that somebody has asked for and no run is of.
+
+    Raises:
+        ValueError: it is no scenario and no label here.
+    """
+    names = {name for group in comparison.ranking for name in (group.scenario, group.label)}
+    if baseline not in names:
+        raise ValueError(f"--baseline {baseline} is no scenario of these runs; use one of {', '.join(sorted(names))}")
+
+
 def compare(places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE) -> Compared:
     """Read and compare the runs at or below some paths; of a sweep with a second stage those that count.
 

@@ -15,7 +15,7 @@ from trm_ray.config import AshaConfig, ConfigError, load_yaml
 from trm_ray.config.errors import did_you_mean
 from trm_ray.config.keys import flatten
 from trm_ray.config.sweep import Metric, best_mode
-from trm_ray.programs.sweep import SWEEP_FILE
+from trm_ray.programs.stages import SWEEP_FILE
 from trm_ray.reporting.numbers.groups import Group, group_runs
 from trm_ray.reporting.numbers.replay import (
     SOLVED,

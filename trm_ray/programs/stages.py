@@ -15,6 +15,8 @@ from trm_ray.reporting.run_log import Run, is_run, read_run
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import write_whole
 
+SWEEP_FILE = "sweep.yaml"
+CORE_SECONDS_FILE = "core_seconds.json"
 # Which groups the second stage trains. As soon as it is there the first one is over.
 FINAL_FILE = "final.json"
 

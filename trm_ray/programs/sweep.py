@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trm_ray.config import Config, ConfigError, SweepConfig, flat, load_config, run_dir, to_yaml, typed
+from trm_ray.config import Config, ConfigError, SweepConfig, run_dir, to_yaml
 from trm_ray.config.surroundings import LOCAL, cluster_address
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
-from trm_ray.programs.stages import Stage, counted, final_config, stages
+from trm_ray.programs.commands import best_command
+from trm_ray.programs.stages import CORE_SECONDS_FILE, SWEEP_FILE, Stage, counted, final_config, stages
 from trm_ray.replacement import SWEEP, foreign_names, is_ours, set_aside, settled, tell_begins, told_names
 from trm_ray.reporting.terminal import say
-from trm_ray.runs.data import complete, complete_trials, make_missing
+from trm_ray.runs.data import complete_trials, make_missing
 from trm_ray.runs.plan import RunPlan, check_machine, plan_run
 from trm_ray.storage import check_is_folder, join, resolved, write_whole
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from trm_ray.distributed.tuner import Outcome
     from trm_ray.reporting.numbers.summary import Comparison
     from trm_ray.runs.process_times import ProcessTimes
-
-SWEEP_FILE = "sweep.yaml"
-CORE_SECONDS_FILE = "core_seconds.json"
 
 
 @dataclass(frozen=True)
@@ -199,6 +196,8 @@ def compare_trials(
         times: of all processes of the sweep; without it only the trials' own are told.
     """
     from trm_ray.programs.compare import Compared
+    from trm_ray.programs.report import ASIDE_FLOPS, REPORT_FILE, draw, write_report
+    from trm_ray.reporting.aside import aside
     from trm_ray.reporting.numbers.spending import Spending
     from trm_ray.reporting.numbers.tables import show_comparison
     from trm_ray.reporting.run_log import find_runs, is_run
@@ -212,6 +211,7 @@ def compare_trials(
     report = plan.folder / "report"
     report.mkdir(exist_ok=True)
     picture = compared.draw_aside(report)  # first, since it belongs to what the sweep has cost
+    drawn = draw(compared, ASIDE_FLOPS)
     spending = Spending.of(runs)
     if times and cluster_address(plan.runs[0].config.ray.address) == LOCAL:  # another cluster is out of sight
         spending = replace(spending, total=times.total_s, available=times.available_s)
@@ -222,22 +222,7 @@ def compare_trials(
     say(console, f"  {best_command(best.config)}")
     tables = compared.write_tables(report)
     say(console, f"Comparison: {picture or tables[0]}")
+    page = report / REPORT_FILE
+    if aside("no report was written", lambda: write_report(compared, drawn, page, [plan.folder])):
+        say(console, f"Report: {page}")
     return compared.comparison
-
-
-def best_command(values: dict[str, object]) -> str:
-    """Write the command that trains a run's config, from its scenario and whatever differs from that."""
-    given = {key: value for key, value in values.items() if key != "format_version"}
-    config = complete(Config(**given))
-    task = [f"task={typed(config.task)}"]
-    # Whoever has no task names data and length himself; they must be there for the scenario to load.
-    own = ("data_paths", "max_steps", "epochs") if config.task is None else ()
-    needed = [f"{key}={typed(flat(config)[key])}" for key in own]
-    plain = flat(complete(load_config(config.config_name, [*task, *needed])))
-    skipped = ("config_name", "task", "log_dir")
-    values_now = {key: value for key, value in flat(config).items() if key not in skipped}
-    if config.generator is not None and plain.keys() - flat(config).keys():  # another kind of puzzle than the task's
-        needed, plain = [*needed, "generator=null"], {key: plain[key] for key in plain if "generator" not in key}
-    different = [f"{key}={typed(value)}" for key, value in values_now.items() if plain.get(key, ...) != value]
-    words = ["trm-ray", "train", "--config-name", config.config_name, *task, *needed, *different]
-    return " ".join(map(shlex.quote, words))

@@ -107,6 +107,13 @@ def num_differences(one: Run, other: Run) -> int:
     return sum(flat.get(key) != others.get(key) for key in compared if key not in left_out)
 
 
+def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+    """Name the keys that make two runs different experiments, each with the value of both; None where it is missing."""
+    flat, others = flatten(one.config), flatten(other.config)
+    keys = [key for key in {**flat, **others} if key not in _PER_RUN_KEYS and flat.get(key) != others.get(key)]
+    return {key: (flat.get(key), others.get(key)) for key in keys}
+
+
 def _identity(run: Run) -> str:
     keys = {key: value for key, value in flatten(run.config).items() if key not in _PER_RUN_KEYS}
     return json.dumps([run.config_name, run.config.get("task"), keys], sort_keys=True, default=str)

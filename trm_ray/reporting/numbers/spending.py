@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trm_ray.reporting.run_log import Run
 
 _TAG = "core_seconds/"
-_WORDS = {"gradient_stats": "gradient statistics"}
+PART_WORDS = {"gradient_stats": "gradient statistics"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,6 @@ class Spending:
             return ""
         whole = self.total or sum(self.parts.values())
         parts = {**self.parts, **({} if self.other is None else {"other": self.other})}
-        shares = (f"{_WORDS.get(part, part)} {100 * seconds / whole:.1f} %" for part, seconds in parts.items())
+        shares = (f"{PART_WORDS.get(part, part)} {100 * seconds / whole:.1f} %" for part, seconds in parts.items())
         at_hand = "" if self.available is None else f" of {self.available:,.0f} at hand"
         return f"{whole:,.0f} core-seconds{at_hand}: {', '.join(shares)}."

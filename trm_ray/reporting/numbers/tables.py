@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 RANKED_BY = "exact_accuracy"
+Cells = tuple[list[str], list[list[str]]]  # headings and rows
 _WIDEST = 110  # of a line of words
 
 
@@ -154,15 +155,25 @@ def _unfinished_cells(run: Unfinished) -> list[str]:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Write words, ranking, unfinished runs and notes as Markdown."""
-    columns = _columns(comparison)
-    headings = [column.heading.replace("|", " ") for column in columns]
-    ranking = [[column.cell(summary) for column in columns] for summary in _ranked(comparison)]
+    headings, ranking = ranking_cells(comparison)
     blocks = [[f"- {as_it_is(line)}" for line in sentences(comparison)]]
     blocks += [_markdown_table(headings, ranking)] if ranking else []
-    unfinished = [_unfinished_cells(run) for run in comparison.unfinished]
-    blocks += [_markdown_table(_UNFINISHED, unfinished)] if unfinished else []
+    headings, unfinished = unfinished_cells(comparison)
+    blocks += [_markdown_table(headings, unfinished)] if unfinished else []
     blocks += [[f"- {as_it_is(note)}" for note in notes(comparison)]]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def ranking_cells(comparison: Comparison) -> Cells:
+    """Write the ranking of the finished runs as headings and rows of text."""
+    columns = _columns(comparison)
+    rows = [[column.cell(summary) for column in columns] for summary in _ranked(comparison)]
+    return [column.heading.replace("|", " ") for column in columns], rows
+
+
+def unfinished_cells(comparison: Comparison) -> Cells:
+    """Write where the runs stand that have not finished, as headings and rows of text."""
+    return [*_UNFINISHED], [_unfinished_cells(run) for run in comparison.unfinished]
 
 
 def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -90,13 +90,13 @@ def _cell_style(board: Board, at: tuple[int, int]) -> str:
     fill = FILLS.get(board.kind, {}).get(str(board.symbols[at]))
     weight = "bold " if board.given[at] or board.changed[at] else ""
     if fill:
-        return f"{weight}{_ink(fill)} on {fill}"
+        return f"{weight}{ink(fill)} on {fill}"
     if board.wrong[at]:
         return "bold white on red" if board.changed[at] else f"{weight}red"
     return f"{weight}black on yellow" if board.changed[at] else weight
 
 
-def _ink(fill: str) -> str:
+def ink(fill: str) -> str:
     """Choose black or white, whichever is read more easily on a colour."""
     red, green, blue = (int(fill[at : at + 2], 16) for at in (1, 3, 5))
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#FFFFFF"

@@ -48,18 +48,16 @@ def draw_comparison(runs: Sequence[Run], threshold: float = DEFAULT_THRESHOLD) -
         threshold: exact accuracy whose first crossing the last panel tells.
     """
     with style.styled():
-        groups = _coloured(group_runs(runs), runs)
+        groups = coloured(group_runs(runs), runs)
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(2, 4)
         for row, over in enumerate(("steps", "time")):
             for axes, (title, tag, kind) in zip(panels[row], LINES, strict=False):
-                _draw_lines(axes, f"{title} over {over}", groups, _reader(tag), kind, over_time=over == "time")
-            axes = panels[row, 1]
-            if axes.lines and axes.get_ylim()[0] < threshold < axes.get_ylim()[1]:
-                axes.axhline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        _draw_depths(panels[0, 3], groups)
-        _draw_steps_to(panels[1, 3], groups, threshold)
+                draw_lines(axes, f"{title} over {over}", groups, reader(tag), kind, over_time=over == "time")
+            draw_threshold(panels[row, 1], threshold)
+        draw_depths(panels[0, 3], groups)
+        draw_steps_to(panels[1, 3], groups, threshold)
         _frame(figure, groups, runs)
         return figure
 
@@ -72,7 +70,7 @@ def save_comparison(runs: Sequence[Run], path: Path, threshold: float = DEFAULT_
 # ---- which group looks how -------------------------------------------------------------------------------
 
 
-def _coloured(groups: list[Group], runs: Sequence[Run]) -> list[Styled]:
+def coloured(groups: list[Group], runs: Sequence[Run]) -> list[Styled]:
     """Give each group its look; when there are too many, all but the best are grey and drawn first."""
     looks = style.group_looks([group.scenario for group in groups])
     if len(groups) <= MAX_COLOURED_GROUPS:
@@ -84,7 +82,7 @@ def _coloured(groups: list[Group], runs: Sequence[Run]) -> list[Styled]:
     return [(group, grey) for group in groups if group.label not in best] + list(zip(kept, looks, strict=True))
 
 
-def _reader(tag: str) -> Read:
+def reader(tag: str) -> Read:
     """Read a tag over the seconds in steps, as the comparison counts time: evaluations and checkpoints left out."""
 
     def read(run: Run) -> Series:
@@ -97,9 +95,10 @@ def _reader(tag: str) -> Read:
 # ---- panels ----------------------------------------------------------------------------------------------
 
 
-def _draw_lines(
+def draw_lines(
     axes: Axes, title: str, groups: Sequence[Styled], read: Read, kind: str, over_time: bool = False
 ) -> None:
+    """Draw a number over steps, or over the seconds in them."""
     axes.set_title(title)
     bands = [(group, look, spread_over_seeds([read(run) for run in group.runs])) for group, look in groups]
     if not any(band.num_seeds for _, _, band in bands):
@@ -111,6 +110,12 @@ def _draw_lines(
         _mark_early_stops(axes, group, read, look, divisor if over_time else None)
     style.step_axis(axes, f"training time ({unit})" if over_time else "step")
     _finish_values(axes, kind)
+
+
+def draw_threshold(axes: Axes, threshold: float) -> None:
+    """Draw a line where steps and seconds are counted to, if it lies in what is shown."""
+    if axes.lines and axes.get_ylim()[0] < threshold < axes.get_ylim()[1]:
+        axes.axhline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
 def _draw_band(axes: Axes, band: Band, x: np.ndarray, look: LineLook) -> None:
@@ -149,7 +154,7 @@ def _finish_values(axes: Axes, kind: str) -> None:
         axes.set_ylabel("cross-entropy, last H-cycle")
 
 
-def _draw_depths(axes: Axes, groups: Sequence[Styled]) -> None:
+def draw_depths(axes: Axes, groups: Sequence[Styled]) -> None:
     """Draw what is solved after so many H-cycles at the last evaluation: the accuracy at equal cost of inference."""
     axes.set_title("Exact accuracy over depth")
     bands = [(exact_by_depth(group.runs), look) for group, look in groups]
@@ -167,7 +172,7 @@ def _draw_depths(axes: Axes, groups: Sequence[Styled]) -> None:
     _finish_values(axes, "share")
 
 
-def _draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> None:
+def draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> None:
     """Draw a bar a group, its seeds as dots, and words for who never got there."""
     axes.set_title(f"Steps to {100 * threshold:g} % exact accuracy")
     shown = [(group, look) for group, look in groups if look.marker]
@@ -185,7 +190,7 @@ def _draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> No
 
 def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: float) -> None:
     """Draw a group's name and words over its bar: there no word meets a bar or leaves the panel."""
-    series = [_reader("eval/exact_accuracy")(run) for run in group.runs]
+    series = [reader("eval/exact_accuracy")(run) for run in group.runs]
     reached = [found for one in series if (found := reach(one, threshold)) is not None]
     steps = [step for step, _ in reached]
     if steps:
@@ -194,7 +199,7 @@ def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: flo
         if len(group.runs) > 1:
             axes.plot(steps, [row + 0.2] * len(steps), "o", color="white", markeredgecolor=INK, markersize=5, zorder=4)
     words = _bar_words(series, threshold, max(run.last_step for run in group.runs))
-    name = _shortened(group.label, BAR_CHARACTERS - len(words))
+    name = shortened(group.label, BAR_CHARACTERS - len(words))
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "bottom"}
     weight = "bold" if len(name) + len(words) <= BOLD_BAR_CHARACTERS else "normal"
     colour = look.colour if _is_dark(look.colour) else INK
@@ -237,7 +242,7 @@ def _frame(figure: Figure, groups: Sequence[Styled], runs: Sequence[Run]) -> Non
     figure.text(0.012, 0.985, _heading(groups, runs), va="top", fontsize=15, fontweight="bold")
     coloured = [(group, look) for group, look in groups if look.marker]
     handles = [_handle(look) for _, look in coloured]
-    labels = [group.label + _seed_words(group) for group, _ in coloured]
+    labels = [group.label + seed_words(group) for group, _ in coloured]
     if len(coloured) < len(groups):
         handles.append(Line2D([], [], color=FAINT))
         labels.append(f"{len(groups) - len(coloured)} others")
@@ -282,7 +287,8 @@ def _handle(look: LineLook) -> Line2D:
     )
 
 
-def _seed_words(group: Group) -> str:
+def seed_words(group: Group) -> str:
+    """Say how many seeds there are, in brackets behind the label; nothing of one."""
     return f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
 
 
@@ -304,7 +310,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:,.0f} s" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def _shortened(label: str, most: int) -> str:
+def shortened(label: str, most: int) -> str:
+    """Cut what is longer than `most` characters."""
     return label if len(label) <= most else label[: most - 1].rstrip(" ·.=") + "…"
 
 

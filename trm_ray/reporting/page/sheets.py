@@ -1,0 +1,169 @@
+"""The tables of the report, as text; the page lets its reader sort them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trm_ray.reporting.numbers.diagnosis import findings, group_findings
+from trm_ray.reporting.numbers.groups import Group, differences
+from trm_ray.reporting.numbers.spending import PART_WORDS, Spending
+from trm_ray.reporting.numbers.summary import Comparison
+from trm_ray.reporting.numbers.tables import Cells, ranking_cells, unfinished_cells
+from trm_ray.reporting.numbers.verdicts import Verdict
+
+# Columns that are sorted as words; all others are numbers.
+_WORDS = {"Scenario", "State", "Behind (points)", "Number", "At equal", "Claim", "Key", "Part", "Value"}
+_WORDS |= {"Mark", "Runs", "Here", "Baseline", "Finding", "Evidence", "Evidence of the first", "Try"}
+_SIGNS: dict[str, str] = {"bad": "✗ bad", "warn": "! warn", "ok": "✓ ok"}
+_NUMBERS = {
+    "exact_accuracy": "exact accuracy, points",
+    "anytime_accuracy": "anytime accuracy, points",
+    "first_cycle_exact_accuracy": "first cycle, points",
+    "steps_to_threshold": "steps to threshold",
+    "seconds_to_threshold": "seconds to threshold",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and whether its cells are numbers: those are sorted as such and stand to the right."""
+
+    heading: str
+    is_number: bool
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text."""
+
+    caption: str
+    columns: list[Column]
+    rows: list[list[str]]
+
+    @classmethod
+    def of(cls, caption: str, cells: Cells) -> Sheet | None:
+        """Lay cells out; nothing where there are none."""
+        headings, rows = cells
+        return cls(caption, [Column(name, name not in _WORDS) for name in headings], rows) if rows else None
+
+
+def ranking_sheet(comparison: Comparison) -> Sheet | None:
+    """Rank the scenarios whose runs are finished."""
+    return Sheet.of("Ranking by puzzles solved", ranking_cells(comparison))
+
+
+def unfinished_sheet(comparison: Comparison) -> Sheet | None:
+    """Tell where the runs stand that have not finished."""
+    return Sheet.of("Not finished, each at its last evaluation", unfinished_cells(comparison))
+
+
+# ---- verdicts --------------------------------------------------------------------------------------------
+
+
+def verdict_sheet(comparison: Comparison) -> Sheet | None:
+    """Write every difference from the baseline with its interval."""
+    headings = ["Scenario", "Number", "At equal", "Difference", "95 % from", "to", "p (Holm)", "Pairs", "Claim"]
+    rows = [_verdict_cells(verdict) for verdict in comparison.verdicts]
+    return Sheet.of(f"Every difference from {comparison.baseline}, paired by seed", (headings, rows))
+
+
+def _verdict_cells(verdict: Verdict) -> list[str]:
+    scale, digits = (100, 1) if "accuracy" in verdict.number else (1, 3) if verdict.number == "loss" else (1, 0)
+    sizes = (_signed(scale * value, digits) for value in (verdict.difference, verdict.low, verdict.high))
+    p = "–" if math.isnan(verdict.p) else f"{verdict.p:.3f}"
+    number = _NUMBERS.get(verdict.number, verdict.number)
+    return [verdict.scenario, number, verdict.at, *sizes, p, str(verdict.n), verdict.claim]
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+,.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+# ---- what it cost ----------------------------------------------------------------------------------------
+
+
+def cost_sheet(spending: Spending) -> Sheet | None:
+    """Tell where the core-seconds of all went, those that nothing used included where they are known."""
+    if not spending.parts:
+        return None
+    parts = {PART_WORDS.get(part, part): seconds for part, seconds in spending.parts.items()}
+    if spending.other is not None:
+        parts["other"] = spending.other
+    if spending.total is not None and spending.available is not None:
+        parts["waiting: cores with nothing to do, or at other work"] = max(0.0, spending.available - spending.total)
+    whole = sum(parts.values())
+    rows = [[part, f"{seconds:,.1f}", f"{100 * seconds / whole:.1f}"] for part, seconds in parts.items()]
+    return Sheet.of("Where the core-seconds went", (["Part", "Core-seconds", "%"], rows))
+
+
+# ---- the runs --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is to be looked at, what it means by the id of each finding, and what is well."""
+
+    words: str
+    troubles: Sheet | None
+    meanings: dict[str, str]
+    well: Sheet | None
+
+
+def diagnosis(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> Diagnosis:
+    """Judge every run, and the scenarios against the baseline."""
+    of_groups = group_findings(verdicts)
+    found = [(group.label, "all", one) for group in groups for one in of_groups.get(group.label, ())]
+    runs = [(group.label, run) for group in groups for run in group.runs]
+    found += [(label, str(run.seed), one) for label, run in runs for one in findings(run)]
+    bad_first = sorted(found, key=lambda entry: list(_SIGNS).index(entry[2].mark))
+    troubled = [entry for entry in bad_first if entry[2].is_trouble]
+    named = {(label, seed) for label, seed, _ in troubled if seed != "all"}
+    words = f"{len(named)} of {len(runs)} runs have something to look at." if named else "All runs are well."
+    headings = ["Scenario", "Seed", "Mark", "Finding", "Evidence", "Try"]
+    rows = [[label, seed, _SIGNS[one.mark], one.id, one.evidence, one.advice] for label, seed, one in troubled]
+    well: dict[tuple[str, str], list[str]] = {}
+    for label, _, one in found:
+        if not one.is_trouble:
+            well.setdefault((label, one.id), []).append(one.evidence)
+    counted = [[label, id, str(len(seen)), seen[0]] for (label, id), seen in well.items()]
+    return Diagnosis(
+        words,
+        Sheet.of("What to look at", (headings, rows)),
+        {one.id: one.meaning for _, _, one in troubled},
+        Sheet.of("What is well", (["Scenario", "Finding", "Number of runs", "Evidence of the first"], counted)),
+    )
+
+
+def difference_sheet(groups: Sequence[Group], baseline: Group) -> Sheet | None:
+    """Write the keys in which each scenario's config is not the baseline's."""
+    rows = [
+        [group.label, key, _value(own), _value(theirs)]
+        for group in groups
+        for key, (own, theirs) in differences(group.runs[0], baseline.runs[0]).items()
+    ]
+    caption = f"Configs, where they differ from {baseline.label}"
+    return Sheet.of(caption, (["Scenario", "Key", "Here", "Baseline"], rows))
+
+
+def environment_sheet(groups: Iterable[Group]) -> Sheet | None:
+    """Write what the runs were trained with; where they differ, every value with the number of its runs."""
+    found: dict[str, dict[str, int]] = {}
+    environments = [run.environment for group in groups for run in group.runs]
+    for environment in environments:
+        for key, value in environment.items():
+            counts = found.setdefault(key, {})
+            counts[_value(value)] = counts.get(_value(value), 0) + 1
+    rows = [
+        [key, value, "all" if count == len(environments) else f"{count} of {len(environments)}"]
+        for key, counts in found.items()
+        for value, count in counts.items()
+    ]
+    return Sheet.of("Environment of the runs", (["Key", "Value", "Runs"], rows))
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
