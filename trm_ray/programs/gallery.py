@@ -16,6 +16,7 @@ from trm_ray.data.rows import IGNORED_LABEL, Rows
 from trm_ray.interop.loading import LoadedModel, load_model
 from trm_ray.kinds.kind import Kind
 from trm_ray.kinds.registry import check_kind, kind_named, kind_of
+from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch
 from trm_ray.programs.evaluate import embedding_rows
 from trm_ray.reporting.numbers.groups import Group
@@ -123,7 +124,9 @@ def _shown(shelf: _Shelf, words: Sequence[str], most_flops: float | None) -> Gal
 
 def _puzzle_flops(model: LoadedModel) -> float:
     """Count what a puzzle takes at all depths: of a training step's operations what goes forward."""
-    step = step_flops(model.config, model.shape, supervised=False) / model.config.global_batch_size
+    config = model.config
+    step = step_flops(config, model.shape, GradientPath.last(model.H_cycles))
+    step /= config.global_batch_size * config.segments_per_update
     return step * model.H_cycles / (model.H_cycles + 2) * model.halt_max_steps
 
 
