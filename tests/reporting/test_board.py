@@ -21,7 +21,14 @@ from trm_ray.reporting.run_log import RunLog
 
 DEPTHS = {"loss": [0.5, 0.4], "accuracy": [0.5, 0.75], "exact_accuracy": [0.0, 0.25]}
 ROW = {"eval/loss": 0.5, "train/lm_loss": 0.25, "checkpoint/write_s": 0.125, "core_seconds/data": 2.0}
-CONFIG = {"config_name": "linear", "seed": 3, "task": None, "lr": 0.5, "arch.H_cycles": 2, "generator.train": 9}
+CONFIG = {
+    "config_name": "deep_supervision_linear",
+    "seed": 3,
+    "task": None,
+    "lr": 0.5,
+    "arch.H_cycles": 2,
+    "generator.train": 9,
+}
 BLUE = (0, 114, 178)  # #0072B2, of the puzzles that are solved
 
 
@@ -46,7 +53,7 @@ def plugin_data(found: EventAccumulator, tag: str) -> Any:
 
 
 def test_a_run_stands_in_the_table_of_runs_with_what_tells_it_from_others(tmp_path: Path):
-    found = board(tmp_path, identity_of(tmp_path / "sweep" / "trial", CONFIG))
+    found = board(tmp_path, identity_of(tmp_path / "sweep" / "deep_supervision_linear-seed3", CONFIG))
     table = plugin_data(found, metadata.EXPERIMENT_TAG).experiment
     begun = plugin_data(found, metadata.SESSION_START_INFO_TAG).session_start_info
     assert [info.name for info in table.hparam_infos if info.differs] == ["config_name", "seed", "task"]
@@ -55,7 +62,7 @@ def test_a_run_stands_in_the_table_of_runs_with_what_tells_it_from_others(tmp_pa
         "eval/anytime_accuracy",
         "eval/loss",
     ]
-    assert begun.group_name == "sweep/trial"
+    assert begun.group_name == "linear-seed3 (sweep)"
     told = {name: getattr(value, value.WhichOneof("kind")) for name, value in begun.hparams.items()}
     assert told == {"config_name": "linear", "seed": 3, "task": "null", "lr": 0.5, "arch.H_cycles": 2}
     assert [info.name for info in table.hparam_infos] == list(identity_of(tmp_path, CONFIG).values)

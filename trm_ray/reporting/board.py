@@ -67,7 +67,14 @@ def identity_of(folder: Path, values: Mapping[str, Any]) -> Identity:
     varied = tuple(dict.fromkeys((*_VARIED, *searched)))
     chosen = {key: values[key] for key in (*varied, *_ESSENTIAL) if key in values}
     plain = {k: value if isinstance(value, bool | int | float | str) else show(value) for k, value in chosen.items()}
-    return Identity(f"{folder.parent.name}/{folder.name}", plain, varied)
+    if "config_name" in plain:
+        plain["config_name"] = _short(str(plain["config_name"]))
+    return Identity(f"{_short(folder.name)} ({folder.parent.name})", plain, varied)
+
+
+def _short(name: str) -> str:
+    """Cut off what most scenarios begin with: a column of the table of runs shows some fifteen characters."""
+    return name.removeprefix("deep_supervision_")
 
 
 class Board:
