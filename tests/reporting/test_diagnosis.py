@@ -251,8 +251,8 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         ],
     ),
     "exchange-bound": (
-        [a_run({"throughput/exchange_fraction": [0.1, 0.4, 0.4, 0.4], "throughput/num_workers": [4.0] * 4})],
-        [a_run({"throughput/exchange_fraction": [0.9, 0.3, 0.3, 0.3], "throughput/num_workers": [4.0] * 4})],
+        [a_run({"throughput/exchange_fraction": [0.1, 0.26, 0.26, 0.26], "throughput/num_workers": [4.0] * 4})],
+        [a_run({"throughput/exchange_fraction": [0.9, 0.24, 0.24, 0.24], "throughput/num_workers": [4.0] * 4})],
     ),
     "evaluation-heavy": (
         [a_run(spent(260, 740))],
