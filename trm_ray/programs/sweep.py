@@ -197,6 +197,7 @@ def compare_trials(
         times: of all processes of the sweep; without it only the trials' own are told.
     """
     from trm_ray.programs.compare import Compared
+    from trm_ray.reporting.marks import told_marks
     from trm_ray.reporting.numbers.spending import Spending
     from trm_ray.reporting.numbers.tables import show_comparison
     from trm_ray.reporting.run_log import find_runs, is_run
@@ -215,6 +216,8 @@ def compare_trials(
         spending = replace(spending, total=times.total_s, available=times.available_s)
     compared = replace(compared, comparison=replace(compared.comparison, spending=spending))
     show_comparison(console, compared.comparison)
+    if marks := told_marks(runs):
+        say(console, f"{marks} (trm-ray diagnose {shlex.quote(str(plan.folder))})")
     best = next(run for run in compared.runs if str(run.folder) == compared.comparison.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
     say(console, f"  {best_command(best.config)}")
