@@ -11,6 +11,7 @@ import pytest
 from run_helpers import ROOT
 
 from trm_ray.config import SweepConfig, known_keys, load_config
+from trm_ray.reporting.marks import told_marks
 from trm_ray.reporting.numbers import diagnosis
 from trm_ray.reporting.numbers.diagnosis import (
     NO_DIFFERENCE,
@@ -251,8 +252,8 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         ],
     ),
     "exchange-bound": (
-        [a_run({"throughput/exchange_fraction": [0.1, 0.4, 0.4, 0.4], "throughput/num_workers": [4.0] * 4})],
-        [a_run({"throughput/exchange_fraction": [0.9, 0.3, 0.3, 0.3], "throughput/num_workers": [4.0] * 4})],
+        [a_run({"throughput/exchange_fraction": [0.1, 0.26, 0.26, 0.26], "throughput/num_workers": [4.0] * 4})],
+        [a_run({"throughput/exchange_fraction": [0.9, 0.24, 0.24, 0.24], "throughput/num_workers": [4.0] * 4})],
     ),
     "evaluation-heavy": (
         [a_run(spent(260, 740))],
@@ -402,6 +403,13 @@ def test_a_finding_is_a_line_and_plain_data() -> None:
         **{"id": "warming-up", "mark": "warn", "evidence": "lr 1e-3 of 2e-3", "meaning": "It ends.", "step": 5},
         **{"remedy": "warm up less", "changes": ("lr_warmup_steps=40",), "docs": "docs/diagnosis.md#warming-up"},
     }
+
+
+def test_a_sweep_says_in_a_line_what_is_wrong_with_how_many_trials() -> None:
+    ill = [replace(CASES["warming-up"][0][0], name=f"trial_{number}") for number in range(3)]
+    worse = replace(CASES["nothing-solved"][0][0], name="worse")
+    assert told_marks([*ill, worse]) == "To look at: warming-up in 3; nothing-solved in worse"
+    assert told_marks([CASES["solving"][0][0]]) == ""
 
 
 def test_whoever_sees_the_rows_of_a_run_hears_of_each_thing_once() -> None:

@@ -198,6 +198,7 @@ def compare_trials(
     from trm_ray.programs.compare import Compared
     from trm_ray.programs.report import ASIDE_FLOPS, REPORT_FILE, draw, write_report
     from trm_ray.reporting.aside import aside
+    from trm_ray.reporting.marks import told_marks
     from trm_ray.reporting.numbers.spending import Spending
     from trm_ray.reporting.numbers.tables import show_comparison
     from trm_ray.reporting.run_log import find_runs, is_run
@@ -217,6 +218,8 @@ def compare_trials(
         spending = replace(spending, total=times.total_s, available=times.available_s)
     compared = replace(compared, comparison=replace(compared.comparison, spending=spending))
     show_comparison(console, compared.comparison)
+    if marks := told_marks(runs):
+        say(console, f"{marks} (trm-ray diagnose {shlex.quote(str(plan.folder))})")
     best = next(run for run in compared.runs if str(run.folder) == compared.comparison.ranking[0].best_run)
     say(console, "Best trial, to be trained again or longer:")
     say(console, f"  {best_command(best.config)}")

@@ -155,9 +155,9 @@ class _Trial:
         """What is wrong with it, by its names."""
         return ", ".join(finding.id for finding in self.onlooker.found) if self.onlooker else ""
 
-    def refresh(self, *, at_once: bool = False) -> None:
+    def refresh(self) -> None:
         """Read what the trial has logged since the last look."""
-        if is_remote(self.folder) and not at_once:
+        if is_remote(self.folder):
             if time.monotonic() < self.next_look:
                 return
             self.next_look = time.monotonic() + _REFRESH_REMOTE_S
@@ -229,11 +229,8 @@ class SweepDisplay:
 
     def ended(self, name: str, state: str) -> None:
         """Note that a trial is over: finished, stopped early, or failed."""
-        trial = self._trials[name]
-        trial.state = state
-        if not self._console.is_terminal:
-            trial.refresh(at_once=True)
-        self._say(name, f"{state}  ({trial.marks})" if trial.marks else state)
+        self._trials[name].state = state
+        self._say(name, state)
 
     def _say(self, name: str, text: str) -> None:
         if not self._console.is_terminal:

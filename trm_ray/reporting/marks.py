@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trm_ray.reporting.numbers.diagnosis import Finding, troubles
+from trm_ray.reporting.numbers.diagnosis import Finding, findings, troubles
 from trm_ray.reporting.run_log import Run
 from trm_ray.reporting.terminal import as_it_is, number_table, say
 
@@ -30,6 +30,16 @@ def show_findings(console: Console, found: Iterable[Finding]) -> None:
         if finding.is_trouble:
             for line in (finding.meaning, f"Try: {finding.advice}", finding.docs):
                 say(console, f"      {line}")
+
+
+def told_marks(runs: Sequence[Run]) -> str:
+    """Say in a line what is wrong with how many runs; empty where nothing is."""
+    by_id: dict[str, list[str]] = {}
+    for run in runs:
+        for finding in troubles(findings(run)):
+            by_id.setdefault(finding.id, []).append(run.name)
+    told = (f"{name} in {', '.join(of_it) if len(of_it) <= 2 else len(of_it)}" for name, of_it in by_id.items())
+    return f"To look at: {'; '.join(told)}" if by_id else ""
 
 
 def marks_table(runs: Sequence[tuple[Run, Sequence[Finding]]]) -> Table:

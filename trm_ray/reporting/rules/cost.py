@@ -17,7 +17,7 @@ from trm_ray.reporting.rules.seen import (
 from trm_ray.reporting.run_log import Run
 
 MAX_DATA_WAIT = 0.1
-MAX_EXCHANGE = 1 / 3
+MAX_EXCHANGE = 0.25
 MAX_EVALUATION, LEAST_EVALUATION_S = 0.25, 120.0  # of less than two minutes little can be saved
 
 
