@@ -235,6 +235,21 @@ def test_each_network_is_measured_once_and_a_curriculum_is_a_mixture(data: Path)
     assert [one.step_ms for one in plan.trials] == [10.0, 30.0, (25 * 10 + 75 * 30) / 100]
 
 
+def test_each_path_of_the_gradient_is_measured_and_weights_alone_make_no_other(data: Path):
+    seen = []
+
+    def timer(config: Any, info: Any) -> Any:
+        from trm_ray.measure.step_cost import StepCost
+
+        seen.append(config.config_name)
+        return StepCost(10.0, None, None)
+
+    names = [BASELINE, LINEAR, "deep_supervision_constant", "detached", "bptt_last"]
+    plan = plan_cost(sweep(data, scenarios=names, run={"arch.H_cycles": 3}), timer, "told")
+    assert [one.scenario for one in plan.trials] == names
+    assert seen == [BASELINE, LINEAR, "detached", "bptt_last"]
+
+
 def test_steps_are_measured_here_with_what_they_keep(data: Path):
     asked = sweep(data, run={"arch.H_cycles": 3})
     plan = plan_cost(asked, measured_here(2), "measured")
