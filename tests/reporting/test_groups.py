@@ -40,10 +40,20 @@ def test_runs_that_differ_in_seed_folder_and_logging_alone_are_one_group(make_ru
     assert [run.seed for run in group.runs] == [0, 1, 2]
 
 
+def test_a_variant_is_compared_with_the_baseline_of_its_own_depth_curriculum(make_run: MakeRun):
+    stages = [[0.0, 1, 1], [0.5, 3, 3]]
+    baselines = [make_run([], f"b{i}", config_name="deep_supervision_baseline", depth_curriculum=of)
+                 for i, of in enumerate((None, stages))]  # fmt: skip
+    linear = make_run([], "l", depth_curriculum=stages)
+    assert [num_differences(linear, baseline) for baseline in baselines] == [1, 0]
+    labels = [group.label for group in group_runs([*baselines, linear])]
+    assert labels == [f"baseline · depth_curriculum={of}" for of in ("[0.0, 1, 1]+[0.5, 3, 3]", "null")] + ["linear"]
+
+
 def test_weights_of_ones_own_are_told_in_the_label(make_run: MakeRun):
     runs = [make_run([], str(i), deep_supervision_weights=own) for i, own in enumerate(([0.1, 0.3, 1.0], None))]
     labels = [group.label for group in group_runs(runs)]
-    assert labels == ["linear · weights=None", "linear · weights=[0.1, 0.3, 1]"]
+    assert labels == ["linear · weights=[0.1, 0.3, 1]", "linear · weights=null"]
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ class Infos:
         key = str((config.data_paths, config.data_paths_test, config.generator))
         if key not in self._found:
             missing = config.generator is not None and not all(map(is_dataset, config.train_folders))
-            info = _described(config.generator, config) if missing and config.generator else open_data(config)
+            info = described(config.generator, config) if missing and config.generator else open_data(config)
             self._found[key] = (config, info, missing)
         return self._found[key][1]
 
@@ -277,7 +277,8 @@ class Infos:
         return tuple(_data(*found) for found in self._found.values())
 
 
-def _described(generator: Generator, config: Config) -> DatasetInfo:
+def described(generator: Generator, config: Config) -> DatasetInfo:
+    """Describe the data that a generator makes for a config, whether they are there or not."""
     name, made, folders = generator.name, made_of(generator), len(config.data_paths)
     rows = {"train": made.train * folders, "test": made.test * folders}
     splits = {split: SplitInfo(number, number, 1.0, {}) for split, number in rows.items()}

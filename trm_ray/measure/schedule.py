@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trm_ray.config import Config, SweepConfig
 from trm_ray.config.errors import show
 from trm_ray.data.rows import DatasetError
-from trm_ray.measure.budget import Infos, planned
+from trm_ray.measure.budget import Infos, described, planned
 from trm_ray.reporting.numbers.schedules import Phase, ScheduleView
 from trm_ray.runs.data import complete, complete_trials
 from trm_ray.runs.plan import count_steps, shape_of
@@ -59,8 +59,9 @@ def schedule_view(config: Config, name: str, infos: Infos) -> ScheduleView:
 
 def _sizes(config: Config, infos: Infos) -> tuple[TokenShape | None, int, tuple[str, ...]]:
     """Find the shape of the data and the number of steps, as far as either is known without the data."""
-    try:
-        info = infos.of(config)
+    generator = config.generator
+    try:  # what is made as asked need not be read
+        info = described(generator, config) if generator and generator.check_existing else infos.of(config)
     except DatasetError:
         num_steps = config.max_steps or 2 * config.curriculum_end_step
         instead = "" if config.max_steps else f", drawn over {num_steps:,} steps instead of {config.epochs} epochs"

@@ -149,7 +149,7 @@ def _short(value: Any) -> str:
         return f"[{', '.join(f'{item:g}' for item in value)}]"
     if isinstance(value, list):
         return "+".join(Path(str(item)).name for item in value) or "none"
-    return str(value)
+    return "null" if value is None else str(value)
 
 
 def _rank(group: Group) -> tuple[int, str, str]:
