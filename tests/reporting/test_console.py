@@ -39,8 +39,14 @@ def printed(console: Console) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
 
 
-def run_display(folder: Path, console: Console, first_step: int = 0) -> RunDisplay:
-    return RunDisplay(folder, console, num_cycles=3, schedule="linear_decay", first_step=first_step, num_steps=100)
+def run_display(folder: Path, console: Console, first_step: int = 0, **config: Any) -> RunDisplay:
+    about = {"config": config, "num_cycles": 3, "schedule": "linear_decay"}
+    return RunDisplay(folder, console, **about, first_step=first_step, num_steps=100)
+
+
+def marked(console: Console) -> list[str]:
+    """What was said to be wrong."""
+    return [line.split(":")[0].strip() for line in printed(console).splitlines() if "docs/diagnosis.md" in line]
 
 
 def test_rows_are_read_once_and_a_torn_one_when_it_is_whole(tmp_path: Path):
@@ -130,6 +136,40 @@ def test_a_window_in_which_no_puzzle_was_finished_has_no_act_numbers(tmp_path: P
     assert [line.split()[1] for line in printed(console).splitlines()] == ["10", "20"]
 
 
+def test_what_is_wrong_is_said_once_below_the_row_that_shows_it(tmp_path: Path):
+    console = recording()
+    with run_display(tmp_path, console, lr_warmup_steps=150, lr=2e-3):
+        append(tmp_path, train_row(10, weight=0.0), train_row(20, weight=0.0))
+        time.sleep(0.5)
+        append(tmp_path, {"step": 21, "wall_s": 2.1, "train/total_loss": None, "train/grad_norm": None})
+    lines = printed(console).splitlines()
+    assert [line.split()[0] for line in lines] == ["Step", "warn", "Step", "bad"]
+    told = "lr 0.001 of 0.002 at step 10: lr_warmup_steps=150 of a run of 100 steps"
+    advice = "warm up for a tenth of the run: lr_warmup_steps=10 (docs/diagnosis.md#warming-up)"
+    assert lines[1] == f"     warn  warming-up: {told}; {advice}"
+    assert lines[3].startswith("      bad  non-finite: train/total_loss is not finite at step 21;")
+
+
+def test_a_resume_says_what_is_wrong_once_more_only_if_it_is_new(tmp_path: Path):
+    append(tmp_path, train_row(10), train_row(20))
+    console = recording()
+    with run_display(tmp_path, console, first_step=20, lr_warmup_steps=150):
+        append(tmp_path, train_row(30), {"step": 31, "wall_s": 3.1, "train/total_loss": None})
+    assert marked(console) == ["bad  non-finite"]
+
+
+def test_steps_that_are_taken_again_say_nothing_again(tmp_path: Path):
+    console = recording()
+    with run_display(tmp_path, console, lr_warmup_steps=150):
+        append(tmp_path, train_row(10), train_row(20))
+        time.sleep(0.5)
+        (tmp_path / "metrics.jsonl").unlink()
+        append(tmp_path, train_row(10))
+        time.sleep(0.5)
+        append(tmp_path, train_row(20), train_row(30))
+    assert marked(console) == ["warn  warming-up"]
+
+
 def sweep_display(console: Console, folder: Path) -> SweepDisplay:
     return SweepDisplay(console, {name: (folder / name, 100) for name in ("good", "poor one", "late")})
 
@@ -159,6 +199,23 @@ def test_a_sweep_on_a_terminal_is_a_table_that_stays(tmp_path: Path):
     assert table[0].split() == ["trial", "state", "step", "eval", "loss", "exact"]
     assert table[1].split() == ["good", "finished", "60", "/", "100", "0.4321", "50.0", "%"]
     assert table[3].split() == ["late", "waiting", "0", "/", "100", "–", "–"]
+
+
+def test_a_trial_with_something_wrong_says_so_in_the_table_and_in_its_last_line(tmp_path: Path):
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "config.yaml").write_text("lr_warmup_steps: 150\n")
+    append(tmp_path / "good", train_row(40))
+    for terminal in (True, False):
+        console = recording(terminal)
+        with sweep_display(console, tmp_path) as display:
+            display.started("good", tmp_path / "good", 100)
+            display.ended("good", "finished")
+        lines = printed(console).splitlines()
+        if terminal:
+            assert lines[-4].split()[-3:] == ["to", "look", "at"]
+            assert lines[-3].split()[-1] == "warming-up"
+        else:
+            assert lines[-1] == "good      finished  (warming-up)"
 
 
 def test_a_trial_that_was_not_known_before_joins_the_sweep(tmp_path: Path):

@@ -11,9 +11,18 @@ import pytest
 from run_helpers import ROOT
 
 from trm_ray.config import SweepConfig, known_keys, load_config
-from trm_ray.reporting.numbers.diagnosis import NO_DIFFERENCE, Finding, findings, group_findings, troubles
-from trm_ray.reporting.numbers.rules import RULES, Seen
+from trm_ray.reporting.numbers import diagnosis
+from trm_ray.reporting.numbers.diagnosis import (
+    NO_DIFFERENCE,
+    Finding,
+    Onlooker,
+    findings,
+    group_findings,
+    troubles,
+)
 from trm_ray.reporting.numbers.verdicts import Verdict
+from trm_ray.reporting.rules.seen import Seen
+from trm_ray.reporting.rules.table import RULES
 from trm_ray.reporting.run_log import Run
 
 CONFIG = {
@@ -115,6 +124,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
             a_run(training(FALLS, grad_norm=[3.0, 2.0, 1.5, 1.1])),
             a_run(training(STANDS, grad_norm=[3.0, 2.0, 1.5, 0.9])),
             a_run(training(STANDS, grad_norm=[3.0, 2.0, 1.5, 1.1]), grad_clip_norm=None),
+            a_run(training(STANDS, grad_norm=[3.0, 2.0, 1.5, 1.1]), lr=1e-5),  # it is the rate that leads nowhere
         ],
     ),
     "warming-up": ([a_run(RATE, lr_warmup_steps=401)], [a_run(RATE, lr_warmup_steps=400), a_run(RATE, max_steps=None)]),
@@ -143,6 +153,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         [a_run(first_segment([0.5, 0.5, 0.5], [0.3, 0.3, 0.31]))],
         [
             a_run(first_segment([0.5, 0.4, 0.3], [0.3, 0.4, 0.5])),
+            a_run(first_segment([1.4, 1.4, 1.4], [0.0, 0.0, 0.0])),  # nothing is learned that could be refined
             goes_on(first_segment([0.5, 0.5, 0.5], [0.05, 0.05, 0.05]), 3),  # too early to tell
             a_run(first_segment([1e-4, 1e-4], [0.99, 0.99])),  # there was nothing left to refine
             a_run(first_segment([0.5], [0.3])),
@@ -177,7 +188,11 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     ),
     "exploding-cycles": (
         [a_run(gradients(10.1, 0.1, 0.1)), a_run(gradients(0.1, 0.1, 10.1))],
-        [a_run(gradients(9.9, 0.1, 0.1)), a_run(gradients(0.9e-7, 0.1, 0.1))],
+        [
+            a_run(gradients(9.9, 0.1, 0.1)),
+            a_run(gradients(0.9e-7, 0.1, 0.1)),
+            a_run(gradients(1.0, 1e-3, 1e-3)),  # later cycles have solved the batch
+        ],
     ),
     "overfitting": (
         [a_run(held_out([0.5, 0.4, 0.5], 0.1)), a_run(held_out([0.5, 0.4, 0.7], 0.1))],
@@ -187,7 +202,13 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
             a_run(held_out([0.5, 0.01, 0.03], 0.001)),  # next to nothing
         ],
     ),
-    "generalising": ([a_run(held_out([0.5, 0.4, 0.43], 0.4))], [a_run(held_out([0.5, 0.4, 0.6], 0.1))]),
+    "generalising": (
+        [a_run({**training(FALLS), "eval/loss": [0.5, 0.4, 0.43]})],
+        [
+            a_run({**training(FALLS), "eval/loss": [0.5, 0.4, 0.6]}),
+            a_run({**training(STANDS), "eval/loss": [2.0, 2.0, 2.0]}),  # nothing is learned that could hold
+        ],
+    ),
     "nothing-solved": (
         [a_run({"eval/exact_accuracy": [0.0, 0.0]})],
         [a_run({"eval/exact_accuracy": [0.0, 0.01]}), a_run({"eval/exact_accuracy": [0.0, 0.0]}, last_step=399)],
@@ -207,7 +228,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     ),
     "halting-too-early": (
         [a_run(halting(0.9, 0.74, 2.0))],
-        [a_run(halting(0.9, 0.76, 2.0)), a_run(halting(0.9, 0.74, 2.0), last_step=399)],
+        [a_run(halting(0.9, 0.76, 2.0)), a_run(halting(0.9, 0.74, 2.0), last_step=399), a_run(halting(0.9, 0.74, 1.0))],
     ),
     "halting-never": (
         [a_run(halting(0.9, 0.9, 7.7))],
@@ -223,9 +244,9 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     ),
     "halting-saves": ([a_run(halting(0.9, 0.86, 2.0))], [a_run(halting(0.9, 0.9, 8.0)), a_run(halting(0.1, 0.1, 2.0))]),
     "data-starved": (
-        [a_run({"throughput/data_wait_fraction": [0.0, 0.05, 0.06, 0.07]})],
+        [a_run({"throughput/data_wait_fraction": [0.0, 0.1, 0.11, 0.12]})],
         [
-            a_run({"throughput/data_wait_fraction": [0.9, 0.04, 0.04, 0.05]}),  # the loader starts in the first log
+            a_run({"throughput/data_wait_fraction": [0.9, 0.09, 0.09, 0.1]}),  # the loader starts in the first log
             a_run({"throughput/data_wait_fraction": [0.9, 0.9]}),
         ],
     ),
@@ -233,7 +254,14 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         [a_run({"throughput/exchange_fraction": [0.1, 0.4, 0.4, 0.4], "throughput/num_workers": [4.0] * 4})],
         [a_run({"throughput/exchange_fraction": [0.9, 0.3, 0.3, 0.3], "throughput/num_workers": [4.0] * 4})],
     ),
-    "evaluation-heavy": ([a_run(spent(26, 74))], [a_run(spent(24, 76)), a_run(spent(26, 74), last_step=399)]),
+    "evaluation-heavy": (
+        [a_run(spent(260, 740))],
+        [
+            a_run(spent(240, 760)),
+            a_run(spent(260, 740), last_step=399),  # the first of a run that goes on
+            a_run(spent(100, 100)),  # too little to be worth a word
+        ],
+    ),
 }
 
 
@@ -264,9 +292,21 @@ def test_a_rule_is_true_of_what_it_is_about_and_of_nothing_else(name: str) -> No
 
 
 @pytest.mark.parametrize("name", LASTING)
-def test_what_may_pass_is_told_of_a_run_that_goes_on_once_three_evaluations_have_found_it(name: str) -> None:
+def test_what_may_pass_is_told_of_a_run_that_goes_on_once_three_evaluations_found_it(name: str) -> None:
     found = [of_rule(name, goes_on(LASTING[name], evaluations)) is not None for evaluations in (1, 2, 3)]
     assert found == [False, False, True]
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_where_evaluations_are_many_what_may_pass_must_last_a_quarter_of_the_run(name: str) -> None:
+    def told(first_step: int) -> bool:
+        """Half-way, evaluated every tenth step, found wrong from some step on."""
+        wrong = {tag: values[0] for tag, values in LASTING[name].items()}
+        steps = [{"step": step, "wall_s": 0.0, "eval/loss": 0.5} for step in range(10, 201, 10)]
+        rows = tuple(row | (wrong if row["step"] >= first_step else {}) for row in steps)
+        return of_rule(name, Run(Path("run"), "run", CONFIG, rows, finished=False)) is not None
+
+    assert (told(110), told(100)) == (False, True)
 
 
 def test_a_held_out_loss_that_comes_down_again_was_no_overfitting() -> None:
@@ -307,12 +347,14 @@ def test_remedies_are_computed_from_the_runs_own_config() -> None:
         return of_rule(name, CASES[name][0][which]).changes  # type: ignore[union-attr]
 
     assert changes("diverging") == ("lr=0.0004",)  # a fifth of 2e-3
+    assert changes("not-learning") == ("lr=0.0004",)
+    assert of_rule("not-learning", a_run(training(STANDS), lr=1e-5)).changes == ("lr=0.0001",)  # type: ignore[union-attr]
     assert changes("warming-up") == ("lr_warmup_steps=40",)  # a tenth of 400 steps
     assert changes("curriculum-not-begun") == ("curriculum_start_step=40", "curriculum_end_step=240")
     assert changes("no-refinement") == ("arch.L_cycles=6",)
     assert changes("overfitting") == ("generator.train=128", "augment=true", "keep_best=1")
     assert changes("exchange-bound") == ("ray.num_workers=2", "global_batch_size=64")
-    assert changes("evaluation-heavy") == ("eval_interval=200",)  # ⌈4·26/74⌉ = 2 times as rare
+    assert changes("evaluation-heavy") == ("eval_interval=200",)  # ⌈4·260/740⌉ = 2 times as rare
 
 
 def test_a_remedy_of_a_run_without_config_names_no_key_that_it_would_have_to_guess() -> None:
@@ -362,6 +404,24 @@ def test_a_finding_is_a_line_and_plain_data() -> None:
     }
 
 
+def test_whoever_sees_the_rows_of_a_run_hears_of_each_thing_once() -> None:
+    run = a_run({**training(STANDS * 2), "eval/loss": [1.0] * 8}, lr_warmup_steps=0)
+    onlooker = Onlooker(run.config, 400)
+    heard = [[finding.id for finding in onlooker.see(row)] for row in run.rows]
+    assert heard == [[], [], [], [], [], [], [], ["not-learning"]]
+    assert [finding.id for finding in onlooker.found] == ["not-learning"]
+
+
+def test_a_run_of_many_rows_is_looked_at_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(diagnosis, "findings", lambda run: looks.append(len(run.rows)) or [])
+    onlooker = Onlooker({}, 10**6)
+    for step in range(1, 2001):
+        onlooker.see({"step": step, "wall_s": 0.0})
+    assert looks[:101] == [*range(1, 101), 102]
+    assert len(looks) < 50 * (1 + sum(1 / k for k in range(1, 41))) + 40  # 50 for every doubling, and a rest each
+
+
 # ---- groups ----------------------------------------------------------------------------------------------------------
 
 
@@ -377,7 +437,7 @@ def test_a_scenario_that_differs_in_no_number_is_told_with_the_seeds_that_would_
     )
     told = "no-difference: +1.0 points of exact accuracy at equal steps (3 seeds, p = 0.6) against baseline, "
     told += "and no difference in loss; "
-    told += "4 more seeds would show a difference of this size; without, take the cheaper of the two"
+    told += "4 more seeds would show a difference of this size; without them, take the cheaper of the two"
     assert {label: [one.line for one in all_of_it] for label, all_of_it in found.items()} == {"linear": [told]}
 
 

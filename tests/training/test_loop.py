@@ -619,7 +619,10 @@ def test_a_non_finite_loss_stops_the_run_and_the_last_checkpoint_stands(tmp_path
         assert part in str(caught.value)
     for part in ("lr=0.003", "lower lr", "lower deep_supervision_weight", "curriculum_enabled=true"):
         assert part in str(caught.value)
-    assert max(metric_rows(tmp_path)) == 4
+    last = metric_rows(tmp_path)[5]
+    assert last.keys() - {"step", "wall_s"} == {"train/total_loss", "train/grad_norm", "train/learning_rate"}
+    assert math.isnan(last["train/total_loss"])
+    assert last["train/learning_rate"] == pytest.approx(0.003)
     assert {p.name for p in tmp_path.glob("checkpoint_*")} == {"checkpoint_step_4"}
     after = load_checkpoint(folder)
     torch.testing.assert_close(dict(after["model"]), dict(state["model"]), rtol=0, atol=0, equal_nan=True)

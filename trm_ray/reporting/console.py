@@ -161,22 +161,25 @@ class _Trial:
                 return
             self.next_look = time.monotonic() + _REFRESH_REMOTE_S
         with suppress(OSError):  # as `RunDisplay`
-            rows, self.offset = read_new_rows(self.folder / METRICS_FILE, self.offset)
-            onlooker = self.onlooker or Onlooker(_config_in(self.folder), self.num_steps)
+            rows, offset = read_new_rows(self.folder / METRICS_FILE, self.offset)
+            if rows and self.onlooker is None:
+                self.onlooker = Onlooker(_config_in(self.folder), self.num_steps)
+            self.offset = offset  # now that nothing can fail any more
             for row in rows:
-                onlooker.see(row)
+                self._see(row)
                 self.step = int(row["step"])
                 self.loss, self.exact = row.get("eval/loss", self.loss), row.get("eval/exact_accuracy", self.exact)
 
-            self.onlooker = onlooker if rows else self.onlooker
+    def _see(self, row: Row) -> None:
+        if self.onlooker is not None:
+            self.onlooker.see(row)
 
 
 def _config_in(folder: Path) -> dict[str, Any]:
-    """Read a run's config; what needs it is not judged where it is damaged."""
-    try:
+    """Read a run's config; what needs it is not judged where it is missing or damaged."""
+    with suppress(FileNotFoundError, ValueError):
         return read_mapping(folder / CONFIG_FILE)
-    except ValueError:
-        return {}
+    return {}
 
 
 class SweepDisplay:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trm_ray.reporting.numbers.curves import NUMBERS
-from trm_ray.reporting.numbers.rules import RULES, Mark
 from trm_ray.reporting.numbers.statistics import MIN_SEEDS
 from trm_ray.reporting.numbers.verdicts import Verdict
+from trm_ray.reporting.rules.seen import Mark
+from trm_ray.reporting.rules.table import RULES
 from trm_ray.reporting.run_log import Row, Run
 
 NO_DIFFERENCE = "no-difference"
@@ -134,6 +135,8 @@ def _no_difference(tested: Sequence[Verdict]) -> Finding:
     )
     others = ", ".join(one.number.replace("_", " ") for one in tested[1:])
     evidence += f" against {exact.baseline}, and no difference in {others}" if others else f" against {exact.baseline}"
-    more = "" if exact.more_seeds is None else f"{exact.more_seeds} more seeds would show a difference of this size; "
+    remedy = "take the cheaper of the two"
+    if exact.more_seeds is not None:
+        remedy = f"{exact.more_seeds} more seeds would show a difference of this size; without them, {remedy}"
     meaning = "What this scenario changes has not been shown to change anything."
-    return Finding(NO_DIFFERENCE, "warn", evidence, meaning, None, f"{more}without, take the cheaper of the two")
+    return Finding(NO_DIFFERENCE, "warn", evidence, meaning, None, remedy)

@@ -1,0 +1,63 @@
+"""The table of rules. docs/diagnosis.md has a section for each, and the runs that their bounds were tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trm_ray.reporting.rules import cost, cycles, halting, held_out, learning, recipe
+from trm_ray.reporting.rules.seen import Seen
+from trm_ray.reporting.run_log import Run
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: its name, which stays what it is, what it means when it fires, and how it looks at a run."""
+
+    id: str
+    meaning: str
+    see: Callable[[Run], Seen | None]
+
+
+RULES = (
+    Rule("non-finite", "A number overflowed: no weight was updated any more, and the run ended.", learning.non_finite),
+    Rule("diverging", "The run unlearns: its steps are too long for where it is.", learning.diverging),
+    Rule("not-learning", "The network gives the answers that it gave at the start.", learning.not_learning),
+    Rule("converging", "The run learns.", learning.converging),
+    Rule("clipped", "Every step goes in a direction that was cut to length, and leads nowhere.", learning.clipped),
+    Rule("warming-up", "The run ends before its learning rate is reached.", recipe.warming_up),
+    Rule(
+        "curriculum-not-begun",
+        "It ends before anything is supervised: the baseline.",
+        recipe.curriculum_not_begun,
+    ),
+    Rule("curriculum-cut-short", "The run never has the supervision that it was given.", recipe.curriculum_cut_short),
+    Rule("nothing-supervised", "The run is the baseline under another name.", recipe.nothing_supervised),
+    Rule("no-refinement", "The H-cycles after the first do not improve the answer.", cycles.no_refinement),
+    Rule("reversed-refinement", "The later H-cycles make the answer worse.", cycles.reversed_refinement),
+    Rule("u-shape", "The answer is best in the middle of a segment, and its end undoes that.", cycles.u_shape),
+    Rule("refining", "Each segment improves the answer from its first H-cycle to its last.", cycles.refining),
+    Rule("starved-cycles", "An early H-cycle is supervised, but its loss moves no weight.", cycles.starved_cycles),
+    Rule("exploding-cycles", "One H-cycle's loss drowns those of the others.", cycles.exploding_cycles),
+    Rule("overfitting", "The network learns its training puzzles by heart.", held_out.overfitting),
+    Rule("generalising", "What is learned holds for puzzles that were never seen.", held_out.generalising),
+    Rule("nothing-solved", "Cells may be right, but no puzzle is.", held_out.nothing_solved),
+    Rule("past-its-best", "The last checkpoint is not the best one.", held_out.past_its_best),
+    Rule("solving", "Whole puzzles come out right.", held_out.solving),
+    Rule(
+        "halting-collapsed",
+        "The halt head calls wrong answers right, and refines none.",
+        halting.halting_collapsed,
+    ),
+    Rule("halting-too-early", "The halt head stops where more segments would solve.", halting.halting_too_early),
+    Rule("halting-never", "The halt head does not trust any answer, so halting saves nothing.", halting.halting_never),
+    Rule(
+        "segments-hurt",
+        "Later segments spoil answers that are right.",
+        halting.segments_hurt,
+    ),
+    Rule("halting-saves", "The halt head stops where puzzles are solved.", halting.halting_saves),
+    Rule("data-starved", "The network waits for its puzzles.", cost.data_starved),
+    Rule("exchange-bound", "More workers spend their time on each other.", cost.exchange_bound),
+    Rule("evaluation-heavy", "Much of what the run costs is looking at it.", cost.evaluation_heavy),
+)
