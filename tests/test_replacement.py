@@ -45,6 +45,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["evaluate", run / "checkpoint_step_4"],
         ["dashboard", run],
         ["compare", run, "--save", sweep / "report" / "comparison.png"],
+        ["report", run, "--no-gallery", "--output", sweep / "report" / "report.html"],
     ):
         assert CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False).exit_code == 0
     words = ["scenarios=[deep_supervision_linear]", "keep=[]", *tiny_overrides(), f"data_paths=[{data}]"]

@@ -47,5 +47,9 @@ def test_a_sweep_goes_on_there_with_what_it_finds(bucket: Path, tmp_path: Path, 
     assert metric_rows(good) == rows
     assert [folder.name for folder in checkpoints(idle)] == ["checkpoint_step_3"]
     assert read_run(idle).stopped_early
-    assert {path.name for path in (plan.folder / "report").iterdir()} >= {"comparison.png", "summary.json"}
+    assert {path.name for path in (plan.folder / "report").iterdir()} >= {
+        "comparison.png",
+        "report.html",
+        "summary.json",
+    }
     assert f"ray.storage_path={bucket}" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -220,7 +220,7 @@ def test_what_failed_is_told_and_the_rest_is_ranked(data: Path, tmp_path: Path):
     assert "failed deep_supervision_linear-seed0: NonFiniteError: the [loss] is not finite" in printed
     assert "trm-ray train --config-name deep_supervision_baseline" in printed
     assert list(metric_rows(trial.folder)) == [1, 2, 3, 4, 5, 6]
-    assert {"comparison.png"} <= {path.name for path in (plan.folder / "report").iterdir()}
+    assert {"comparison.png", "report.html"} <= {path.name for path in (plan.folder / "report").iterdir()}
 
 
 def test_a_sweep_without_any_run_ends_with_the_failures(data: Path, tmp_path: Path):
