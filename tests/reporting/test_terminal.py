@@ -233,7 +233,7 @@ def test_a_full_disk_is_told_and_ends_only_what_does_not_go_on():
 
 
 def test_a_display_that_fails_says_so_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    append(tmp_path, {"step": 10, "wall_s": 1.0, "train/total_loss": 1.0})  # not all that a line tells
+    append(tmp_path, {"step": 10, "wall_s": 1.0, "train/act_loss": 1.0})  # not all that a line tells
     with run_display(tmp_path, recording()) as display:
         while display._thread.is_alive():
             threading.Event().wait(0.01)
