@@ -252,8 +252,8 @@ def test_each_preset_brings_its_scenarios_unless_others_are_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"presets": ["sudoku7"]}, "preset=sudoku7 is unknown; use one of sudoku6, text_tiny, sudoku_mlp"),
-        ({"scenarios": ["linea"]}, "scenarios=linea is unknown; use one of baseline, constant"),
+        ({"presets": ["sudoku7"]}, "preset=sudoku7 is unknown; did you mean `sudoku6`\\? All are sudoku6, text_tiny"),
+        ({"scenarios": ["linea"]}, "scenarios=linea is unknown; did you mean `linear`\\? All are baseline, constant"),
         ({"num_steps": 0}, "steps=0 must be at least 1"),
         ({"threads": 0}, "threads=0 must be at least 1"),
     ],
