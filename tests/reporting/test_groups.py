@@ -40,6 +40,14 @@ def test_runs_that_differ_in_seed_folder_and_logging_alone_are_one_group(make_ru
     assert [run.seed for run in group.runs] == [0, 1, 2]
 
 
+def test_a_run_of_a_release_that_did_not_know_a_key_is_one_with_its_default(make_run: MakeRun):
+    runs = [make_run([], "old", seed=0), make_run([], "new", seed=1, segments_per_update=1)]
+    runs.append(make_run([], "other", seed=2, segments_per_update=2))
+    assert "segments_per_update" not in runs[0].config
+    groups = {group.label: [run.seed for run in group.runs] for group in group_runs(runs)}
+    assert groups == {"linear · segments_per_update=1": [0, 1], "linear · segments_per_update=2": [2]}
+
+
 def test_a_variant_is_compared_with_the_baseline_of_its_own_depth_curriculum(make_run: MakeRun):
     stages = [[0.0, 1, 1], [0.5, 3, 3]]
     baselines = [make_run([], f"b{i}", config_name="deep_supervision_baseline", depth_curriculum=of)

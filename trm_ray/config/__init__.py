@@ -25,6 +25,7 @@ from trm_ray.config.run import (
     Generator,
     RayConfig,
     banner,
+    defaults,
     flat,
     known_keys,
     run_dir,

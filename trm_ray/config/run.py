@@ -391,6 +391,16 @@ def known_keys(model: type[Settings] = Config) -> tuple[str, ...]:
     return tuple(keys)
 
 
+def defaults(model: type[Settings] = Config) -> dict[str, Any]:
+    """Return the value of every key that nobody sets, by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        of_it = defaults(section) if section and field.default is not None else None
+        flat |= {name: field.default} if of_it is None else {f"{name}.{key}": value for key, value in of_it.items()}
+    return flat
+
+
 def is_of_kind(key: str) -> bool:
     """Tell a key that its kind of puzzle knows, and no config: of `generator.*` all but those here."""
     return key.startswith("generator.") and key not in known_keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trm_ray.config import defaults
 from trm_ray.config.keys import flatten
 from trm_ray.reporting.run_log import Run, Series
 
@@ -100,7 +102,7 @@ def scenario_name(run: Run) -> str:
 
 def num_differences(one: Run, other: Run) -> int:
     """Count the keys in which two runs differ beside seed, scenario and length; a depth curriculum goes with any."""
-    flat, others = flatten(one.config), flatten(other.config)
+    flat, others = _values(one), _values(other)
     keys = flat.keys() | others.keys()
     compared = [key for key in keys if key == "depth_curriculum" or not key.startswith(_SCENARIO_KEYS)]
     left_out = _PER_RUN_KEYS | _LENGTH_KEYS
@@ -109,13 +111,21 @@ def num_differences(one: Run, other: Run) -> int:
 
 def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     """Name the keys that make two runs different experiments, each with the value of both; None where it is missing."""
-    flat, others = flatten(one.config), flatten(other.config)
+    flat, others = _values(one), _values(other)
     keys = [key for key in {**flat, **others} if key not in _PER_RUN_KEYS and flat.get(key) != others.get(key)]
     return {key: (flat.get(key), others.get(key)) for key in keys}
 
 
+_defaults = functools.cache(defaults)
+
+
+def _values(run: Run) -> dict[str, Any]:
+    """Give a run's config by dotted key, with the default of what its release did not know yet."""
+    return {**_defaults(), **flatten(run.config)}
+
+
 def _identity(run: Run) -> str:
-    keys = {key: value for key, value in flatten(run.config).items() if key not in _PER_RUN_KEYS}
+    keys = {key: value for key, value in _values(run).items() if key not in _PER_RUN_KEYS}
     return json.dumps([run.config_name, run.config.get("task"), keys], sort_keys=True, default=str)
 
 
@@ -131,9 +141,9 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def _differences(run: Run, peers: Sequence[Run]) -> list[str]:
     """Name the keys in which `run` stands out; a scenario's own keys count only within the scenario."""
-    all_values = [(peer.config_name, flatten(peer.config)) for peer in peers]
+    all_values = [(peer.config_name, _values(peer)) for peer in peers]
     differences = []
-    for key, own in flatten(run.config).items():
+    for key, own in _values(run).items():
         in_scenario = key.startswith(_SCENARIO_KEYS)
         compared = [values for name, values in all_values if not in_scenario or name == run.config_name]
         if key not in _PER_RUN_KEYS and len({json.dumps(values.get(key), default=str) for values in compared}) > 1:
