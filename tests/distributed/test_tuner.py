@@ -1,10 +1,12 @@
 """Sweeps: what is stopped, what is kept, what is given back, what a resume does."""
 
+import ctypes
 import io
 import json
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ctrl_c import ctrl_c_once
@@ -24,6 +27,7 @@ from run_helpers import TINY_RUN, final_weights, run_config
 from trm_ray.config import SweepConfig, to_yaml
 from trm_ray.distributed.faults import Inventory
 from trm_ray.distributed.tuner import STOPPED, Outcome
+from trm_ray.distributed.worker import return_free_memory
 from trm_ray.programs.sweep import SweepPlan, compare_trials, plan_sweep, start_sweep
 from trm_ray.reporting.run_log import find_runs, read_run
 from trm_ray.runs.execute import train_in_process
@@ -126,6 +130,25 @@ def done(processes_before: set[str], puzzles: Path, tmp_path_factory: pytest.Tem
 def test_trials_of_one_worker_take_over_each_others_processes(processes_before: set[str], done: Swept):
     """They run one at a time, and the one that fails is the last."""
     assert len(trial_processes() - processes_before) == 1
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library gives no memory back")
+def test_what_an_ended_thread_has_freed_goes_back_to_the_system():
+    """128 MB in blocks too small to be mapped each, and one after them that is kept, as a trial leaves them."""
+    kept: list[bytearray] = []
+
+    def fill_and_free() -> None:
+        blocks = [bytearray(64_000) for _ in range(2_000)]
+        kept.append(bytearray(64_000))
+        blocks.clear()
+
+    thread = threading.Thread(target=fill_and_free)
+    thread.start()
+    thread.join()
+    before = psutil.Process().memory_info().rss
+    return_free_memory()
+    assert before - psutil.Process().memory_info().rss > 100_000_000
+    assert len(kept[0]) == 64_000
 
 
 def test_a_sweeps_summary_tells_what_all_its_core_seconds_went_into(done: Swept):
