@@ -166,12 +166,12 @@ def compare(*places: str | os.PathLike[str], threshold: float = 0.5, baseline: s
     return json.loads(comparison_json(compared.comparison))
 
 
-def diagnose(*places: str | os.PathLike[str], baseline: str = "baseline") -> dict[str, Any]:
+def diagnose(*places: str | os.PathLike[str], baseline: str | None = None) -> dict[str, Any]:
     """Say what is wrong with runs, why it is thought so, and what to try.
 
     Args:
         places: folders or URLs of runs, or of sweeps.
-        baseline: scenario that the others are compared with, where there are several seeds of both.
+        baseline: scenario that the others are compared with, where there are several seeds; None = the baseline.
 
     Returns:
         What `trm-ray diagnose --json` prints: `runs`, each with its `findings`, and those of scenarios in `groups`.

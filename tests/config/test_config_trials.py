@@ -27,6 +27,7 @@ def names(of: SweepConfig) -> list[str]:
     [
         ({}, {}, ""),
         ({"weight_decay": [0.00025]}, {}, "-weight_decay=0.00025"),
+        ({"lr": [1e4]}, {}, "-lr=1e4"),
         ({"weight_decay": {"uniform": [0.0, 1.0]}}, {"weight_decay": 1 / 3}, "-weight_decay=0.3333"),
         ({"arch.num_heads": {"choice": [1, 2]}}, {"arch.num_heads": 2}, "-arch.num_heads=2"),
         ({"data_paths_test": {"choice": [["a/b"], ["c d"]]}}, {"data_paths_test": ["c d"]}, "-data_paths_test=_c_d_"),

@@ -107,3 +107,9 @@ def test_a_place_without_runs_is_refused(tmp_path: Path):
     result = CliRunner().invoke(app, ["diagnose", str(tmp_path)])
     assert result.exit_code == 2
     assert f"no run in {tmp_path}" in " ".join(result.stderr.split())
+
+
+def test_a_baseline_that_no_run_is_of_is_refused(trained: Train):
+    result = CliRunner().invoke(app, ["diagnose", str(trained()), "--baseline", "foo"])
+    assert result.exit_code == 2
+    assert "--baseline foo is no scenario of these runs; use one of" in " ".join(result.stderr.split())

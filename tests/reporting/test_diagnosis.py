@@ -212,7 +212,13 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     ),
     "nothing-solved": (
         [a_run({"eval/exact_accuracy": [0.0, 0.0]})],
-        [a_run({"eval/exact_accuracy": [0.0, 0.01]}), a_run({"eval/exact_accuracy": [0.0, 0.0]}, last_step=399)],
+        [
+            a_run({"eval/exact_accuracy": [0.0, 0.01]}),
+            a_run({"eval/exact_accuracy": [0.0, 0.0]}, last_step=399),
+            a_run(
+                {"eval/exact_accuracy": [0.0, 0.0], **training([2.0, 2.2, 2.4, 2.6])}
+            ),  # told already, and longer does not help
+        ],
     ),
     "past-its-best": (
         [a_run({"eval/exact_accuracy": [0.9, 0.84]})],
@@ -241,7 +247,12 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     ),
     "segments-hurt": (
         [a_run({"eval/exact_accuracy_first": [0.998], "eval/exact_accuracy": [0.945]})],
-        [a_run({"eval/exact_accuracy_first": [0.96], "eval/exact_accuracy": [0.945]})],
+        [
+            a_run({"eval/exact_accuracy_first": [0.96], "eval/exact_accuracy": [0.945]}),
+            a_run({"eval/exact_accuracy_first": [0.09], "eval/exact_accuracy": [0.03]}),  # hardly any is solved
+            # 2·√(0.5·0.5 / 64) = 0.125
+            a_run({"eval/exact_accuracy_first": [0.5], "eval/exact_accuracy": [0.4]}, eval_max_puzzles=64),
+        ],
     ),
     "halting-saves": ([a_run(halting(0.9, 0.86, 2.0))], [a_run(halting(0.9, 0.9, 8.0)), a_run(halting(0.1, 0.1, 2.0))]),
     "data-starved": (
@@ -475,3 +486,9 @@ def test_the_keys_that_remedies_name_in_words_exist() -> None:
     names = {word for remedy in told for word in re.findall(r"\b\w+_\w+\b", remedy)}
     assert "eval_quick_puzzles" in names
     assert names <= {*known_keys(), *known_keys(SweepConfig)}
+
+
+def test_a_ramp_of_weights_of_ones_own_is_told_as_a_share_of_them():
+    run = a_run(WEIGHT, **RAMP, curriculum_end_step=401, deep_supervision_weights=[1, 0.7, 0.49])
+    (found,) = [one for one in findings(run) if one.id == "curriculum-cut-short"]
+    assert " of 1 at step 400" in found.evidence

@@ -21,7 +21,9 @@ def diagnose(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs, such as a sweep's.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Tell all of every run, what is well too.")] = False,
-    baseline: Annotated[str, typer.Option(help="Scenario that the others are compared with.")] = "baseline",
+    baseline: Annotated[
+        str | None, typer.Option(help="Scenario that the others are compared with; if not given, the baseline.")
+    ] = None,
 ) -> None:
     """Say what is wrong with runs, why it is thought so, and what to try.
 

@@ -253,8 +253,8 @@ class Config(Settings):
     recurrent_grad_depth: Depth = None
     detach_cycles: bool = False  # each cycle's gradient ends where the cycle began: a backward pass and memory of one
     curriculum_enabled: bool = False  # let w, or the weights of one's own, grow from 0
-    curriculum_start_step: Count = 1000  # last step at which w is 0
-    curriculum_end_step: Positive = 10000  # first step at which w is whole
+    curriculum_start_step: Count = 1000  # last step, counted from 0, at which w is 0
+    curriculum_end_step: Positive = 10000  # first step, counted from 0, at which w is whole
 
     # H_cycles and L_cycles that grow in stages, each from a share of the steps on. The last must come to those of arch,
     # which null stands for; evaluations always have these. null = the same at all steps

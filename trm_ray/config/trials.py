@@ -21,9 +21,14 @@ def trial_name(sweep: SweepConfig, config: Config, sampled: Mapping[str, Any]) -
         sampled: values of the keys that are drawn, by dotted key.
     """
     apart = _apart(sweep, config, sampled)
-    parts = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in apart)
+    parts = (f"{key}={_short(value) if isinstance(value, float) else value}" for key, value in apart)
     name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([f"{config.config_name}-seed{config.seed}", *parts]))
     return name if len(name) <= MOST_BYTES else _marked(name, _exact(sweep, config, sampled))
+
+
+def _short(value: float) -> str:
+    """Write a number without the plus of an exponent, which no name of a folder keeps."""
+    return f"{value:.4g}".replace("e+0", "e").replace("e+", "e")
 
 
 def _apart(sweep: SweepConfig, config: Config, sampled: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trm_ray.programs.compare import compare_found
+from trm_ray.programs.compare import check_baseline, compare_found
 from trm_ray.reporting.numbers.diagnosis import Finding, findings, group_findings
 from trm_ray.reporting.numbers.verdicts import BASELINE
 from trm_ray.reporting.run_log import Run, find_runs
@@ -43,15 +43,19 @@ class Diagnosed:
         }
 
 
-def diagnose(places: Sequence[Path], baseline: str = BASELINE) -> Diagnosed:
+def diagnose(places: Sequence[Path], baseline: str | None = None) -> Diagnosed:
     """Judge the runs at or below some paths.
 
     Args:
         baseline: scenario that the others are compared with, where there are several seeds of both.
 
     Raises:
-        ValueError: a path does not exist, or there is no run.
+        ValueError: a path does not exist, or there is no run; or none is of a baseline that was asked for.
     """
     runs = find_runs(places)
-    verdicts = compare_found(runs, places, baseline=baseline).comparison.verdicts if len(runs) > 1 else []
-    return Diagnosed([(run, findings(run)) for run in runs], group_findings(verdicts))
+    if len(runs) == 1 and baseline is None:
+        return Diagnosed([(runs[0], findings(runs[0]))], {})
+    comparison = compare_found(runs, places, baseline=baseline or BASELINE).comparison
+    if baseline is not None:
+        check_baseline(comparison, baseline)
+    return Diagnosed([(run, findings(run)) for run in runs], group_findings(comparison.verdicts))

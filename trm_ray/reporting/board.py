@@ -24,7 +24,8 @@ _LAST = ("checkpoint", "core_seconds", "gpu", "throughput")
 # By what runs differ and people tell them apart: the first columns of the table of runs, with the keys that a sweep
 # searches, and the others.
 _VARIED = ("config_name", "seed", "task")
-_ESSENTIAL: tuple[str, ...] = tuple(f"deep_supervision_{name}" for name in ("enabled", "schedule", "weight"))
+_ESSENTIAL: tuple[str, ...] = tuple(f"deep_supervision_{name}" for name in ("enabled", "schedule", "weight", "weights"))
+_ESSENTIAL += ("recurrent_grad_depth", "detach_cycles", "depth_curriculum", "segments_per_update", "max_steps")
 _ESSENTIAL += ("curriculum_enabled", "lr", "weight_decay", "optimizer", "loss_type", "ema", "global_batch_size")
 _ESSENTIAL += tuple(f"arch.{name}" for name in ("H_cycles", "L_cycles", "hidden_size", "mixer", "halt_max_steps"))
 _METRICS = ("eval/exact_accuracy", "eval/anytime_accuracy", "eval/loss")

@@ -133,10 +133,11 @@ def _no_difference(tested: Sequence[Verdict]) -> Finding:
     evidence = (
         f"{100 * exact.difference:+.1f} points of exact accuracy at equal steps ({exact.n} seeds, p = {exact.p:.2g})"
     )
+    evidence = evidence.replace("-", "−", 1) if exact.difference < 0 else evidence
     others = ", ".join(one.number.replace("_", " ") for one in tested[1:])
     evidence += f" against {exact.baseline}, and no difference in {others}" if others else f" against {exact.baseline}"
     remedy = "take the cheaper of the two"
     if exact.more_seeds is not None:
         remedy = f"{exact.more_seeds} more seeds would show a difference of this size; without them, {remedy}"
-    meaning = "What this scenario changes has not been shown to change anything."
+    meaning = "What this scenario changes has not been shown to change anything at equal steps."
     return Finding(NO_DIFFERENCE, "warn", evidence, meaning, None, remedy)

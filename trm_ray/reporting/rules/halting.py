@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from trm_ray.reporting.rules.seen import (
     ACCURACY_SLACK,
     SOLVES_HALF,
+    SOLVES_SOME,
     Seen,
     has_ended,
     lasting,
@@ -75,7 +77,11 @@ def halting_never(run: Run) -> Seen | None:
 def segments_hurt(run: Run) -> Seen | None:
     """Look whether more segments solve fewer puzzles than the first alone: the run was trained with too few."""
     first, last = run.series("eval/exact_accuracy_first"), run.series("eval/exact_accuracy")
-    if not len(first.values) or not len(last.values) or not first.values[-1] > last.values[-1] + ACCURACY_SLACK:
+    if not len(first.values) or not len(last.values) or first.values[-1] < SOLVES_SOME:
+        return None
+    few = run.config.get("eval_max_puzzles")
+    noise = 2 * math.sqrt(first.values[-1] * (1 - first.values[-1]) / few) if few else 0.0
+    if first.values[-1] <= last.values[-1] + max(ACCURACY_SLACK, noise):
         return None
     most = run.arch.get("halt_max_steps", "all")
     told = f"{percent(first.values[-1])} solved after one segment, {percent(last.values[-1])} after {most}"

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from trm_ray.reporting.rules.learning import converging
+from trm_ray.reporting.rules.learning import converging, diverging
 from trm_ray.reporting.rules.seen import (
     Seen,
     counted,
@@ -57,7 +57,7 @@ def generalising(run: Run) -> Seen | None:
 def nothing_solved(run: Run) -> Seen | None:
     """Look whether a run has ended without ever solving a held-out puzzle."""
     exact = finite(run.series("eval/exact_accuracy"))
-    if not has_ended(run) or not len(exact.values) or (exact.values > 0).any():
+    if not has_ended(run) or not len(exact.values) or (exact.values > 0).any() or diverging(run):
         return None
     told = f"no held-out puzzle solved at any of {counted(len(exact.values), 'evaluation')}"
     return Seen("warn", told, int(exact.steps[-1]), "train longer", times(run, "max_steps", 4))

@@ -37,7 +37,8 @@ def curriculum_cut_short(run: Run) -> Seen | None:
     planned, ramp, weight = run.planned_steps, _ramp(run), run.series("train/curriculum_weight")
     if ramp is None or not planned or not ramp[0] < planned < ramp[1] or not len(weight.values):
         return None
-    whole = run.config.get("deep_supervision_weight", math.nan)
+    own = run.config.get("deep_supervision_weights") is not None  # then the ramp is a share of them
+    whole = 1.0 if own else run.config.get("deep_supervision_weight", math.nan)
     told = f"weight {weight.values[-1]:.3g} of {whole:g} at step {weight.steps[-1]:,}: "
     told += f"curriculum_end_step={ramp[1]} of a run of {planned:,} steps"
     return Seen("warn", told, int(weight.steps[-1]), "end the ramp within the run", _ramp_for(planned)[1:])
