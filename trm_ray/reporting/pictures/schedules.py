@@ -16,6 +16,7 @@ from trm_ray.reporting.pictures import style
 from trm_ray.reporting.pictures.style import INK, MUTED
 
 _ROW_IN, _FOOT_IN = 2.1, 0.25  # inches
+MOST_LABELS = 6  # bars that have room for a label each
 _SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
 
@@ -41,13 +42,16 @@ def draw_schedules(views: Sequence[ScheduleView]) -> Figure:
 
 
 def _draw_weights(axes: Axes, view: ScheduleView, heaviest: float) -> None:
-    """Draw the weights that a run ends with, each with its value and its share."""
+    """Draw the weights that a run ends with, each with its value and its share; of many the first and the last."""
     weights = view.phases[-1].weights[-1]
+    crowded = len(weights) > MOST_LABELS
     axes.bar(range(len(weights)), weights, 0.62, color=style.cycle_colours(len(weights)))
     for cycle, (weight, share) in enumerate(zip(weights, shares(weights), strict=True)):
+        if crowded and cycle not in (0, len(weights) - 1):
+            continue
         label = f"{weight:.3g}\n{100 * share:.0f} %" if weight else "0"
         axes.annotate(label, (cycle, weight), (0, 3), ha="center", va="bottom", linespacing=1.3, **_SMALL)
-    axes.set_xticks(range(len(weights)), ["H-cycle 0", *map(str, range(1, len(weights)))])
+    axes.set_xticks(range(len(weights)), ["0" if crowded else "H-cycle 0", *map(str, range(1, len(weights)))])
     axes.set_ylim(0, 1.45 * heaviest)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -92,7 +96,8 @@ def _draw_costs(axes: Axes, view: ScheduleView, dearest: float) -> None:
     for cost, phases in levels:
         middle = (phases[0].begin + phases[-1].end) / 2
         if phases[-1].end - phases[0].begin > 0.12 * view.num_steps:
-            axes.annotate(f"{cost:.2f}", (middle, cost), (0, 4), ha="center", **_SMALL)
+            clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  # of the dashed line
+            axes.annotate(f"{cost:.2f}", (middle, cost), (0, 4), ha="center", bbox=clear, **_SMALL)
     if len(levels) > 1:
         axes.annotate(f"all steps: {view.cost:.2f}", (1, 1), (0, -2), ha="right", va="top", color=MUTED,
                       xycoords="axes fraction", **_SMALL)  # fmt: skip
