@@ -122,7 +122,7 @@ def diagnosis(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> Diagnosis
     bad_first = sorted(found, key=lambda entry: list(_SIGNS).index(entry[2].mark))
     troubled = [entry for entry in bad_first if entry[2].is_trouble]
     named = {(label, seed) for label, seed, _ in troubled if seed != "all"}
-    words = f"{len(named)} of {len(runs)} runs have something to look at." if named else "All runs are well."
+    words = f"{len(named)} of {len(runs)} runs have something to look at." if named else "Nothing is wrong with any run."
     headings = ["Scenario", "Seed", "Mark", "Finding", "Evidence", "Try"]
     rows = [[label, seed, _SIGNS[one.mark], one.id, one.evidence, one.advice] for label, seed, one in troubled]
     well: dict[tuple[str, str], list[str]] = {}
@@ -132,7 +132,7 @@ def diagnosis(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> Diagnosis
     counted = [[label, id, str(len(seen)), seen[0]] for (label, id), seen in well.items()]
     return Diagnosis(
         words,
-        Sheet.of("What to look at", (headings, rows)),
+        Sheet.of("What to look at" if named else "What holds for whole scenarios", (headings, rows)),
         {one.id: one.meaning for _, _, one in troubled},
         Sheet.of("What is well", (["Scenario", "Finding", "Number of runs", "Evidence of the first"], counted)),
     )
