@@ -126,6 +126,16 @@ def test_a_link_of_a_figure_holds_what_is_drawn(parsed: Page):
     assert {row["part"]: row["core_s"] for row in costs} == {"steps": "155.0", "evaluation": "50.0", "start": "10.0"}
 
 
+def test_what_is_summed_up_counts_the_runs_that_the_ranking_counts(parsed: Page):
+    # One run of 25 has not finished: seed 4 of the fourth scenario.
+    for name, label, expected in (("exact-accuracy-over-depth", "seeds", "4"), ("core-seconds-a-run", "runs", "4")):
+        rows = data_of(parsed, name)
+        scenarios = list(dict.fromkeys(row["scenario"] for row in rows))
+        assert [{row[label] for row in rows if row["scenario"] == one} for one in scenarios].count({expected}) == 1
+        assert {row[label] for row in rows} == {"4", "5"}
+    assert len(data_of(parsed, "steps-to-50-exact-accuracy")) == 24
+
+
 def test_every_figure_has_its_data(parsed: Page):
     figures = [svg for svg in parsed.all("svg") if svg.get("class") == "plot"]
     assert len(figures) == len([link for link in parsed.all("a") if "download" in link]) == 9
