@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from trm_ray.programs.report import is_ours, report
+from trm_ray.reporting.numbers.spending import Spending
 from trm_ray.reporting.page.gallery import Drawing, stages
+from trm_ray.reporting.page.sheets import cost_sheet
 from trm_ray.reporting.pictures.boards import Board
 from trm_ray.reporting.run_log import Run
 
@@ -124,6 +126,16 @@ def test_a_link_of_a_figure_holds_what_is_drawn(parsed: Page):
     assert {row["part"]: row["core_s"] for row in costs} == {"steps": "155.0", "evaluation": "50.0", "start": "10.0"}
 
 
+def test_what_is_summed_up_counts_the_runs_that_the_ranking_counts(parsed: Page):
+    # One run of 25 has not finished: seed 4 of the fourth scenario.
+    for name, label, expected in (("exact-accuracy-over-depth", "seeds", "4"), ("core-seconds-a-run", "runs", "4")):
+        rows = data_of(parsed, name)
+        scenarios = list(dict.fromkeys(row["scenario"] for row in rows))
+        assert [{row[label] for row in rows if row["scenario"] == one} for one in scenarios].count({expected}) == 1
+        assert {row[label] for row in rows} == {"4", "5"}
+    assert len(data_of(parsed, "steps-to-50-exact-accuracy")) == 24
+
+
 def test_every_figure_has_its_data(parsed: Page):
     figures = [svg for svg in parsed.all("svg") if svg.get("class") == "plot"]
     assert len(figures) == len([link for link in parsed.all("a") if "download" in link]) == 9
@@ -165,6 +177,29 @@ def test_a_baseline_that_nobody_is_of_is_refused(make_run: MakeRun, healthy_rows
     make_run(healthy_rows())
     with pytest.raises(ValueError, match=r"--baseline lienar is no scenario of these runs; use one of linear"):
         report([tmp_path], tmp_path / "report.html", baseline="lienar", gallery=False)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x"])
+def test_a_report_under_the_name_of_another_format_is_refused(
+    make_run: MakeRun, healthy_rows: Rows, tmp_path: Path, name: str
+):
+    make_run(healthy_rows())
+    with pytest.raises(ValueError, match=rf"cannot write a report as .*/{name}: its name must end with .html or .htm"):
+        report([tmp_path], tmp_path / name, gallery=False)
+    assert not (tmp_path / name).exists()
+
+
+def test_cost_and_its_sentence_tell_the_same_shares_of_what_was_used():
+    spending = Spending({"steps": 60.0, "evaluation": 20.0}, total=100.0, available=250.0)
+    sheet = cost_sheet(spending)
+    assert sheet is not None
+    assert [(seconds, share) for _, seconds, share in sheet.rows] == [
+        ("60.0", "60.0"),
+        ("20.0", "20.0"),
+        ("20.0", "20.0"),
+        ("150.0", "–"),
+    ]
+    assert "steps 60.0 %, evaluation 20.0 %, other 20.0 %" in spending.told()
 
 
 def test_a_report_of_object_storage_is_written_there(make_run: MakeRun, healthy_rows: Rows, bucket: Path):

@@ -63,8 +63,11 @@ def report(
         gallery: let the models solve puzzles; without, nothing of torch is loaded.
 
     Raises:
-        ValueError: a path does not exist, or there is no run; or none is of a baseline that was asked for.
+        ValueError: the file's name ends as no page's does; a path does not exist, or there is no run; or none is
+            of a baseline that was asked for.
     """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"cannot write a report as {output}: its name must end with .html or .htm")
     compared = _with_spending(compare(places, threshold, baseline or BASELINE), places)
     if baseline is not None:
         check_baseline(compared.comparison, baseline)

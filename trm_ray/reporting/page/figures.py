@@ -8,7 +8,7 @@ import csv
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 from urllib.parse import quote
@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from trm_ray.reporting.numbers.depth import exact_by_depth
-from trm_ray.reporting.numbers.groups import group_runs, spread_over_seeds
+from trm_ray.reporting.numbers.groups import Group, group_runs, spread_over_seeds
 from trm_ray.reporting.numbers.spending import PART_WORDS, Spending
 from trm_ray.reporting.numbers.summary import reach
+from trm_ray.reporting.numbers.unfinished import ReadGroup
 from trm_ray.reporting.pictures import comparison as drawn
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.run_log import Run
@@ -98,11 +99,18 @@ def draw_figures(
                 advance(1)
             return found
 
-        curves = all_of(chain(_curves(groups, threshold), _depths(groups)))
-        return Figures(list(_legend(groups)), curves, all_of(_costs(groups)))
+        counted = [(_counted(group), look) for group, look in groups]
+        curves = all_of(chain(_curves(groups, threshold), _steps(counted, threshold), _depths(counted)))
+        return Figures(list(_legend(groups)), curves, all_of(_costs(counted)))
 
 
 NUM_FIGURES = 9  # at most, for a bar of progress
+
+
+def _counted(group: Group) -> Group:
+    """Keep the runs that the ranking counts: the finished ones, or all where none is."""
+    done = tuple(curves.run for curves in ReadGroup.of(group, None).finished.curves)
+    return replace(group, runs=done or group.runs)
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------
@@ -117,6 +125,9 @@ def _curves(groups: Sequence[drawn.Styled], threshold: float) -> Iterator[PageFi
             if number == 1:
                 drawn.draw_threshold(axes, threshold)
             yield _figure(figure, name, "mean over the seeds of each scenario, lowest to highest", _lines(groups, tag))
+
+
+def _steps(groups: Sequence[drawn.Styled], threshold: float) -> Iterator[PageFigure]:
     figure, axes = _panel()
     drawn.draw_steps_to(axes, groups, threshold)
     axes.set_title("")

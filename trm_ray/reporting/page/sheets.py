@@ -87,17 +87,18 @@ def _signed(value: float, digits: int) -> str:
 
 
 def cost_sheet(spending: Spending) -> Sheet | None:
-    """Tell where the core-seconds of all went, those that nothing used included where they are known."""
+    """Tell where the core-seconds of all went, as shares of those used; below, those that nothing used, if known."""
     if not spending.parts:
         return None
     parts = {PART_WORDS.get(part, part): seconds for part, seconds in spending.parts.items()}
     if spending.other is not None:
         parts["other"] = spending.other
+    used = spending.total or sum(parts.values())  # as the sentence of `Spending.told` counts
+    rows = [[part, f"{seconds:,.1f}", f"{100 * seconds / used:.1f}"] for part, seconds in parts.items()]
     if spending.total is not None and spending.available is not None:
-        parts["waiting: cores with nothing to do, or at other work"] = max(0.0, spending.available - spending.total)
-    whole = sum(parts.values())
-    rows = [[part, f"{seconds:,.1f}", f"{100 * seconds / whole:.1f}"] for part, seconds in parts.items()]
-    return Sheet.of("Where the core-seconds went", (["Part", "Core-seconds", "%"], rows))
+        waiting = max(0.0, spending.available - spending.total)
+        rows.append(["not used: cores with nothing to do, or at other work", f"{waiting:,.1f}", "–"])
+    return Sheet.of("Where the core-seconds went", (["Part", "Core-seconds", "% of those used"], rows))
 
 
 # ---- the runs --------------------------------------------------------------------------------------------
@@ -122,7 +123,9 @@ def diagnosis(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> Diagnosis
     bad_first = sorted(found, key=lambda entry: list(_SIGNS).index(entry[2].mark))
     troubled = [entry for entry in bad_first if entry[2].is_trouble]
     named = {(label, seed) for label, seed, _ in troubled if seed != "all"}
-    words = f"{len(named)} of {len(runs)} runs have something to look at." if named else "All runs are well."
+    words = (
+        f"{len(named)} of {len(runs)} runs have something to look at." if named else "Nothing is wrong with any run."
+    )
     headings = ["Scenario", "Seed", "Mark", "Finding", "Evidence", "Try"]
     rows = [[label, seed, _SIGNS[one.mark], one.id, one.evidence, one.advice] for label, seed, one in troubled]
     well: dict[tuple[str, str], list[str]] = {}
@@ -132,7 +135,7 @@ def diagnosis(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> Diagnosis
     counted = [[label, id, str(len(seen)), seen[0]] for (label, id), seen in well.items()]
     return Diagnosis(
         words,
-        Sheet.of("What to look at", (headings, rows)),
+        Sheet.of("What to look at" if named else "What holds for whole scenarios", (headings, rows)),
         {one.id: one.meaning for _, _, one in troubled},
         Sheet.of("What is well", (["Scenario", "Finding", "Number of runs", "Evidence of the first"], counted)),
     )
