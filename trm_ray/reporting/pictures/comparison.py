@@ -230,7 +230,10 @@ def _bar_words(series: Sequence[Series], threshold: float, last_step: int) -> st
     steps, is_known = _middle([step for step, _ in reached], [float(one.steps[-1]) for one in lacking])
     if not is_known:
         return f"> {steps:,.0f} steps{some}"
-    seconds, _ = _middle([second for _, second in reached], [float(one.wall_s[-1]) for one in lacking])
+    passed, waited = [second for _, second in reached], [float(one.wall_s[-1]) for one in lacking]
+    if not np.isfinite([*passed, *waited]).all():  # a run that was stopped in its last evaluation has not logged them
+        return f"{steps:,.0f} steps{some}"
+    seconds, _ = _middle(passed, waited)
     return f"{steps:,.0f} steps · {_duration(seconds)}{some}"
 
 
