@@ -248,6 +248,15 @@ def test_a_threshold_never_reached_is_told_in_words(five: list[Run]) -> None:
     assert len(panel(draw_comparison(five, 0.5), "Steps to").patches) == 4
 
 
+def test_steps_are_told_without_seconds_where_the_last_were_not_logged(make_run: MakeRun, healthy_rows: Rows) -> None:
+    """As of a run that was stopped in its last evaluation; 30 % at step 300 and 70 % at step 400 is 50 % at 350."""
+    rows = [
+        row | ({"eval/exact_accuracy": row["step"] / 250 - 0.9} if "eval/loss" in row else {}) for row in healthy_rows()
+    ]
+    rows[-1] = {tag: value for tag, value in rows[-1].items() if not tag.startswith("throughput/")}
+    assert "350 steps" in words(panel(draw_comparison([make_run(rows)], 0.5), "Steps to"))
+
+
 def test_runs_without_an_evaluation_say_why(make_run: MakeRun, healthy_rows: Rows) -> None:
     figure = draw_comparison([make_run(healthy_rows(last_step=90, with_eval=False))], 0.5)
     for title in ("Held-out loss", "Exact accuracy over depth", "First H-cycle", "Exact accuracy", "Steps to"):
