@@ -160,12 +160,14 @@ KeepDuplicates = Annotated[
 class _SeveralWords(TyperCommand):
     """Let `--subsets a b c` take several words, as `--subsets a --subsets b --subsets c` does."""
 
+    option = "--subsets"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spread: list[str] = []
         option = ""
         for word in args:
             option = word if word.startswith("-") else option
-            follows = option == "--subsets" and spread[-2:-1] == [option] and word != option
+            follows = option == self.option and spread[-2:-1] == [option] and word != option
             spread += [option, word] if follows else [word]
         return super().parse_args(ctx, spread)
 
@@ -210,6 +212,66 @@ def prepare_arc_command(
         seed=seed,
         keep_duplicates=keep_duplicates,
         overwrite=overwrite,
+    )
+
+
+class _SeveralInputs(_SeveralWords):
+    """Do the same with `--input`, as a shell's `*.txt` needs it."""
+
+    option = "--input"
+
+
+@prepare_app.command("text", cls=_SeveralInputs)
+@reported
+def prepare_text_command(
+    inputs: Annotated[
+        list[Path],
+        typer.Option(
+            "--input",
+            metavar="FILE...",
+            help="Files, folders or URLs: .parquet, .jsonl and .txt (also .gz, .zst), and tokens in .bin.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="bytes|FILE.json", help="`bytes` by default; or a tokenizer.json.")
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="The tokenizer's token between documents; it is found or added by itself.")
+    ] = None,
+    train_tokenizer: Annotated[
+        int | None, typer.Option(metavar="VOCAB", help="Make a tokenizer of so many tokens from a sample instead.")
+    ] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens a row.")] = 128,
+    test_share: Annotated[float, typer.Option(help="Share of the documents to hold out, by what they hold.")] = 0.01,
+    document_bytes: Annotated[int, typer.Option(help="Longer documents are cut, at ends of lines.")] = 1_000_000,
+    format: Annotated[
+        str, typer.Option(help="`text`, or `prompt`: columns `prompt` and `answer`, loss on the answer alone.")
+    ] = "text",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes of Ray Data; 0: none but this one, also the default for little text."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn text into rows of tokens. A command that was stopped goes on where it was.
+
+    Example: `trm-ray prepare text --input corpus/ --seq-len 128 --output data/corpus`
+    """
+    from trm_ray.programs.prepare_text import prepare_text
+
+    prepare_text(
+        output,
+        inputs=inputs,
+        tokenizer=tokenizer,
+        separator=separator,
+        train_vocab=train_tokenizer,
+        seq_len=seq_len,
+        test_share=test_share,
+        document_bytes=document_bytes,
+        format=format,
+        overwrite=overwrite,
+        workers=workers,
     )
 
 
