@@ -161,7 +161,7 @@ def test_a_prepare_that_is_stopped_anywhere_goes_on_to_the_same_bytes(tmp_path: 
     prepare_text(tmp_path / "whole", inputs=files, seq_len=8)
     written, done = pack.write_part, []
 
-    def half_written(path: Path, rows: object) -> None:
+    def half_written(path: Path, *rows: object, **packing: object) -> None:
         path.write_bytes(b"half of it")
         raise KeyboardInterrupt
 

@@ -221,18 +221,22 @@ class _SeveralInputs(_SeveralWords):
     option = "--input"
 
 
+_OF_FILES = ("inputs", "tokenizer", "separator", "train_tokenizer", "test_share", "document_bytes", "workers")
+
+
 @prepare_app.command("text", cls=_SeveralInputs)
 @reported
 def prepare_text_command(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
     inputs: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "--input",
             metavar="FILE...",
             help="Files, folders or URLs: .parquet, .jsonl and .txt (also .gz, .zst), and tokens in .bin.",
         ),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="bytes|FILE.json", help="`bytes` by default; or a tokenizer.json.")
     ] = None,
@@ -252,17 +256,37 @@ def prepare_text_command(
         int | None,
         typer.Option(help="Processes of Ray Data; 0: none but this one, also the default for little text."),
     ] = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Make text instead: sums (`addition`) or words (`reverse`) as prompts with answers; or take the "
+            "documentation of Python (`stdlib`).",
+        ),
+    ] = None,
+    train: Annotated[int, typer.Option(help="With --synthetic: training rows.")] = 10_000,
+    test: Annotated[int, typer.Option(help="With --synthetic: held-out rows.")] = 512,
+    size: Annotated[int, typer.Option(help="With --synthetic: most digits of a number, most letters of a word.")] = 3,
+    seed: Annotated[int, typer.Option(help="With --synthetic: same seed, same bytes.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn text into rows of tokens. A command that was stopped goes on where it was.
 
     Example: `trm-ray prepare text --input corpus/ --seq-len 128 --output data/corpus`
     """
+    if synthetic is not None:
+        from trm_ray.kinds.text.generate import generate_text
+
+        _refuse(ctx, _OF_FILES, "is for text in files, not for that of --synthetic; leave one of the two out")
+        rows: dict[str, Any] = {"source": synthetic, "train": train, "test": test, "size": size, "seed": seed}
+        generate_text(output, seq_len=seq_len, overwrite=overwrite, **rows)
+        return
     from trm_ray.programs.prepare_text import prepare_text
 
+    _refuse(ctx, ("train", "test", "size", "seed"), "is for text that is made; name it with --synthetic SOURCE")
     prepare_text(
         output,
-        inputs=inputs,
+        inputs=inputs or [],
         tokenizer=tokenizer,
         separator=separator,
         train_vocab=train_tokenizer,

@@ -262,11 +262,15 @@ def _write_split(partial: Path, name: str, rows: Rows, info: DatasetInfo, hashes
     return SplitInfo(len(rows), *puzzle_counts(rows.puzzles, rows.groups), files)
 
 
-def write_part(path: Path, rows: Rows) -> None:
-    """Write a file of rows, a row group at a time: they may be mapped from a file larger than the memory."""
+def write_part(path: Path, rows: Rows, **packing: Any) -> None:
+    """Write a file of rows, a row group at a time: they may be mapped from a file larger than the memory.
+
+    Args:
+        packing: options of pyarrow's writer beside zstd.
+    """
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, _table(rows[:0]).schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, _table(rows[:0]).schema, compression="zstd", **packing) as writer:
         for first in range(0, len(rows), ROWS_PER_ROW_GROUP):
             writer.write_table(_table(rows[first : first + ROWS_PER_ROW_GROUP]))
 
