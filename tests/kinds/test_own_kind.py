@@ -157,11 +157,15 @@ def test_a_kind_that_nobody_knows_or_of_another_shape_is_refused(tmp_path: Path)
     with pytest.raises(DatasetError, match="kind=sorting has no boards of seq_len=16 and vocab_size=11"):
         kind_named("sorting", 16, 11)
     del KINDS["sorting"]
-    with pytest.raises(DatasetError, match=r"kind=sorting is unknown; this release knows sudoku, maze, arc, tokens"):
+    with pytest.raises(
+        DatasetError, match=r"kind=sorting is unknown; this release knows sudoku, maze, arc, text, tokens"
+    ):
         open_dataset(tmp_path / "data", also=check_kind)
     KINDS["sorting"] = Sorting  # what the fixture takes back
 
 
 def test_what_cannot_be_made_says_so(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"generator\.name=arc must be one of sudoku, maze, sorting; prepare other"):
+    with pytest.raises(
+        ConfigError, match=r"generator\.name=arc must be one of sudoku, maze, text, sorting; prepare other"
+    ):
         make_missing(sorting(tmp_path).model_copy(update={"generator": Generator(name="arc")}))

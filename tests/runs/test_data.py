@@ -32,8 +32,8 @@ MISTAKES = [
     ("generator.check_exsting=no", "check_exsting=false has an unknown key; did you mean `generator.check_existing`?"),
     ("generator.min_length=9", "generator.min_length=9 has an unknown key; did you mean `generator."),
     ("generator.arch.x=9", "generator.arch={x: 9} has an unknown key"),
-    ("generator.name=arc", "generator.name=arc must be one of sudoku, maze; prepare other puzzles, and name"),
-    ("generator.name=sudoko", "generator.name=sudoko must be one of sudoku, maze"),
+    ("generator.name=arc", "generator.name=arc must be one of sudoku, maze, text; prepare other puzzles, and name"),
+    ("generator.name=sudoko", "generator.name=sudoko must be one of sudoku, maze, text"),
 ]
 
 
@@ -54,7 +54,7 @@ def test_several_mistakes_are_counted_and_the_first_is_told_with_file_and_line(t
     assert str(caught.value) == f"{task}:6: generator.clues=3 must be null or [MIN, MAX] (and 1 more)"
     task.write_text("data_paths: [x]\nmax_steps: 1\ngenerator: {name: chess}\n")
     with pytest.raises(
-        ConfigError, match=rf"^{task}:3: generator\.name=chess must be one of sudoku, maze; prepare oth"
+        ConfigError, match=rf"^{task}:3: generator\.name=chess must be one of sudoku, maze, text; prepare oth"
     ):
         complete(load_config("mine", config_dir=tmp_path))
 

@@ -160,12 +160,14 @@ KeepDuplicates = Annotated[
 class _SeveralWords(TyperCommand):
     """Let `--subsets a b c` take several words, as `--subsets a --subsets b --subsets c` does."""
 
+    option = "--subsets"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spread: list[str] = []
         option = ""
         for word in args:
             option = word if word.startswith("-") else option
-            follows = option == "--subsets" and spread[-2:-1] == [option] and word != option
+            follows = option == self.option and spread[-2:-1] == [option] and word != option
             spread += [option, word] if follows else [word]
         return super().parse_args(ctx, spread)
 
@@ -210,6 +212,90 @@ def prepare_arc_command(
         seed=seed,
         keep_duplicates=keep_duplicates,
         overwrite=overwrite,
+    )
+
+
+class _SeveralInputs(_SeveralWords):
+    """Do the same with `--input`, as a shell's `*.txt` needs it."""
+
+    option = "--input"
+
+
+_OF_FILES = ("inputs", "tokenizer", "separator", "train_tokenizer", "test_share", "document_bytes", "workers")
+
+
+@prepare_app.command("text", cls=_SeveralInputs)
+@reported
+def prepare_text_command(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option(help="Folder of the new dataset.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--input",
+            metavar="FILE...",
+            help="Files, folders or URLs: .parquet, .jsonl and .txt (also .gz, .zst), and tokens in .bin.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="bytes|FILE.json", help="`bytes` by default; or a tokenizer.json.")
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="The tokenizer's token between documents; it is found or added by itself.")
+    ] = None,
+    train_tokenizer: Annotated[
+        int | None, typer.Option(metavar="VOCAB", help="Make a tokenizer of so many tokens from a sample instead.")
+    ] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens a row.")] = 128,
+    test_share: Annotated[float, typer.Option(help="Share of the documents to hold out, by what they hold.")] = 0.01,
+    document_bytes: Annotated[int, typer.Option(help="Longer documents are cut, at ends of lines.")] = 1_000_000,
+    format: Annotated[
+        str, typer.Option(help="`text`, or `prompt`: columns `prompt` and `answer`, loss on the answer alone.")
+    ] = "text",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes of Ray Data; 0: none but this one, also the default for little text."),
+    ] = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Make text instead: sums (`addition`) or words (`reverse`) as prompts with answers; or take the "
+            "documentation of Python (`stdlib`).",
+        ),
+    ] = None,
+    train: Annotated[int, typer.Option(help="With --synthetic: training rows.")] = 10_000,
+    test: Annotated[int, typer.Option(help="With --synthetic: held-out rows.")] = 512,
+    size: Annotated[int, typer.Option(help="With --synthetic: most digits of a number, most letters of a word.")] = 3,
+    seed: Annotated[int, typer.Option(help="With --synthetic: same seed, same bytes.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn text into rows of tokens. A command that was stopped goes on where it was.
+
+    Example: `trm-ray prepare text --input corpus/ --seq-len 128 --output data/corpus`
+    """
+    if synthetic is not None:
+        from trm_ray.kinds.text.generate import generate_text
+
+        _refuse(ctx, _OF_FILES, "is for text in files, not for that of --synthetic; leave one of the two out")
+        rows: dict[str, Any] = {"source": synthetic, "train": train, "test": test, "size": size, "seed": seed}
+        generate_text(output, seq_len=seq_len, overwrite=overwrite, **rows)
+        return
+    from trm_ray.programs.prepare_text import prepare_text
+
+    _refuse(ctx, ("train", "test", "size", "seed"), "is for text that is made; name it with --synthetic SOURCE")
+    prepare_text(
+        output,
+        inputs=inputs or [],
+        tokenizer=tokenizer,
+        separator=separator,
+        train_vocab=train_tokenizer,
+        seq_len=seq_len,
+        test_share=test_share,
+        document_bytes=document_bytes,
+        format=format,
+        overwrite=overwrite,
+        workers=workers,
     )
 
 

@@ -146,7 +146,9 @@ def open_datasets(
     infos = [open_dataset(folder, **options) for folder in folders]
     for key in ("seq_len", "vocab_size", "symmetry"):
         for folder, info in zip(folders, infos, strict=True):
-            _check_agreement(key, folders[0], infos[0], folder, info)
+            _check_agreement(key, getattr(info, key), getattr(infos[0], key), folder, folders[0])
+    for folder, info in zip(folders, infos, strict=True):
+        _check_agreement("text", _spelt(info), _spelt(infos[0]), folder, folders[0])
     check_same_identifiers(dict(zip(map(str, folders), infos, strict=True)))
     return _merged(folders, infos)
 
@@ -263,8 +265,14 @@ def _check_range(
         )
 
 
-def _check_agreement(key: str, first: Path, expected: DatasetInfo, folder: Path, info: DatasetInfo) -> None:
-    here, there = getattr(info, key), getattr(expected, key)
+def _spelt(info: DatasetInfo) -> str | None:
+    """Say what the tokens of a text mean; None of other tokens."""
+    if info.text is None:
+        return None
+    return f"tokens of {info.text.tokenizer} ({info.text.tokenizer_sha256[:12]}…), {info.text.packing}"
+
+
+def _check_agreement(key: str, here: Any, there: Any, folder: Path, first: Path) -> None:
     if here != there:
         raise DatasetError(
             f"datasets that are used together must agree: {key}={here} in {folder}, {there} in {first}; "

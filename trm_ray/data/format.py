@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -38,6 +38,8 @@ FORMAT_VERSION = 3
 READABLE = (2, 3)  # format 2 does not say what kind of puzzle it holds
 INFO_NAME = "dataset.json"
 IDENTIFIERS_NAME = "identifiers.json"
+TOKEN_BYTES_NAME = "token_bytes.json"  # beside a text: how many bytes each token stands for, a list
+TOKENIZER_NAME = "tokenizer.json"  # beside a text, unless its tokens are bytes
 
 COLUMNS = ("inputs", "labels", "puzzle_identifier", "puzzle", "group")
 # The unit that validation holds in memory: 59 MiB of tokens for ARC's 30×30 boards.
@@ -69,12 +71,51 @@ class SplitInfo:
 
 
 @dataclass(frozen=True)
+class TextInfo:
+    """Describe tokens that spell text.
+
+    Args:
+        separator: the token that stands before every document, and that is the last label of the one before.
+        tokenizer: `bytes`, or what the file was called that is beside dataset.json as tokenizer.json.
+        tokenizer_sha256: of all that decides what tokens mean.
+        packing: `running`, rows cut from documents that stand one after the other; `prompt`, a row a document, with
+            labels for what comes after its prompt.
+        documents, tokens, bytes: of each split, by its name; bytes are those of the text that is predicted, in UTF-8.
+        left_out: how many documents, by the reason.
+        sources: name and SHA-256 of each file that was read, in their order.
+    """
+
+    __pydantic_config__ = _EXACTLY
+
+    separator: _Count
+    tokenizer: str
+    tokenizer_sha256: str
+    packing: Literal["running", "prompt"]
+    documents: dict[str, _Count]
+    tokens: dict[str, _Count]
+    bytes: dict[str, _Count]
+    left_out: dict[str, _Count]
+    sources: list[dict[str, str]]
+
+    @property
+    def num_documents(self) -> int:
+        """Count the documents of all splits."""
+        return sum(self.documents.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Count the bytes of text of all splits."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
 class DatasetInfo:
     """Hold the fields of dataset.json.
 
     Args:
         files: SHA-256 of each file beside the splits, by its name; identifiers.json is always there.
         kind: what the tokens spell, a name of `kinds.registry`; None in format 2, where it is guessed from the shape.
+        text: how, where they spell text.
     """
 
     __pydantic_config__ = _EXACTLY
@@ -92,6 +133,7 @@ class DatasetInfo:
     symmetry: dict[str, Any] | None
     files: dict[str, str]
     kind: str | None = None
+    text: TextInfo | None = None
 
     @classmethod
     def load(cls, folder: Path) -> DatasetInfo:
@@ -171,6 +213,21 @@ def read_identifiers(*folders: Path) -> PuzzleIdentifiers:
     return load_identifiers(named / IDENTIFIERS_NAME)
 
 
+def read_token_bytes(folder: Path, info: DatasetInfo) -> np.ndarray:
+    """Read how many bytes of a text each token (V,) stands for, the separator for none.
+
+    Raises:
+        DatasetError: it is not there, or other than the vocabulary.
+    """
+    path = folder / TOKEN_BYTES_NAME
+    found = read_json(path, list)
+    if len(found) != info.vocab_size or not all(type(size) is int and size >= 0 for size in found):
+        raise DatasetError(
+            f"{path} must hold vocab_size={info.vocab_size} numbers of bytes; it holds {len(found)} values"
+        )
+    return np.array(found, np.int64)
+
+
 def read_json(path: Path, kind: type = dict, hint: str = "") -> Any:
     """Read a JSON file that holds a `kind`, whatever editor has saved it.
 
@@ -207,6 +264,8 @@ def _checked(path: Path, raw: Mapping[str, Any]) -> DatasetInfo:
             raise DatasetError(f"{path}: {key}={getattr(info, key)} must be {value} in format {FORMAT_VERSION}")
     if IDENTIFIERS_NAME not in info.files:
         raise DatasetError(f"{path}: files must name {IDENTIFIERS_NAME}; it names {', '.join(info.files) or 'none'}")
+    if info.text is not None and info.text.separator >= info.vocab_size:
+        raise DatasetError(f"{path}: text.separator={info.text.separator} must be below vocab_size={info.vocab_size}")
     if info.format_version > 2 and info.kind is None:
         raise DatasetError(f"{path}: kind must name what the tokens spell, or be tokens")
     return info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from trm_ray.data.format import (
     ROWS_PER_ROW_GROUP,
     DatasetInfo,
     SplitInfo,
+    TextInfo,
     is_dataset,
 )
 from trm_ray.data.identifiers import PuzzleIdentifiers
@@ -64,6 +66,7 @@ def write_dataset(
     kind: str = "tokens",
     identifiers: PuzzleIdentifiers | None = None,
     side_files: Mapping[str, bytes] = MappingProxyType({}),
+    text: TextInfo | None = None,
     overwrite: bool = False,
 ) -> DatasetInfo:
     """Write a dataset folder, whole or not at all: it appears under its name when it is finished.
@@ -77,6 +80,7 @@ def write_dataset(
         kind: what the tokens spell, a name of `kinds.registry.KINDS`: for boards, rules and symmetry.
         identifiers: what the puzzle identifiers stand for; None where all are 0.
         side_files: further files by name, for whoever evaluates.
+        text: what the tokens spell, where they are those of a text.
         overwrite: replace the dataset that is there. A folder that is no dataset is never replaced.
 
     Raises:
@@ -98,19 +102,27 @@ def write_dataset(
             symmetry=dict(symmetry) if symmetry is not None else None,
             files={},
             kind=kind,
+            text=text,
         )
         hashes = RowHashes()
         for name, rows in splits.items():
             info.splits[name] = _write_split(partial, name, rows, info, hashes)
-        for name, content in {**side_files, IDENTIFIERS_NAME: identifiers.to_bytes()}.items():
-            (partial / name).write_bytes(content)
-            info.files[name] = sha256(partial / name)
-        (partial / INFO_NAME).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
-        _put_in_place(partial, folder)
+        finish_dataset(partial, folder, info, {**side_files, IDENTIFIERS_NAME: identifiers.to_bytes()})
     hashes.tell_shared(str(folder))
     return info
 
 
+def finish_dataset(partial: Path, folder: Path, info: DatasetInfo, side_files: Mapping[str, bytes]) -> None:
+    """Write what lies beside the splits, which are in the folder `partial`, and put all of it in place."""
+    for name, content in side_files.items():
+        (partial / name).write_bytes(content)
+        info.files[name] = sha256(partial / name)
+    told = {key: value for key, value in asdict(info).items() if key != "text" or value is not None}
+    (partial / INFO_NAME).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    _put_in_place(partial, folder)
+
+
+_LOG = logging.getLogger("trm_ray")
 _OWNED: ContextVar[frozenset[Path]] = ContextVar("owned targets", default=frozenset())
 
 
@@ -169,6 +181,30 @@ def _place_for(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def lasting_place(folder: Path) -> Iterator[Path]:
+    """Give a folder to work in for a new dataset that a process which is killed or stopped leaves to the next.
+
+    It lies inside the dataset's folder; where that is on object storage, on this machine, and the next begins anew.
+    After an error it is left only if something finished is in it, which is what has no dot before its name.
+    """
+    if is_remote(folder):
+        with _place_for(folder) as partial:
+            yield partial
+        return
+    partial = folder / PARTIAL
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+    except Exception:
+        if all(path.name.startswith(".") for path in partial.iterdir()):
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            _LOG.warning("what was finished stays in %s for the same command; remove it if there will be none", partial)
+        raise
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that must not be written.
 
@@ -221,16 +257,20 @@ def _write_split(partial: Path, name: str, rows: Rows, info: DatasetInfo, hashes
     files = {}
     for part, chosen in enumerate(np.array_split(np.arange(len(rows)), num_parts)):
         file = f"{name}/part-{part:05d}.parquet"
-        _write_part(partial / file, rows[chosen[0] : chosen[-1] + 1])
+        write_part(partial / file, rows[chosen[0] : chosen[-1] + 1])
         files[file] = sha256(partial / file)
     return SplitInfo(len(rows), *puzzle_counts(rows.puzzles, rows.groups), files)
 
 
-def _write_part(path: Path, rows: Rows) -> None:
-    """Write rows, a row group at a time: they may be mapped from a file larger than the memory."""
+def write_part(path: Path, rows: Rows, **packing: Any) -> None:
+    """Write a file of rows, a row group at a time: they may be mapped from a file larger than the memory.
+
+    Args:
+        packing: options of pyarrow's writer beside zstd.
+    """
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, _table(rows[:0]).schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, _table(rows[:0]).schema, compression="zstd", **packing) as writer:
         for first in range(0, len(rows), ROWS_PER_ROW_GROUP):
             writer.write_table(_table(rows[first : first + ROWS_PER_ROW_GROUP]))
 

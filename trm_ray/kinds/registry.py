@@ -16,10 +16,11 @@ from trm_ray.kinds.kind import Kind, side_of
 from trm_ray.kinds.maze.kind import Maze
 from trm_ray.kinds.sudoku.kind import Sudoku
 from trm_ray.kinds.tally import Tally
+from trm_ray.kinds.text.kind import Text
 from trm_ray.kinds.tokens import Tokens
 
 # A kind of one's own is a line here. Its name stands in dataset.json, and in `generator.name` if it can be made.
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Sudoku, Maze, Arc, Tokens)}
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Sudoku, Maze, Arc, Text, Tokens)}
 
 
 def kind_named(name: str, seq_len: int, vocab_size: int) -> Kind:
@@ -42,7 +43,11 @@ def kind_of(seq_len: int, vocab_size: int, names: str = "") -> Kind:
     Args:
         names: those that come with the data. A 4×4 board is a Sudoku unless they speak of a maze.
     """
-    fitting = [kind for name in KINDS if (kind := KINDS[name].of_shape(seq_len, vocab_size)) and name != Tokens.name]
+    fitting = [
+        kind
+        for name in KINDS
+        if (kind := KINDS[name].of_shape(seq_len, vocab_size)) and name not in (Text.name, Tokens.name)
+    ]
     named = [kind for kind in fitting if kind.name in names]
     return (named[-1:] or fitting[:1] or [Tokens(seq_len, vocab_size)])[0]
 

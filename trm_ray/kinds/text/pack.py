@@ -1,0 +1,190 @@
+"""Documents as rows: each row's labels are its inputs a place later, so that every token is predicted once.
+
+The documents of a split stand one after the other, a separator before each and one behind the last, and are cut into
+rows of L + 1 tokens that overlap by one, wherever documents end. Only the last row is padded. Prompts have a row each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from trm_ray.data.format import ROWS_PER_ROW_GROUP
+from trm_ray.data.rows import IGNORED_LABEL, Rows
+from trm_ray.data.write import MAX_PARTS, MIN_ROWS_PER_PART, write_part
+from trm_ray.kinds.text.encode import DOCUMENT, token_type
+
+_TOKENS_PER_PART = 1 << 24  # 128 MiB as inputs and labels
+# Tokens are no words to be listed: this takes half the bytes and a quarter of the time.
+_AS_BYTES = {"use_dictionary": False, "use_byte_stream_split": True}
+# A document of a split: the file that it lies in, by its number, and where; where it begins in the split.
+PLACE = np.dtype([("shard", "<i4"), ("first", "<i8"), ("tokens", "<i8"), ("prompt", "<i8"), ("begin", "<i8")])
+
+
+def held_out(documents: np.ndarray, share: float) -> np.ndarray:
+    """Choose the test documents (D,) by what they hold: a `share` of them, and one at least if there are two."""
+    chosen = documents["high"] < np.uint64(min(int(share * 2**64), 2**64 - 1))
+    if len(documents) > 1 and not chosen.any():
+        chosen[np.lexsort((documents["low"], documents["high"]))[0]] = True
+    return np.asarray(chosen)
+
+
+def first_of_each(documents: np.ndarray) -> np.ndarray:
+    """Choose the documents (D,) whose content none before them has."""
+    order = np.lexsort((np.arange(len(documents)), documents["low"], documents["high"]))
+    high, low = documents["high"][order], documents["low"][order]
+    chosen = np.ones(len(documents), bool)
+    chosen[order[1:]] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    return chosen
+
+
+def places(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Say of all documents, of which each file has a table of `DOCUMENT`, where they lie: (D,) of `PLACE`."""
+    found = np.zeros(sum(map(len, tables)), PLACE)
+    documents = np.concatenate([np.zeros(0, DOCUMENT), *tables])
+    found["shard"] = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    for key in ("tokens", "prompt"):
+        found[key] = documents[key]
+    ends = [np.cumsum(table["tokens"]) - table["tokens"] for table in tables]
+    found["first"] = np.concatenate([np.zeros(0, np.int64), *ends])
+    return found
+
+
+def in_order(chosen: np.ndarray) -> np.ndarray:
+    """Let the documents of a split (D,) of `PLACE` stand one after the other."""
+    chosen = chosen.copy()
+    chosen["begin"] = np.cumsum(chosen["tokens"]) - chosen["tokens"]
+    return chosen
+
+
+def count_rows(chosen: np.ndarray, seq_len: int, prompts: bool) -> int:
+    """Count the rows of a split: the first of its tokens, a separator, is no label, and the one behind the last is."""
+    return len(chosen) if prompts else -(-int(chosen["tokens"].sum()) // seq_len)
+
+
+def part_bounds(num_rows: int, seq_len: int) -> list[tuple[int, int]]:
+    """Deal rows out to files: the first row of each, and the one after its last."""
+    whole = max(1, _TOKENS_PER_PART // seq_len // ROWS_PER_ROW_GROUP) * ROWS_PER_ROW_GROUP
+    number = max(min(MAX_PARTS, num_rows // MIN_ROWS_PER_PART), -(-num_rows // whole), 1)
+    bounds = [num_rows * part // number for part in range(number + 1)]
+    return list(itertools.pairwise(bounds))
+
+
+def running_rows(stream: np.ndarray, num_labels: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut tokens (N · L + 1,) into inputs and labels (N, L), of which the first `num_labels` are to be predicted."""
+    inputs, labels = stream[:-1].reshape(-1, seq_len), stream[1:].reshape(-1, seq_len).copy()
+    labels.reshape(-1)[max(0, num_labels) :] = IGNORED_LABEL
+    return inputs, labels
+
+
+def prompt_rows(
+    documents: Iterable[tuple[np.ndarray, int]], count: int, seq_len: int, separator: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each document a row (N, L), of which what comes after the prompt is to be predicted, its end included.
+
+    Args:
+        documents: of each its tokens after a separator, at most L, and how many of them are the prompt's.
+        count: how many documents there are.
+    """
+    stream = np.full((count, seq_len + 1), separator, np.int32)
+    labels = np.full((count, seq_len), IGNORED_LABEL, np.int32)
+    for row, (tokens, prompt) in enumerate(documents):
+        stream[row, : len(tokens)] = tokens
+        labels[row, prompt : len(tokens)] = stream[row, prompt + 1 : len(tokens) + 1]
+    return np.ascontiguousarray(stream[:, :-1]), labels
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a split's documents become rows.
+
+    Args:
+        folders: of the files' tokens, by their numbers.
+        plan: the file that holds the split's documents, of `PLACE`.
+    """
+
+    folders: tuple[Path, ...]
+    plan: Path
+    seq_len: int
+    vocab_size: int
+    separator: int
+    prompts: bool
+
+    def rows(self, first: int, last: int) -> Rows:
+        """Make rows `first` to before `last`."""
+        inputs, labels = (self._prompted if self.prompts else self._running)(first, last)
+        numbers = np.arange(first, last, dtype=np.int32)
+        return Rows(inputs, labels, np.zeros_like(numbers), numbers, numbers)
+
+    def _running(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut the stream of documents; beyond its end stand separators that are no labels."""
+        begin, end = first * self.seq_len, last * self.seq_len + 1
+        stream = np.full(end - begin, self.separator, np.int32)
+        known = self._documents
+        inside = slice(
+            int(np.searchsorted(known["begin"], begin, "right")) - 1, int(np.searchsorted(known["begin"], end))
+        )
+        for document in known[inside]:
+            skipped = max(0, begin - int(document["begin"]))
+            at = int(document["begin"]) + skipped - begin
+            tokens = self._tokens(document)[skipped : skipped + end - begin - at]
+            stream[at : at + len(tokens)] = tokens
+        final = int(known["begin"][-1] + known["tokens"][-1])  # the separator behind the last document
+        return running_rows(stream, final - begin, self.seq_len)
+
+    def _prompted(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Give each document a row."""
+        documents = ((self._tokens(one), int(one["prompt"])) for one in self._documents[first:last])
+        return prompt_rows(documents, last - first, self.seq_len, self.separator)
+
+    def _tokens(self, document: np.ndarray) -> np.ndarray:
+        first = int(document["first"])
+        return self._shards[int(document["shard"])][first : first + int(document["tokens"])]
+
+    @cached_property
+    def _documents(self) -> np.ndarray:
+        return np.load(self.plan, mmap_mode="r")
+
+    @cached_property
+    def _shards(self) -> _Shards:
+        return _Shards(self.folders, token_type(self.vocab_size))
+
+
+class _Shards:
+    """Map files of tokens when they are asked for, the latest few."""
+
+    def __init__(self, folders: Sequence[Path], kind: np.dtype):
+        self._folders, self._kind = folders, kind
+        self._mapped: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if number not in self._mapped:
+            if len(self._mapped) >= 8:
+                self._mapped.clear()
+            self._mapped[number] = np.memmap(self._folders[number] / "tokens.bin", self._kind, "r")
+        return self._mapped[number]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of rows that is to be written."""
+
+    packing: Packing
+    path: Path
+    first: int
+    last: int
+
+
+def write_packed(part: Part) -> None:
+    """Write a file of rows, unless it is there."""
+    if part.path.is_file():
+        return
+    temporary = part.packing.plan.with_name(f"{part.path.parent.name}-{part.path.name}.{os.getpid()}")
+    write_part(temporary, part.packing.rows(part.first, part.last), **_AS_BYTES)
+    temporary.replace(part.path)

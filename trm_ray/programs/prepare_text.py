@@ -1,0 +1,47 @@
+"""`trm-ray prepare text`: in this process, or by Ray Data where there is much."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trm_ray.data.format import DatasetInfo
+from trm_ray.kinds.text.prepare import RunAll
+from trm_ray.kinds.text.prepare import prepare_text as prepare
+from trm_ray.kinds.text.read import text_files
+from trm_ray.storage import is_remote, tree_bytes
+
+# Below this much text for each, a further process costs more than it saves.
+_BYTES_PER_WORKER = 128 << 20
+
+
+def prepare_text(output: Path, *, inputs: Sequence[Path], workers: int | None = None, **options: Any) -> DatasetInfo:
+    """Write a dataset of text, see `kinds.text.prepare.prepare_text`.
+
+    Args:
+        workers: processes of Ray Data; 0 = this one alone; None = as many as pay off here.
+
+    Raises:
+        ValueError: `workers` is below 0, or see there.
+    """
+    workers = _paying_off(inputs) if workers is None else workers
+    if workers < 0:
+        raise ValueError(f"--workers {workers} must be at least 0, which is this process alone")
+    return prepare(output, inputs=inputs, run_all=_run_all(workers, is_remote(output)), **options)
+
+
+def _paying_off(inputs: Sequence[Path]) -> int:
+    files = text_files(inputs)
+    num_bytes = sum(tree_bytes(path) if path.is_dir() else path.stat().st_size for path in files)
+    wanted = min(len(files), os.cpu_count() or 1, num_bytes // _BYTES_PER_WORKER)
+    return wanted if wanted > 1 else 0
+
+
+def _run_all(workers: int, here: bool) -> RunAll[Any]:
+    if workers == 0:
+        return map
+    from trm_ray.distributed.tasks import run_all
+
+    return run_all(workers, here=here)
