@@ -75,6 +75,7 @@ class DatasetInfo:
     Args:
         files: SHA-256 of each file beside the splits, by its name; identifiers.json is always there.
         kind: what the tokens spell, a name of `kinds.registry`; None in format 2, where it is guessed from the shape.
+        separator: the token that opens each document of a text.
     """
 
     __pydantic_config__ = _EXACTLY
@@ -92,6 +93,7 @@ class DatasetInfo:
     symmetry: dict[str, Any] | None
     files: dict[str, str]
     kind: str | None = None
+    separator: _Number | None = None
 
     @classmethod
     def load(cls, folder: Path) -> DatasetInfo:

@@ -105,7 +105,8 @@ def write_dataset(
         for name, content in {**side_files, IDENTIFIERS_NAME: identifiers.to_bytes()}.items():
             (partial / name).write_bytes(content)
             info.files[name] = sha256(partial / name)
-        (partial / INFO_NAME).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+        told = {key: value for key, value in asdict(info).items() if key != "separator" or value is not None}
+        (partial / INFO_NAME).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         _put_in_place(partial, folder)
     hashes.tell_shared(str(folder))
     return info
