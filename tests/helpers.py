@@ -65,6 +65,18 @@ def tiny_model(*, seed: int = 0, **arch: Any) -> TinyRecursiveModel:
     return build_model(tiny_config(seed=seed, arch=arch), SHAPE)
 
 
+TEXT_ARCH = {"mixer": "attention", "pos_encodings": "rope", "causal": True, "halt_max_steps": 1}
+
+
+def text_shape(seq_len: int) -> TokenShape:
+    """Of bytes and a separator."""
+    return TokenShape(seq_len, 257, separator=256)
+
+
+def text_model(seq_len: int, *, seed: int = 0, arch: Mapping[str, Any] = {}, **changes: Any) -> TinyRecursiveModel:
+    return build_model(tiny_config(seed=seed, arch=TEXT_ARCH | dict(arch), **changes), text_shape(seq_len))
+
+
 @dataclass(frozen=True)
 class Puzzles:
     """Rows as numpy arrays; also a batch of them, since a batch is rows."""
@@ -89,6 +101,19 @@ def sudoku(rows: int, *, seed: int = 0, blanks: int = 6) -> Puzzles:
     solved = np.stack([(rng.permutation(4) + 2)[SOLUTION - 1].ravel() for _ in range(rows)]).astype(np.int32)
     blank = rng.random(solved.shape).argsort(1) < blanks
     return Puzzles(np.where(blank, 1, solved).astype(np.int32), solved, np.arange(rows, dtype=np.int32))
+
+
+def texts(rows: int, seq_len: int, *, seed: int = 0, labelled: float = 1.0) -> Puzzles:
+    """Uniformly random bytes, a separator here and there, each labelled with the one after it.
+
+    labelled: the share of each row's labels that counts, from its beginning on, differing from row to row.
+    """
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(256, size=(rows, seq_len + 1), dtype=np.int32)
+    inputs = np.where(rng.random((rows, seq_len)) < 0.1, 256, tokens[:, :-1]).astype(np.int32)
+    ends = seq_len * (1 - (1 - labelled) * rng.random((rows, 1)))
+    labels = np.where(np.arange(seq_len) < ends, tokens[:, 1:], -100).astype(np.int32)
+    return Puzzles(inputs, labels, np.zeros(rows, dtype=np.int32))
 
 
 def cycling(puzzles: Puzzles, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> Any:

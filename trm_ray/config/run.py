@@ -61,15 +61,31 @@ class ArchConfig(Settings):
     pos_encodings: Literal["rope", "learned", "none"] = "rope"  # none goes with the MLP mixer
     rope_theta: PositiveNumber = 10000.0  # base of the rotary frequencies, with pos_encodings: rope
     rms_norm_eps: PositiveNumber = 1e-5  # added to the mean square before its root
+    norm: Literal["post", "pre"] = "post"  # post = after each part, the original; pre = before, and at the stack's end
+    causal: bool = False  # for text: no position sees a later one, tokens weigh alike, and nothing learns to halt
+    document_mask: bool = True  # with causal: no document sees another; false = the faster attention, without a mask
+    embedding_size: PositiveOrNull = None  # width of the token embedding, then projected; null = hidden_size
+    pretrained_embeddings: TextOrNull = None  # FILE.safetensors[:TENSOR] to begin the token embedding with
+    freeze_embeddings: bool = False  # leave pretrained_embeddings as they are
+    tied_embeddings: bool = False  # the token embedding reads the answer too, in place of a head of its own
     puzzle_emb_ndim: Count = 0  # size of the vector that is learned for every puzzle identifier; 0 = none
     puzzle_emb_len: Count = 16  # positions that it takes before the board; 0 = as many as it fills
     residual_init_scale: NonNegative = 1.0  # of what each block adds: 1.0 = the original; 0.1 lets tiny models start
-    halt_max_steps: Positive = 16  # most segments that a puzzle gets
+    halt_max_steps: Positive = 16  # most segments that a puzzle gets; with causal all get so many, 1 if not given
     halt_exploration_prob: Share = 0.1  # share of puzzles that must get a number of segments drawn at random
     forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; weights are float32
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_segment_of_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("causal") is True:
+            return {"halt_max_steps": 1, **values}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> ArchConfig:
+        _check_text(self)
+        _check_embeddings(self)
         room = self.puzzle_emb_len * self.hidden_size
         if self.puzzle_emb_len and self.puzzle_emb_ndim > room:
             rule = f"must be at most arch.puzzle_emb_len·arch.hidden_size={room}"
@@ -89,6 +105,30 @@ class ArchConfig(Settings):
         if self.puzzle_emb_ndim == 0:
             return 0
         return self.puzzle_emb_len or -(-self.puzzle_emb_ndim // self.hidden_size)
+
+
+def _check_text(arch: ArchConfig) -> None:
+    if arch.mixer == "mlp" and (arch.causal or arch.norm == "pre"):
+        given = "arch.causal=true" if arch.causal else "arch.norm=pre"
+        why = "mixes every position with all others" if arch.causal else "has a norm of its own"
+        raise ValueError(f"{given} must not go with arch.mixer=mlp, which {why}; use arch.mixer=attention")
+    if not arch.causal:
+        return
+    if arch.pos_encodings != "rope":
+        why = "a text's rows begin anywhere in a document, so that a position in the row means nothing"
+        raise ValueError(f"arch.pos_encodings={arch.pos_encodings} must be rope with arch.causal=true: {why}")
+    if arch.puzzle_emb_ndim:
+        rule = "must be 0 with arch.causal=true: rows of a text are no puzzles with names of their own"
+        raise ValueError(f"arch.puzzle_emb_ndim={arch.puzzle_emb_ndim} {rule}")
+
+
+def _check_embeddings(arch: ArchConfig) -> None:
+    width = arch.embedding_size
+    if arch.tied_embeddings and width not in (None, arch.hidden_size):
+        rule = f"must not go with arch.embedding_size={width}, which cannot read an answer of {arch.hidden_size}"
+        raise ValueError(f"arch.tied_embeddings=true {rule}; set one of them")
+    if arch.freeze_embeddings and arch.pretrained_embeddings is None:
+        raise ValueError("arch.freeze_embeddings=true needs arch.pretrained_embeddings, which is null; name a file")
 
 
 class RayConfig(Settings):

@@ -23,6 +23,7 @@ from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress
 from trm_ray.interop.initialise import averaged, carry_over_rows, differing_keys, telling_keys
 from trm_ray.interop.original import (
+    AS_THE_ORIGINAL,
     TABLE,
     Facts,
     Weights,
@@ -456,6 +457,7 @@ def _known_of_foreign(beside: Path, ours: ArchConfig, shape: TokenShape, facts: 
     """Gather the telling keys, and `seq_len`, that weights or the config beside them tell."""
     # Widths have been compared; many expansions give the same.
     given: dict[str, Any] = {"seq_len": shape.seq_len, **ours.model_dump(include={"expansion", "ffn_multiple_of"})}
+    given |= AS_THE_ORIGINAL
     if beside.is_file():
         defaults = ArchConfig().model_dump(include={"rope_theta", "rms_norm_eps", "mixer_norm"})
         given |= defaults | our_arch(_read_config(beside, "").get("arch", {}))[0]

@@ -12,7 +12,10 @@ from trm_ray.config import ArchConfig
 from trm_ray.training.state import TokenShape
 
 # They change how long a puzzle is worked on, or what precision and initial weights are taken, not the network.
-_FREE_KEYS = {"halt_max_steps", "halt_exploration_prob", "forward_dtype", "residual_init_scale"}
+_FREE_KEYS = {
+    *("halt_max_steps", "halt_exploration_prob", "forward_dtype", "residual_init_scale"),
+    *("pretrained_embeddings", "freeze_embeddings"),
+}
 
 
 def differing_keys(have: ArchConfig, have_shape: TokenShape, want: ArchConfig, want_shape: TokenShape) -> list[str]:
@@ -30,6 +33,7 @@ def telling_keys(arch: ArchConfig) -> list[str]:
     idle |= {"num_heads", "rope_theta"} if arch.mixer == "mlp" else {"mixer_norm"}
     idle |= set() if arch.pos_encodings == "rope" else {"rope_theta"}
     idle |= set() if arch.puzzle_emb_ndim else {"puzzle_emb_len"}
+    idle |= set() if arch.causal else {"document_mask"}
     return [key for key in ArchConfig.model_fields if key not in idle]
 
 

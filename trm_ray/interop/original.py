@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trm_ray.config import ArchConfig, Config
+from trm_ray.config.errors import show
 from trm_ray.interop.foreign import Shut, load_shut
 from trm_ray.model.layers import swiglu_inner_size
 from trm_ray.storage import local_file
@@ -194,6 +195,8 @@ def facts_of(weights: Mapping[str, Tensor]) -> Facts:
         keys = " and ".join(map(original_name, ("embed_tokens", "lm_head.weight")))
         raise ValueError(f"{keys} are missing or misshapen; they must be (vocabulary, features)")
     vocab_size, hidden_size = sized.shape
+    if "embed_proj.weight" in weights:  # from a token embedding of another width
+        hidden_size = len(weights["embed_proj.weight"])
     layers = [int(block[1]) for name in weights if (block := _BLOCK.fullmatch(name))]
     narrowing = {name: weight for name, weight in weights.items() if name.endswith(".mlp.down_proj.weight")}
     over_features = next((weight for name, weight in narrowing.items() if ".mixer." not in name), None)
@@ -239,6 +242,11 @@ _IDLE_KEYS = {
     *("arch", "evaluators", "eval_interval", "eval_save_outputs", "min_eval_interval"),
     *("project_name", "run_name", "checkpoint_path", "load_checkpoint"),
 }
+# What is always so there, by our keys.
+AS_THE_ORIGINAL = {
+    **{"norm": "post", "causal": False, "document_mask": True, "embedding_size": None, "tied_embeddings": False},
+    **{"pretrained_embeddings": None, "freeze_embeddings": False},
+}
 _NETWORK = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
 
 
@@ -279,7 +287,8 @@ def our_recipe(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def original_arch(arch: ArchConfig) -> dict[str, Any]:
     """Translate an architecture to the original's `arch` keys, as its command line takes them."""
-    values = arch.model_dump(exclude={"mixer", "mixer_norm", "ffn_multiple_of", "residual_init_scale"})
+    ours_alone = {"mixer", "mixer_norm", "ffn_multiple_of", "residual_init_scale", *AS_THE_ORIGINAL}
+    values = arch.model_dump(exclude=ours_alone)
     return {**values, "puzzle_emb_len": arch.prefix_len, "mlp_t": arch.mixer == "mlp", "H_layers": 0}
 
 
@@ -290,6 +299,9 @@ def foreign_to_original(arch: ArchConfig) -> list[str]:
         limits.append(f"arch.mixer_norm={arch.mixer_norm}: the original norms over positions and answers differently")
     if arch.ffn_multiple_of != MULTIPLE_OF:
         limits.append(f"arch.ffn_multiple_of={arch.ffn_multiple_of}: the original has {MULTIPLE_OF} built in")
+    for key in ("norm", "causal", "embedding_size", "tied_embeddings"):
+        if getattr(arch, key) != AS_THE_ORIGINAL[key]:
+            limits.append(f"arch.{key}={show(getattr(arch, key))}: the original has {show(AS_THE_ORIGINAL[key])}")
     return limits
 
 

@@ -132,9 +132,12 @@ def described(state: Mapping[str, Any], source: str | Path) -> tuple[Config, Tok
         raise ValueError(f"{source} holds no weights by name; name a checkpoint that trm-ray wrote")
     values = given if isinstance(given, dict) else {}
     numbers: dict[str, Any] = {field.name: values.get(field.name) for field in fields(TokenShape)}
+    separator = numbers.pop("separator")  # of a text alone
     if not all(type(number) is int and 1 <= number < 2**31 for number in numbers.values()):
         raise ValueError(f"{source} has shape={given!s:.80}; it must hold {', '.join(numbers)}, each at least 1")
-    shape, facts = TokenShape(**numbers), facts_of(model)
+    if separator is not None and not (type(separator) is int and 0 <= separator < numbers["vocab_size"]):
+        raise ValueError(f"{source} has shape={given!s:.80}; its separator must be one of its tokens")
+    shape, facts = TokenShape(**numbers, separator=separator), facts_of(model)
     wrong = contradictions(config.arch, shape, facts)
     if config.arch.L_layers != facts.L_layers:
         wrong.append(f"L_layers={config.arch.L_layers} but there are {facts.L_layers}")

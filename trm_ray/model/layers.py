@@ -9,6 +9,7 @@ over memory; a compiler cannot look into those, so it is given composed operatio
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -52,12 +53,17 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in_features) to (…, out_features)."""
-        return _multiplied(F.linear, x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def over_positions(self, x: Tensor) -> Tensor:
         """Map (B, in_features, D) to (B, out_features, D): the same map over the middle axis, without transposing."""
         assert self.bias is None, "biases are added over the last axis"
         return _multiplied(torch.bmm, self.weight.expand(len(x), -1, -1), x)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Map (…, in) to (…, out) by a weight (out, in)."""
+    return _multiplied(F.linear, x, weight, bias)
 
 
 def _multiplied(product: Callable[..., Tensor], *operands: Tensor | None) -> Tensor:
@@ -116,6 +122,11 @@ def residual_norm(x: Tensor, update: Tensor, eps: float, dim: int = -1) -> Tenso
 def _composed_residual_norm(x: Tensor, update: Tensor, eps: float, dim: int) -> Tensor:
     total = (x + update).float()
     return (total * (total.square().mean(dim, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """Divide by the root mean square over the features, in float32; no gain."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
 
 
 class Rotary(nn.Module):
@@ -194,7 +205,11 @@ def swiglu_inner_size(size: int, expansion: float, multiple_of: int) -> int:
 
 
 class AttentionMixer(nn.Module):
-    """Post-norm residual of non-causal multi-head attention over the positions."""
+    """Post-norm residual of multi-head attention over the positions.
+
+    Args:
+        causal: no position looks at a later one.
+    """
 
     def __init__(
         self,
@@ -205,22 +220,32 @@ class AttentionMixer(nn.Module):
         eps: float,
         generator: torch.Generator,
         residual_init_scale: float = 1.0,
+        causal: bool = False,
     ):
         super().__init__()
-        self.num_heads, self.rotary, self.eps = num_heads, rotary, eps
+        self.num_heads, self.rotary, self.eps, self.causal = num_heads, rotary, eps, causal
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size, generator=generator)
         self.o_proj = Linear(hidden_size, hidden_size, generator=generator, init_scale=residual_init_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (B, L, D) over L."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix (B, L, D) over L; arguments as those of `update`."""
+        return residual_norm(x, self.update(x, mask), self.eps)
+
+    def update(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute what the residual adds.
+
+        Args:
+            mask: (B, 1, L, L) whom each position looks at, in place of `causal`'s own, which needs none in memory.
+        """
         batch, length, size = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3, self.num_heads, size // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         if self.rotary is not None:
             query, key = self.rotary(query), self.rotary(key)
-        mixed = _multiplied(F.scaled_dot_product_attention, query, key, value)
-        update = self.o_proj(mixed.transpose(1, 2).reshape(batch, length, size))
-        return residual_norm(x, update, self.eps)
+        whole = self.causal and mask is None
+        attention = functools.partial(F.scaled_dot_product_attention, attn_mask=mask, is_causal=whole)
+        mixed = _multiplied(attention, query, key, value)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, size))
 
 
 class MLPMixer(nn.Module):
@@ -244,19 +269,50 @@ class MLPMixer(nn.Module):
         self.eps, self.norm_dim = eps, {"positions": 1, "features": 2}[norm]
         self.mlp = SwiGLU(num_positions, inner_size, generator=generator, residual_init_scale=residual_init_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (B, L, D) over L."""
+    def forward(self, x: Tensor, mask: None = None) -> Tensor:
+        """Mix (B, L, D) over L, all positions with all."""
         return residual_norm(x, self.mlp.over_positions(x), self.eps, dim=self.norm_dim)
 
 
 class Block(nn.Module):
     """One layer: a mixer over the positions, then a SwiGLU over the features, both post-norm."""
 
+    mixer: nn.Module
+
     def __init__(self, mixer: nn.Module, mlp: SwiGLU, eps: float):
         super().__init__()
         self.mixer, self.mlp, self.eps = mixer, mlp, eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        x = self.mixer(x)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map (B, L, D) to (B, L, D), where a mask (B, 1, L, L) says whom a position looks at."""
+        x = self.mixer(x, mask)
         return residual_norm(x, self.mlp(x), self.eps)
+
+
+class PreNormBlock(Block):
+    """The same with a norm before each part and none after, so that what goes in comes out with something added."""
+
+    mixer: AttentionMixer
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map (B, L, D) to (B, L, D)."""
+        x = x + self.mixer.update(rms_norm(x, self.eps), mask)
+        return x + self.mlp(rms_norm(x, self.eps))
+
+
+class Stack(nn.Sequential):
+    """Blocks one after the other.
+
+    Args:
+        exit_eps: of a norm at the end, which pre-norm blocks need: without it a recursion's states grow at every turn.
+    """
+
+    def __init__(self, exit_eps: float | None = None):
+        super().__init__()
+        self.exit_eps = exit_eps
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map (B, L, D) to (B, L, D)."""
+        for block in self:
+            x = block(x, mask)
+        return x if self.exit_eps is None else rms_norm(x, self.exit_eps)

@@ -12,8 +12,9 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from trm_ray.model.gradient_path import GradientPath
-from trm_ray.model.layers import Block, Linear, SwiGLU, truncated_normal_
+from trm_ray.model.layers import Block, Linear, PreNormBlock, Stack, SwiGLU, linear, truncated_normal_
 from trm_ray.model.puzzle_embedding import PuzzleEmbedding
+from trm_ray.model.unread import Unread
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,19 @@ class Carry:
 class SegmentOutput:
     """One segment: logits (B, L, V) of every H-cycle, halt logits (B,) in float32, and the carry for the next.
 
-    The logits have a gradient where their cycle is supervised.
+    The logits have a gradient where their cycle is supervised; those of a text are yet to be computed.
 
     puzzle_leaf: (B, ndim) whose gradient, filled in by a backward pass, is that of the puzzles' rows of the embedding.
     """
 
-    cycle_logits: tuple[Tensor, ...]
+    cycle_logits: tuple[Tensor | Unread, ...]
     halt_logits: Tensor
     carry: Carry
     puzzle_leaf: Tensor | None = None
 
 
 # Logits of every cycle, halt logits, the answer and the latent after the last cycle.
-_Recursed = tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]
+_Recursed = tuple[tuple[Tensor | Unread, ...], Tensor, Tensor, Tensor]
 
 
 def _choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -90,10 +91,17 @@ class TinyRecursiveModel(nn.Module):
     """A TRM with a stack of `L_layers` blocks that updates both the latent and the answer.
 
     Args:
-        mixers: one mixer a layer (`attention_mixers` or `mlp_mixers`), each mapping (B, L, D) to (B, L, D).
+        mixers: one mixer a layer, each mapping (B, L, D) to (B, L, D) under a mask or none.
         inner_size: width of the SwiGLU over the features.
         puzzle_embedding: what lies before the board; the mixers must know its positions.
         learned_positions: add a learned vector a position to the question.
+        causal: the mixers are, and the rows are texts: their logits are left to whoever reads them, and every row gets
+            `halt_max_steps` segments, as no answer is ever right as a whole.
+        separator: the token that opens a document of a text; attention then stays within each document.
+        pre_norm: norms before the parts of a block and at the end of the stack, instead of after each part.
+        embedding_size: width of the token embedding, projected to `hidden_size` where it differs.
+        freeze_embeddings: leave the token embedding as it is.
+        tied_embeddings: read the answer by the token embedding, without a head of its own.
         residual_init_scale: scales the initial weights of the output projections; 1 is the original.
         checkpoint_cycles: keep of each H-cycle only what it begins with, and compute it again in the backward pass;
             where the gradient runs through one cycle alone there is nothing to save.
@@ -118,6 +126,12 @@ class TinyRecursiveModel(nn.Module):
         halt_max_steps: int,
         puzzle_embedding: PuzzleEmbedding | None = None,
         learned_positions: bool = False,
+        causal: bool = False,
+        separator: int | None = None,
+        pre_norm: bool = False,
+        embedding_size: int | None = None,
+        freeze_embeddings: bool = False,
+        tied_embeddings: bool = False,
         eps: float = 1e-5,
         residual_init_scale: float = 1.0,
         checkpoint_cycles: bool = False,
@@ -129,20 +143,23 @@ class TinyRecursiveModel(nn.Module):
         self.H_cycles, self.L_cycles, self.halt_max_steps = H_cycles, L_cycles, halt_max_steps
         self.checkpoint_cycles = checkpoint_cycles
         self.forward_dtype = forward_dtype
-        self.embed_scale = math.sqrt(hidden_size)
+        self.causal, self.separator = causal, separator
+        width = embedding_size or hidden_size
+        self.embed_scale = math.sqrt(width)
 
         def embedding(rows: int) -> nn.Parameter:
-            return nn.Parameter(truncated_normal_(torch.empty(rows, hidden_size), 1 / self.embed_scale, generator))
+            return nn.Parameter(truncated_normal_(torch.empty(rows, width), 1 / self.embed_scale, generator))
 
-        self.embed_tokens = embedding(vocab_size)
+        self.embed_tokens = embedding(vocab_size).requires_grad_(not freeze_embeddings)
+        self.embed_proj = None if width == hidden_size else Linear(width, hidden_size, generator=generator)
         self.puzzle_embedding = puzzle_embedding
         self.prefix_len = 0 if puzzle_embedding is None else puzzle_embedding.prefix_len
         self.embed_positions = embedding(self.prefix_len + seq_len) if learned_positions else None
-        self.blocks = nn.Sequential()
+        self.blocks = Stack(eps if pre_norm else None)
         for mixer in mixers:
             mlp = SwiGLU(hidden_size, inner_size, generator=generator, residual_init_scale=residual_init_scale)
-            self.blocks.append(Block(mixer, mlp, eps))
-        self.lm_head = Linear(hidden_size, vocab_size, generator=generator)
+            self.blocks.append((PreNormBlock if pre_norm else Block)(mixer, mlp, eps))
+        self.lm_head = None if tied_embeddings else Linear(hidden_size, vocab_size, generator=generator)
         # Two outputs, as the original's halt and continue; only the first is trained. It begins at "never halt".
         self.q_head = Linear(hidden_size, 2, bias=True, generator=generator)
         nn.init.zeros_(self.q_head.weight)
@@ -162,6 +179,11 @@ class TinyRecursiveModel(nn.Module):
         steps = torch.zeros(rows, dtype=torch.int32, device=device)
         halted = torch.ones_like(steps, dtype=torch.bool)
         return Carry(state, state.clone(), steps, halted, batch.each(torch.clone))
+
+    @property
+    def head(self) -> Tensor:
+        """The weight (V, D) that reads an answer."""
+        return self.embed_tokens if self.lm_head is None else self.lm_head.weight
 
     def puzzle_leaf(self, num_rows: int) -> Tensor | None:
         """Make the leaf of the puzzle embedding for a segment; None without one."""
@@ -194,7 +216,7 @@ class TinyRecursiveModel(nn.Module):
         cycle_logits, halt_logits, answer, latent = self._recur(carry, rows, path)
         steps = carry.steps + 1
         halted = steps >= self.halt_max_steps
-        if min_steps is not None:
+        if min_steps is not None and not self.causal:
             halted = halted | ((halt_logits.detach() > 0) & (steps >= min_steps))
         after = replace(carry, answer=answer.detach(), latent=latent.detach(), steps=steps, halted=halted)
         return SegmentOutput(cycle_logits, halt_logits, after, leaf)
@@ -220,20 +242,26 @@ class TinyRecursiveModel(nn.Module):
 
 
 class _Cycle(nn.Module):
-    """One H-cycle: from answer, latent and question to the next answer and latent and the logits."""
+    """One H-cycle: from answer, latent and question to the next answer and latent and what is to be read.
+
+    That are the logits, or of a text the states of its tokens.
+    """
 
     def __init__(self, model: TinyRecursiveModel):
         super().__init__()
         self.model = model
 
-    def forward(self, answer: Tensor, latent: Tensor, question: Tensor, L_cycles: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, answer: Tensor, latent: Tensor, question: Tensor, mask: Tensor | None, L_cycles: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Update the latent `L_cycles` times and the answer once."""
         model = self.model
         injected = answer + question
         for _ in range(L_cycles):
-            latent = model.blocks(latent + injected)
-        answer = model.blocks(answer + latent)
-        return answer, latent, model.lm_head(answer.narrow(1, model.prefix_len, model.seq_len))
+            latent = model.blocks(latent + injected, mask)
+        answer = model.blocks(answer + latent, mask)
+        states = answer.narrow(1, model.prefix_len, model.seq_len)
+        return answer, latent, states if model.causal else linear(states, model.head)
 
 
 class _Recursion(nn.Module):
@@ -249,26 +277,28 @@ class _Recursion(nn.Module):
     ) -> _Recursed:
         """Run the H-cycles."""
         model = self.model
-        question = self._embed(inputs, rows)
-        again, cycle_logits = model.checkpoint_cycles and path.depth > 1, []
+        question, mask = self._embed(inputs, rows), self._mask(inputs)
+        again, read = model.checkpoint_cycles and path.depth > 1, []
         L_cycles = path.L_cycles or model.L_cycles
         for supervised, with_gradient in zip(path.supervised, path.with_gradient, strict=True):
             with torch.set_grad_enabled(torch.is_grad_enabled() and with_gradient):
                 run = self._checkpointed if again and torch.is_grad_enabled() else self._cycle[0]
-                answer, latent, logits = run(answer, latent, question, L_cycles)
-                cycle_logits.append(logits if supervised else logits.detach())
+                answer, latent, seen = run(answer, latent, question, mask, L_cycles)
+                read.append(seen if supervised else seen.detach())
         halt_logits = model.q_head(answer.select(1, 0)).select(1, 0).float()
-        return tuple(cycle_logits), halt_logits, answer, latent
+        if model.causal:
+            return tuple(Unread(states, model.head) for states in read), halt_logits, answer, latent
+        return tuple(read), halt_logits, answer, latent
 
     def _checkpointed(
-        self, answer: Tensor, latent: Tensor, question: Tensor, L_cycles: int
+        self, answer: Tensor, latent: Tensor, question: Tensor, mask: Tensor | None, L_cycles: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         # As they are now: swapped weights are the old ones again when the backward pass runs the cycle once more.
         (cycle,) = self._cycle
         weights: dict[str, Tensor] = dict(cycle.named_parameters())
 
         def run(*states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            updated: tuple[Tensor, Tensor, Tensor] = functional_call(cycle, weights, (*states, L_cycles))
+            updated: tuple[Tensor, Tensor, Tensor] = functional_call(cycle, weights, (*states, mask, L_cycles))
             return updated
 
         again: tuple[Tensor, Tensor, Tensor] = checkpoint(
@@ -279,8 +309,17 @@ class _Recursion(nn.Module):
     def _embed(self, inputs: Tensor, rows: Tensor | None) -> Tensor:
         model = self.model
         question = nn.functional.embedding(inputs, model.embed_tokens)
+        if model.embed_proj is not None:
+            question = model.embed_proj(question)
         if rows is not None and model.puzzle_embedding is not None:
             question = torch.cat((model.puzzle_embedding.prefix(rows.to(question.dtype)), question), dim=1)
         if model.embed_positions is not None:
             question = math.sqrt(0.5) * (question + model.embed_positions)
         return model.embed_scale * question
+
+    def _mask(self, inputs: Tensor) -> Tensor | None:
+        """Say whom each position looks at, (B, 1, L, L): itself and those before it in its own document."""
+        if self.model.separator is None:
+            return None
+        document = (inputs == self.model.separator).cumsum(1)
+        return (document.unsqueeze(2) == document.unsqueeze(1)).tril().unsqueeze(1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trm_ray.config import Config, flat
 from trm_ray.data.format import read_splits
@@ -14,6 +16,7 @@ from trm_ray.data.rows import Rows, first_puzzles
 from trm_ray.data.stored import InOrder, StoredSplit
 from trm_ray.data.stream import RowStream, test_batches
 from trm_ray.interop.checkpoints import InitialWeights, initial_weights
+from trm_ray.interop.pretrained import token_embedding
 from trm_ray.kinds.registry import symmetry_from
 from trm_ray.reporting.board import identity_of
 from trm_ray.reporting.mirrored_log import open_log
@@ -22,6 +25,7 @@ from trm_ray.storage import as_path
 from trm_ray.training.checkpoint import checkpoint_step
 from trm_ray.training.loop import run_training
 from trm_ray.training.session import LogRow, Session, place
+from trm_ray.training.state import build_model
 from trm_ray.training.stopping import StopSignals
 
 
@@ -67,7 +71,9 @@ def execute(
         world_size=world_size,
     )
     eval_batch_size = max(1, (config.eval_batch_size or config.global_batch_size) // world_size)
-    begin_with = None if config.init_from is None else lambda: beginning(plan).model
+    begin_with = (
+        functools.partial(_first_weights, plan) if config.init_from or config.arch.pretrained_embeddings else None
+    )
     with _open_log(plan, rank, latest) as (log_row, sync_log):
         session = session_type(
             plan.folder,
@@ -96,6 +102,14 @@ def beginning(plan: RunPlan) -> InitialWeights:
     """
     assert plan.config.init_from is not None
     return initial_weights(as_path(plan.config.init_from), plan.config, plan.shape, plan.identifiers().to_bytes())
+
+
+def _first_weights(plan: RunPlan) -> dict[str, Tensor]:
+    """Take the weights of `init_from`, or those drawn from the seed with a token embedding from a file."""
+    if plan.config.init_from is not None:
+        return beginning(plan).model
+    drawn = build_model(plan.config, plan.shape).state_dict()
+    return {**drawn, "embed_tokens": token_embedding(plan.config.arch, plan.shape)}
 
 
 @contextmanager

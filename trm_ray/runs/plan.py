@@ -64,6 +64,7 @@ def plan_run(config: Config) -> RunPlan:
     folder = resolved(run_dir(config))
     check_machine(config)
     info, config = open_data(config), _with_absolute_paths(complete(config))
+    _check_embeddings(config, info)
     tell_own_data(config)
     train, test = (tuple(path.resolve() for path in of) for of in (config.train_folders, config.test_folders))
     return RunPlan(config, folder, train, test, info, count_steps(config, info))
@@ -71,16 +72,27 @@ def plan_run(config: Config) -> RunPlan:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Name files so that workers find them, who have working directories of their own."""
-    if config.init_from is None:
-        return config
-    return with_overrides(config, {"init_from": str(as_path(config.init_from).resolve())})
+    named = {"init_from": config.init_from, "arch.pretrained_embeddings": config.arch.pretrained_embeddings}
+    absolute = {key: str(as_path(file).resolve()) for key, file in named.items() if file is not None}
+    return with_overrides(config, absolute) if absolute else config
 
 
 def shape_of(info: DatasetInfo) -> TokenShape:
     """Say what a model needs to know of a dataset."""
     from trm_ray.training.state import TokenShape
 
-    return TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers)
+    separator = None if info.text is None else info.text.separator
+    return TokenShape(info.seq_len, info.vocab_size, info.num_puzzle_identifiers, separator)
+
+
+def _check_embeddings(config: Config, info: DatasetInfo) -> None:
+    """Refuse what the model could not be built of."""
+    from trm_ray.interop.pretrained import token_embedding
+    from trm_ray.training.state import check_separator
+
+    check_separator(config.arch, shape_of(info))
+    if config.arch.pretrained_embeddings is not None:
+        token_embedding(config.arch, shape_of(info))
 
 
 def count_steps(config: Config, info: DatasetInfo) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trm_ray.model.trm import Batch, SegmentOutput, TinyRecursiveModel
 from trm_ray.training.inference import Forward, forward_of, run_segments
-from trm_ray.training.losses import IGNORED_LABEL, CellLoss, puzzle_loss, solved_cells
+from trm_ray.training.losses import IGNORED_LABEL, CellLoss, puzzle_loss, solved_cells, weighed
 from trm_ray.training.metrics import MetricSums
 from trm_ray.training.session import Session
 
@@ -41,7 +41,8 @@ def evaluate(
 ) -> HeldOut:
     """Measure a model on held-out puzzles at every depth, each with `halt_max_steps` segments.
 
-    Rows without any label have no solution to compare with and count nowhere; if there are no others, all is NaN.
+    Rows without any label have no solution to compare with and count nowhere; if there are no others, all is NaN. Rows
+    of a text count as much as they have labels: its loss and accuracy are averages over tokens.
 
     Args:
         forward: the compiled `forward_of`, if there is one. It is a graph for batches as large as the first, so that a
@@ -113,15 +114,16 @@ def _batch_sums(
         for logits in output.cycle_logits:
             cells, solved = solved_cells(logits, batch.labels)
             curves.append(torch.stack((puzzle_loss(cell_loss, logits, batch.labels).double(), cells, solved)))
-    halt, by_depth, labelled = torch.stack(halts), torch.stack(curves, 1), has_labels(batch)
+    halt, by_depth = torch.stack(halts), torch.stack(curves, 1)
+    weights = weighed(has_labels(batch), logits, batch.labels)
     at, solved = _halting_segment(halt), by_depth[2, model.H_cycles - 1 :: model.H_cycles]
     rows = {
-        "count": labelled,
+        "count": torch.ones_like(at),
         "exact_accuracy_halting": solved.gather(0, at.unsqueeze(0))[0],
         "act_steps": at + 1,
         "q_halt_accuracy": halt[-1] == solved[-1],
     }
-    return {name: (values * labelled).sum() for name, values in rows.items()}, (by_depth * labelled).sum(-1)
+    return {name: (values * weights).sum() for name, values in rows.items()}, (by_depth * weights).sum(-1)
 
 
 def has_labels(batch: Batch) -> Tensor:

@@ -29,17 +29,23 @@ def step_flops(config: Config, tokens: TokenShape, path: GradientPath) -> float:
     arch, positions = config.arch, config.arch.prefix_len + tokens.seq_len
     stack = arch.L_layers * (_mixer_macs(config, positions) + positions * _swiglu_macs(config, arch.hidden_size))
     head = tokens.seq_len * arch.hidden_size * tokens.vocab_size
+    width = arch.embedding_size or arch.hidden_size
+    projection = 0 if width == arch.hidden_size else positions * width * arch.hidden_size
     num_cycles, rows = len(path.supervised), config.global_batch_size * config.segments_per_update
     passes = (num_cycles + 2 * sum(path.with_gradient)) * ((path.L_cycles or arch.L_cycles) + 1) * stack
-    return 2.0 * rows * (passes + (num_cycles + 2 * sum(path.supervised)) * head)
+    return 2.0 * rows * (passes + (num_cycles + 2 * sum(path.supervised)) * head + 3 * projection)
 
 
 def _mixer_macs(config: Config, positions: int) -> int:
-    """Count a mixer's multiply-adds: SwiGLU over positions, or four projections, the scores and their weighted sum."""
+    """Count a mixer's multiply-adds: SwiGLU over positions, or four projections, the scores and their weighted sum.
+
+    A causal one has half as many scores, (L + 1) / 2 a position, also where a kernel computes all and masks some.
+    """
     hidden = config.arch.hidden_size
     if config.arch.mixer == "mlp":
         return hidden * _swiglu_macs(config, positions)
-    return positions * (4 * hidden * hidden + 2 * positions * hidden)
+    pairs = positions * (positions + 1) // 2 if config.arch.causal else positions * positions
+    return positions * 4 * hidden * hidden + 2 * pairs * hidden
 
 
 def _swiglu_macs(config: Config, size: int) -> int:

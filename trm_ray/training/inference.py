@@ -78,7 +78,7 @@ def solve(
 def _check_inputs(
     model: TinyRecursiveModel, inputs: Tensor, puzzle_identifiers: Tensor | None, segments: int | None
 ) -> None:
-    vocab_size = model.embed_tokens.shape[0]
+    vocab_size = len(model.embed_tokens)
     if inputs.dim() != 2 or inputs.shape[1] != model.seq_len:
         raise ValueError(f"inputs of shape {tuple(inputs.shape)} must be (B, {model.seq_len}) token ids")
     if inputs.numel() and not 0 <= int(inputs.min()) <= int(inputs.max()) < vocab_size:

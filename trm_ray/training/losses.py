@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trm_ray.model.unread import Unread
+
 IGNORED_LABEL = -100
 
 CellLoss = Callable[[Tensor, Tensor], Tensor]
@@ -71,13 +73,22 @@ LOSSES: dict[str, CellLoss] = {
 }
 
 
-def puzzle_loss(cell_loss: CellLoss, logits: Tensor, labels: Tensor) -> Tensor:
+def puzzle_loss(cell_loss: CellLoss, logits: Tensor | Unread, labels: Tensor) -> Tensor:
     """Average a cell loss over the labelled cells of each puzzle: (B,)."""
     counted = (labels != IGNORED_LABEL).sum(-1).clamp(min=1)
-    return cell_loss(logits, labels).sum(-1) / counted
+    cells = logits.each(cell_loss, labels) if isinstance(logits, Unread) else cell_loss(logits, labels)
+    return cells.sum(-1) / counted
 
 
-def solved_cells(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def weighed(rows: Tensor, logits: Tensor | Unread, labels: Tensor) -> Tensor:
+    """Weigh what rows (B,) have on average: puzzles alike, rows of a text by the share of their tokens with a label.
+
+    So tokens weigh alike, in whichever row, batch and worker, and nobody has to know how many others there are.
+    """
+    return rows * (labels != IGNORED_LABEL).float().mean(-1) if isinstance(logits, Unread) else rows
+
+
+def solved_cells(logits: Tensor | Unread, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Compare predictions with labels.
 
     Returns:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from trm_ray.model.trm import SegmentOutput
-from trm_ray.training.losses import solved_cells
+from trm_ray.training.losses import weighed
 from trm_ray.training.session import Session
 from trm_ray.training.supervision import SegmentLosses
+
+_T = TypeVar("_T")
 
 
 class MetricSums:
@@ -52,16 +56,18 @@ HALTED_MEANS = {
 }
 
 
-def train_metric_names(num_cycles: int, *, staged: bool = False) -> tuple[str, ...]:
+def train_metric_names(num_cycles: int, *, staged: bool = False, text: bool = False) -> tuple[str, ...]:
     """Name the sums that training keeps.
 
     Args:
         staged: the number of cycles changes, so that each is counted.
+        text: losses are divided by labelled tokens, so that these are counted.
     """
     cycles = [f"step_{i}_loss" for i in range(num_cycles)]
     # Names are only ever added at the end: a checkpoint holds the sums of its window in this order.
     names = ("count", "halted", *STEP_MEANS, *HALTED_MEANS, *cycles, "first", *(f"first_{name}" for name in cycles))
-    return names + tuple(f"{of}_of_{name}" for name in cycles for of in ("count", "first") if staged)
+    names += tuple(f"{of}_of_{name}" for name in cycles for of in ("count", "first") if staged)
+    return (*names, "labelled") if text else names
 
 
 @torch.no_grad()
@@ -70,11 +76,11 @@ def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tens
 
     Losses are already shares of the global batch and add up over the workers. Accuracies count the puzzles that halted,
     as in the original. Rows at their first segment are summed apart too: later ones begin with an answer that all
-    cycles have refined already.
+    cycles have refined already. Rows of a text count as much as they have labels.
     """
-    carry = output.carry
-    cells, solved = solved_cells(output.cycle_logits[-1], carry.puzzles.labels)
-    halted, first = carry.halted, carry.steps == 1
+    carry, solved = output.carry, losses.solved
+    of_rows = (output.cycle_logits[-1], carry.puzzles.labels)
+    halted, first = weighed(carry.halted, *of_rows), weighed(carry.steps == 1, *of_rows)
 
     def over_halted(values: Tensor) -> Tensor:
         return (values * halted).sum()
@@ -87,12 +93,13 @@ def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tens
         "lm_loss": losses.lm,
         "q_halt_loss": losses.halt,
         "steps": over_halted(carry.steps),
-        "accuracy": over_halted(cells),
+        "accuracy": over_halted(losses.cells),
         "exact_accuracy": over_halted(solved),
         "q_halt_accuracy": over_halted((output.halt_logits >= 0) == solved),
         **{f"step_{i}_loss": loss for i, loss in enumerate(losses.cycles)},
         "first": first.sum(),
         **{f"first_step_{i}_loss": (rows * first).sum() for i, rows in enumerate(losses.rows)},
+        **({} if losses.labelled is None else {"labelled": losses.labelled}),
     }
 
 
@@ -101,18 +108,26 @@ def step_sums(sums: Mapping[str, Tensor], grad_norm: Tensor, world_size: int) ->
     shared = {"count": torch.ones_like(grad_norm) / world_size, "grad_norm": grad_norm / world_size}
     cycles = [name for name in sums if name.startswith("step_")]
     all_sums = {**sums, **shared}
-    return all_sums | {f"{of}_of_{name}": all_sums[of] for name in cycles for of in ("count", "first")}
+    counts = {"count": _divisor(all_sums), "first": all_sums["first"]}
+    return all_sums | {f"{of}_of_{name}": count for name in cycles for of, count in counts.items()}
+
+
+def _divisor(sums: Mapping[str, _T]) -> _T:
+    """Choose what sums of losses are divided by: steps, or where tokens weigh alike the labelled share of theirs."""
+    return sums["labelled"] if "labelled" in sums else sums["count"]
 
 
 def train_row(sums: Mapping[str, float], *, per_cycle: bool) -> dict[str, float]:
     """Divide the sums of a logging window into the row that is logged."""
-    row = {tag: sums[name] / sums["count"] for name, tag in STEP_MEANS.items()}
+    losses = _divisor(sums) or math.nan  # no token in the window had a label
+    row = {tag: sums[name] / (sums["count"] if name == "grad_norm" else losses) for name, tag in STEP_MEANS.items()}
     if sums["halted"]:
         row |= {tag: sums[name] / sums["halted"] for name, tag in HALTED_MEANS.items()}
     cycles = [name for name in sums if name.startswith("step_")] if per_cycle else []
+    divisors = {"count": losses, "first": sums["first"]}
     for where, of, prefix in (("deep_supervision", "count", ""), ("first_segment", "first", "first_")):
         for name in cycles:
-            if count := sums.get(f"{of}_of_{name}", sums[of]):  # none of a cycle that was not there yet
+            if count := sums.get(f"{of}_of_{name}", divisors[of]):  # none of a cycle that was not there yet
                 row[f"train/{where}/{name}"] = sums[prefix + name] / count
     return row
 

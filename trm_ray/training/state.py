@@ -29,11 +29,15 @@ from trm_ray.training.supervision import Stage, Supervision
 
 @dataclass(frozen=True)
 class TokenShape:
-    """What a model needs to know of its data: cells a puzzle, tokens in the vocabulary, puzzles with a name."""
+    """What a model needs to know of its data: cells a puzzle, tokens in the vocabulary, puzzles with a name.
+
+    separator: the token that opens each document of a text; None where there are no documents.
+    """
 
     seq_len: int
     vocab_size: int
     num_puzzle_identifiers: int = 1
+    separator: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,12 @@ def total_steps(config: Config, groups: int, mean_puzzle_examples: float) -> int
 
 
 def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
-    """Build the network of a config with weights drawn from its seed."""
+    """Build the network of a config with weights drawn from its seed.
+
+    Raises:
+        ValueError: attention is to stay within documents, and the data do not tell where these begin.
+    """
+    check_separator(config.arch, shape)
     arch, generator = config.arch, torch.Generator().manual_seed(config.seed)
     scale = arch.residual_init_scale
     common: dict[str, Any] = {"eps": arch.rms_norm_eps, "generator": generator, "residual_init_scale": scale}
@@ -94,10 +103,23 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
         halt_max_steps=arch.halt_max_steps,
         puzzle_embedding=_puzzle_embedding(arch, shape),
         learned_positions=arch.pos_encodings == "learned",
+        causal=arch.causal,
+        separator=shape.separator if arch.causal and arch.document_mask else None,
+        pre_norm=arch.norm == "pre",
+        embedding_size=arch.embedding_size,
+        freeze_embeddings=arch.freeze_embeddings,
+        tied_embeddings=arch.tied_embeddings,
         checkpoint_cycles=config.checkpoint_cycles is True,  # `auto` waits until its device is known
         forward_dtype=getattr(torch, arch.forward_dtype),
         **common,
     )
+
+
+def check_separator(arch: ArchConfig, shape: TokenShape) -> None:
+    """Refuse documents that nobody can tell apart."""
+    if arch.causal and arch.document_mask and shape.separator is None:
+        rule = "needs a dataset whose dataset.json names the separator of its documents"
+        raise ValueError(f"arch.document_mask=true {rule}; train on one, or use arch.document_mask=false")
 
 
 def _mixer_of(arch: ArchConfig, positions: int) -> Callable[..., nn.Module]:
@@ -107,7 +129,7 @@ def _mixer_of(arch: ArchConfig, positions: int) -> Callable[..., nn.Module]:
         return functools.partial(MLPMixer, positions, inner_size, norm=arch.mixer_norm)
     rope, head_size = arch.pos_encodings == "rope", arch.hidden_size // arch.num_heads
     rotary = Rotary(head_size, positions, arch.rope_theta) if rope else None
-    return functools.partial(AttentionMixer, arch.hidden_size, arch.num_heads, rotary=rotary)
+    return functools.partial(AttentionMixer, arch.hidden_size, arch.num_heads, rotary=rotary, causal=arch.causal)
 
 
 def _puzzle_embedding(arch: ArchConfig, shape: TokenShape) -> PuzzleEmbedding | None:
@@ -189,7 +211,8 @@ class TrainState:
         self.frozen = config.freeze_weights
         # A generator of the CPU draws for the whole global batch, so that the number of workers does not matter.
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.sums = MetricSums(train_metric_names(config.arch.H_cycles, staged=bool(config.depths)), device)
+        names = train_metric_names(config.arch.H_cycles, staged=bool(config.depths), text=config.arch.causal)
+        self.sums = MetricSums(names, device)
         self.carry: Carry | None = None
         self.step = 0
         self.wall_s = 0.0

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch, Carry, TinyRecursiveModel
-from trm_ray.training.losses import puzzle_loss
+from trm_ray.model.unread import Unread
+from trm_ray.training.losses import puzzle_loss, weighed
 from trm_ray.training.metrics import step_sums
 from trm_ray.training.segment import SegmentResult
 from trm_ray.training.session import Session
@@ -78,12 +79,14 @@ def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Ses
     generators change. Cycles that are not supervised have none. Synchronises with the device.
     """
     path, model = recipe.supervision.path(state.step), state.model
-    parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("q_head")]
+    learned = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    parameters = [parameter for name, parameter in learned if not name.startswith("q_head")]
     row: dict[str, float] = {}
     for cycle, (logits, labels) in enumerate(_cycles(model, state.carry or model.initial_carry(batch), batch, path)):
         if not path.supervised[cycle]:
             continue
-        loss = puzzle_loss(recipe.cell_loss, logits, labels).sum() / recipe.global_batch_size
+        rows = puzzle_loss(recipe.cell_loss, logits, labels)
+        loss = weighed(rows, logits, labels).sum() / recipe.global_batch_size
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
         session.sum_over_ranks(*gradients)
         norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
@@ -94,7 +97,7 @@ def gradient_stats(state: TrainState, recipe: Recipe, batch: Batch, session: Ses
 
 def _cycles(
     model: TinyRecursiveModel, carry: Carry, batch: Batch, path: GradientPath
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor | Unread, Tensor]]:
     """Yield each cycle's logits, with the labels, one stretch of the path after the other."""
     for stretch in path.stretches:
         output = model(carry, batch, stretch)

@@ -18,7 +18,8 @@ from torch import Tensor
 from trm_ray.config.schedules import SCHEDULES
 from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import SegmentOutput
-from trm_ray.training.losses import CellLoss, puzzle_loss, solved_cells
+from trm_ray.model.unread import Unread
+from trm_ray.training.losses import CellLoss, puzzle_loss, solved_cells, weighed
 
 
 def supervision_weights(schedule: str, num_cycles: int, weight: float) -> tuple[float, ...]:
@@ -162,9 +163,14 @@ class StretchLosses:
 class SegmentLosses:
     """Losses of one segment, averaged over puzzles; scalars, and `total` = `act` + `supervised` carries the gradient.
 
+    Those of a text are sums over its labelled tokens, divided by all cells of the step; of these, `labelled` is the
+    share that has a label here, by which to divide once the shares of all workers are added. None where puzzles weigh
+    alike.
+
     act: CE of the last cycle / W + ½·halt, W the sum of the weights. supervised: Σ wᵢ·CEᵢ / W over the earlier cycles.
-    lm: CE of the last cycle, unscaled. cycles: CE of every cycle. halt: BCE of the halt logit against "puzzle solved".
-    rows: CE of every cycle for each puzzle here, (B,), without gradient.
+    lm: CE of the last cycle, unscaled. cycles: CE of every cycle. halt: BCE of the halt logit against "puzzle solved",
+    0 for a text. rows: CE of every cycle for each puzzle here, (B,), without gradient.
+    cells, solved: the last cycle's `solved_cells`.
     """
 
     total: Tensor
@@ -174,6 +180,9 @@ class SegmentLosses:
     cycles: tuple[Tensor, ...]
     halt: Tensor
     rows: tuple[Tensor, ...]
+    cells: Tensor
+    solved: Tensor
+    labelled: Tensor | None = None
 
 
 def segment_losses(
@@ -192,15 +201,21 @@ def segment_losses(
             has been passed back already.
     """
     cycles, rows = _cross_entropies(output, weights.path, cell_loss, num_puzzles)
-    solved = solved_cells(output.cycle_logits[-1].detach(), output.carry.puzzles.labels)[1]
+    last, labels = output.cycle_logits[-1].detach(), output.carry.puzzles.labels
+    cells, solved = solved_cells(last, labels)
     halt = F.binary_cross_entropy_with_logits(output.halt_logits, solved.float(), reduction="sum") / num_puzzles
+    labelled = None
+    if isinstance(last, Unread):
+        # Of a text no row is right as a whole, and its first position, which the halt head reads, sees one token.
+        halt, labelled = torch.zeros_like(halt), weighed(torch.ones_like(cells), last, labels).sum() / num_puzzles
     *_, total_weight = weights.values.to(cycles[-1].dtype).unbind()
     act = cycles[-1] / total_weight + 0.5 * halt
     weighted = [*(losses.total.detach() for losses in before), *_weighted(cycles[:-1], weights)]
     supervised = torch.stack(weighted).sum() if weighted else torch.zeros_like(act)
     all_cycles = (*(ce for losses in before for ce in losses.cycles), *cycles)
     all_rows = (*(ces for losses in before for ces in losses.rows), *rows)
-    return SegmentLosses(act + supervised, act, supervised, cycles[-1], all_cycles, halt, all_rows)
+    total = act + supervised
+    return SegmentLosses(total, act, supervised, cycles[-1], all_cycles, halt, all_rows, cells, solved, labelled)
 
 
 def stretch_losses(
@@ -216,11 +231,11 @@ def _cross_entropies(
     output: SegmentOutput, path: GradientPath, cell_loss: CellLoss, num_puzzles: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Measure each cycle: the mean over puzzles, with gradient where it is supervised, and that of each, without."""
-    cycles, rows = [], []
+    cycles, rows, labels = [], [], output.carry.puzzles.labels
     for logits, supervised in zip(output.cycle_logits, path.supervised, strict=True):
         with torch.set_grad_enabled(torch.is_grad_enabled() and supervised):
-            of_rows = puzzle_loss(cell_loss, logits, output.carry.puzzles.labels)
-            cycles.append(of_rows.sum() / num_puzzles)
+            of_rows = puzzle_loss(cell_loss, logits, labels)
+            cycles.append(weighed(of_rows, logits, labels).sum() / num_puzzles)
             rows.append(of_rows.detach())
     return cycles, rows
 

@@ -1,0 +1,59 @@
+"""Logits that are computed where they are read, a chunk of tokens at a time: a large vocabulary's fit no memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trm_ray.model.layers import linear
+
+# Logits at once, over all tokens of a chunk: 32 MiB in float32, of which a loss and its gradient take a few.
+CHUNK = 2**23
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The states of a text's tokens (B, L, D) and the head (V, D) that makes logits (B, L, V) of them."""
+
+    states: Tensor
+    head: Tensor
+
+    def detach(self) -> Unread:
+        """Leave the gradient behind."""
+        return Unread(self.states.detach(), self.head.detach())
+
+    def each(self, function: Callable[..., Tensor], *of_tokens: Tensor) -> Tensor:
+        """Apply a function token by token: (B, L).
+
+        A backward pass computes a chunk's logits anew, so that of all chunks and cycles one is in memory.
+
+        Args:
+            function: from logits (1, n, V), and what it is given of their tokens, (1, n) each, to (1, n).
+            of_tokens: (B, L) each.
+        """
+
+        def of_chunk(states: Tensor, head: Tensor, *others: Tensor) -> Tensor:
+            return function(linear(states, head), *others)
+
+        rows = max(1, CHUNK // len(self.head))
+        split = (whole.flatten(0, 1).unsqueeze(0).split(rows, 1) for whole in (self.states, *of_tokens))
+        chunks = zip(*split, strict=True)
+        again = functools.partial(checkpoint, of_chunk, use_reentrant=False, preserve_rng_state=False)
+        run = again if torch.is_grad_enabled() else of_chunk
+        parts = [run(states, self.head, *others) for states, *others in chunks]
+        return torch.cat(parts, 1).view(self.states.shape[:2])
+
+    def argmax(self, dim: int) -> Tensor:
+        """Name each token's likeliest successor, (B, L); of the vocabulary, the last dimension, alone."""
+        assert dim == -1, "the dimension of the vocabulary"
+        with torch.no_grad():
+            return self.each(lambda logits: logits.argmax(-1))
+
+    def float(self) -> Tensor:
+        """Compute all logits, in float32."""
+        return linear(self.states, self.head).float()
