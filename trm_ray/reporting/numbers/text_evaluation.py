@@ -183,18 +183,19 @@ def text_table(evaluation: TextEvaluation) -> Table:
     """Lay out bits per byte over depth, and of prompts what is solved, above the yardsticks."""
     prompts = evaluation.by_depth[0].exact_accuracy is not None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    exact = ("exact %", "95 % interval") if prompts else ()
-    for heading in ("depth", *exact, "bits/byte", "95 % interval", "perplexity", "top-1 %"):
+    measures = ("exact %", "95 % interval", "bits/byte") if prompts else ("bits/byte", "95 % interval")
+    for heading in ("depth", *measures, "perplexity", "top-1 %"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in evaluation.shown:
         name = f"{'as trained: ' if one.depth == evaluation.trained_depth else ''}{one.depth}"
-        solved = percents(one.exact_accuracy) if one.exact_accuracy is not None else ()
+        bits = _bits(one.bits_per_byte)
+        cells = bits if one.exact_accuracy is None else (*percents(one.exact_accuracy), bits[0])
         perplexity = "–" if math.isnan(one.perplexity) else f"{one.perplexity:,.2f}"
-        table.add_row(name, *solved, *_bits(one.bits_per_byte), perplexity, percents(one.accuracy)[0])
+        table.add_row(name, *cells, perplexity, percents(one.accuracy)[0])
     if evaluation.yardsticks:
         table.add_section()
-    for name, bits in evaluation.yardsticks.items():
-        table.add_row(name, *[""] * len(exact), f"{bits:.4f}")
+    for name, value in evaluation.yardsticks.items():
+        table.add_row(name, *[""] * measures.index("bits/byte"), f"{value:.4f}")
     return table
 
 
