@@ -16,7 +16,7 @@ from rich.table import Table
 from trm_ray import __version__
 from trm_ray.config.surroundings import check_surroundings
 from trm_ray.data.check import open_datasets
-from trm_ray.data.format import INFO_NAME, DatasetInfo, is_dataset, read_identifiers, read_splits
+from trm_ray.data.format import INFO_NAME, DatasetInfo, read_identifiers, read_splits
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress, tell
 from trm_ray.data.rows import IGNORED_LABEL, TokenBatch
@@ -315,7 +315,7 @@ def evaluate_run(
     taken |= {"num_segments": asked[-1], "batch_size": size}
     evaluator: Evaluator | TextEvaluator
     if loaded.causal and DatasetInfo.load(folders[0]).text is not None:
-        _check_of_text(loaded, folders, halt=halt, augmentations=augmentations)
+        _check_of_text(halt=halt, augmentations=augmentations)
         evaluator = TextEvaluator(TextJob(**taken, max_rows=max_puzzles), loaded)
     else:
         variants = None if augmentations is None else 1 + augmentations
@@ -329,20 +329,12 @@ def evaluate_run(
     return _written(EvaluationReport(evaluation, provenance, compute, extra), folder)
 
 
-def _check_of_text(loaded: LoadedModel, folders: Sequence[Path], *, halt: bool, augmentations: int | None) -> None:
-    """Refuse what text has not, and tokens that mean something else than those of the training."""
+def _check_of_text(*, halt: bool, augmentations: int | None) -> None:
+    """Refuse what text has not."""
     if halt:
         raise ValueError("--halt is for puzzles: no row of a text halts; leave it out")
     if augmentations is not None:
         raise ValueError(f"--augmentations={augmentations} is for puzzles whose answers are voted on; leave it out")
-    own = as_path(loaded.config.data_paths[0])
-    if is_dataset(own):
-        there, here = (DatasetInfo.load(folder).text for folder in (own, folders[0]))
-        if there and here and there.tokenizer_sha256 != here.tokenizer_sha256:
-            raise ValueError(
-                f"{_listed(folders)} has tokens of {here.tokenizer} ({here.tokenizer_sha256[:12]}…), {loaded.path} was "
-                f"trained on those of {there.tokenizer} ({there.tokenizer_sha256[:12]}…); prepare it by that tokenizer"
-            )
 
 
 def _made_folder(run: Path, output: str | Path | None, split: str) -> Path:
