@@ -23,10 +23,11 @@ from trm_ray.data.rows import DatasetError, Rows
 from trm_ray.data.write import owns_output
 from trm_ray.kinds.generation import check_least, write_boards
 from trm_ray.kinds.text.encode import encode_documents
-from trm_ray.kinds.text.pack import prompt_rows, running_rows
+from trm_ray.kinds.text.pack import count_labels, prompt_rows, running_rows
 from trm_ray.kinds.text.prepare import side_files
 from trm_ray.kinds.text.read import Document
 from trm_ray.kinds.text.tokenizer import BytesTokenizer
+from trm_ray.kinds.text.yardsticks import unigram_bits_per_byte, xz_bits_per_byte
 
 Source = Literal["addition", "reverse", "stdlib"]
 
@@ -208,6 +209,7 @@ def _described(source: str, found: dict[str, list[Document]], rows: dict[str, Ro
     if source == "stdlib":
         tell(f"The documentation of {name}, SHA-256 {digest[:16]}…: other versions hold other text")
     predicted = {name: part.labels[part.labels >= 0] for name, part in rows.items()}
+    yardsticks = _yardsticks(predicted) if source == "stdlib" else {}
     return TextInfo(
         separator=_TOKENIZER.separator,
         tokenizer=_TOKENIZER.name,
@@ -218,4 +220,16 @@ def _described(source: str, found: dict[str, list[Document]], rows: dict[str, Ro
         bytes={name: int(_TOKENIZER.token_bytes[labels].sum()) for name, labels in predicted.items()},
         left_out={},
         sources=[{"name": name, "sha256": digest}],
+        **yardsticks,
     )
+
+
+def _yardsticks(predicted: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """Measure what models of running text are measured against."""
+    train, test = (count_labels(predicted[name], _TOKENIZER.vocab_size) for name in ("train", "test"))
+    ends = np.flatnonzero(predicted["test"] == _TOKENIZER.separator)
+    documents = (_TOKENIZER.decode(part).encode() for part in np.split(predicted["test"], ends))
+    return {
+        "unigram_bits_per_byte": unigram_bits_per_byte(train, test, _TOKENIZER.token_bytes),
+        "xz_bits_per_byte": xz_bits_per_byte(filter(None, documents)),
+    }

@@ -61,7 +61,8 @@ class BytesTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer`; what is no character becomes U+FFFD."""
-        return bytes(token for token in tokens if token < self.separator).decode(errors="replace")
+        known = np.asarray(tokens, np.int64)
+        return known[known < self.separator].astype(np.uint8).tobytes().decode(errors="replace")
 
 
 class FileTokenizer:
