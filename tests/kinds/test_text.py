@@ -3,12 +3,14 @@
 import gzip
 import hashlib
 import json
+import lzma
 import random
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from itertools import islice
+from itertools import cycle, islice
+from math import log2
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,11 @@ from trm_ray.data.format import TOKEN_BYTES_NAME, DatasetInfo, read_split, read_
 from trm_ray.data.stored import StoredSplit
 from trm_ray.data.stream import RowStream
 from trm_ray.kinds.registry import check_kind, kind_named
-from trm_ray.kinds.text import pack
+from trm_ray.kinds.text import pack, yardsticks
 from trm_ray.kinds.text.prepare import prepare_text
 from trm_ray.kinds.text.read import read_documents, text_files
 from trm_ray.kinds.text.tokenizer import BytesTokenizer, open_tokenizer, train_tokenizer
+from trm_ray.kinds.text.yardsticks import xz_bits_per_byte
 
 SEPARATOR, IGNORED = 256, -100
 PLAY = "To be, or not to be, that is the question:\nWhether ’tis nobler in the mind to suffer\n"
@@ -118,6 +121,7 @@ def test_only_the_answer_of_a_prompt_is_learnt_and_each_has_a_row(tmp_path: Path
     assert nine.labels.tolist() == [[IGNORED] * 4 + [*b"10", 256, IGNORED]]
     assert info.text is not None
     assert (info.text.packing, info.text.left_out["repeated"], info.text.total_bytes) == ("prompt", 1, 3)
+    assert (info.text.unigram_bits_per_byte, info.text.xz_bits_per_byte) == (None, None)
     with pytest.raises(ValueError, match="seq_len=6 must be at least 7"):
         prepare_text(tmp_path / "short", inputs=[tmp_path / "sums.jsonl"], seq_len=6, format="prompt")
 
@@ -151,6 +155,36 @@ def test_texts_of_different_tokenizers_are_not_used_together(tmp_path: Path):
 
 def test_bytes_are_drawn_as_characters():
     assert "".join(kind_named("text", 4, 257).symbols(np.array([256, 104, 105, 10]))) == "¶hi·"
+
+
+# ---- what models are measured against ---------------------------------------------------------------------
+
+
+def test_how_often_tokens_are_in_the_training_split_is_what_they_cost_in_the_test_split(tmp_path: Path):
+    info = prepare_text(tmp_path / "made", inputs=[json_lines(tmp_path / "a.jsonl", ["abc", "de"])], seq_len=3)
+    # Of 257 tokens, to each of which one is added, none of a test document's letters was seen, and its end was once.
+    by_train = {"abc": (2 * log2(4 + 257) + log2((4 + 257) / 2)) / 2, "de": (3 * log2(3 + 257) + log2(260 / 2)) / 3}
+    trained = documents_of(tmp_path / "made", "train")[0].decode()
+    assert info.text is not None
+    assert info.text.unigram_bits_per_byte == pytest.approx(by_train[trained], abs=1e-6)
+
+
+def test_what_xz_makes_of_the_test_split_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    texts = [text for text in some_documents(60) if text]
+    info = prepare_text(tmp_path / "made", inputs=[json_lines(tmp_path / "a.jsonl", texts)], seq_len=16, test_share=0.5)
+    documents = documents_of(tmp_path / "made", "test")
+    packed = lzma.compress(b"\0".join(documents), preset=9 | lzma.PRESET_EXTREME)
+    assert info.text is not None
+    assert info.text.xz_bits_per_byte == pytest.approx(8 * len(packed) / sum(map(len, documents)), abs=1e-6)
+    unigram, xz = info.text.unigram_bits_per_byte, info.text.xz_bits_per_byte
+    assert f"; unigram {unigram:.2f} and xz {xz:.2f} bits per byte" in capsys.readouterr().out
+
+
+def test_xz_is_given_so_much_text_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(yardsticks, "_COMPRESSED_BYTES", 10)
+    packed = lzma.compress(b"abcd\0efghi", preset=9 | lzma.PRESET_EXTREME)
+    assert xz_bits_per_byte(cycle([b"abcd", b"efghijk"])) == pytest.approx(8 * len(packed) / 9, abs=1e-6)
+    assert xz_bits_per_byte([]) is None
 
 
 # ---- stopped and gone on with ----------------------------------------------------------------------------

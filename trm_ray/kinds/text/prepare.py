@@ -47,7 +47,7 @@ from trm_ray.kinds.text.pack import (
 )
 from trm_ray.kinds.text.read import LEAST_DOCUMENT_BYTES, is_tokens, read_documents, text_files
 from trm_ray.kinds.text.tokenizer import BYTES, Tokenizer, open_tokenizer, tokenizer_file, train_tokenizer
-from trm_ray.kinds.text.yardsticks import Xz, unigram_bits_per_byte
+from trm_ray.kinds.text.yardsticks import Xz, told_yardsticks, unigram_bits_per_byte
 from trm_ray.storage import sha256
 
 Format = Literal["text", "prompt"]
@@ -117,7 +117,7 @@ def prepare_text(
         info.arguments.update(arguments)
         assert info.text is not None
         xz = Xz(parts[-1].packing, work / f"packed-{key}-xz.json", kept, separator)
-        wanted = parts if format == "prompt" else [xz, *parts]  # which takes longest, first
+        wanted: list[Part | Xz] = [*parts] if format == "prompt" else [xz, *parts]  # which takes longest, first
         missing = [one for one in wanted if not one.path.is_file()]
         with progress("parts written", len(missing)) as advance:
             for _ in run_all(methodcaller("write"), missing):
@@ -231,7 +231,9 @@ def _planned(
             "repeated": len(documents) - int(taken.sum()),
         },
         sources=[{"name": str(one["name"]), "sha256": str(one["sha256"])} for one in told],
-        **counts,
+        documents=counts["documents"],
+        tokens=counts["tokens"],
+        bytes=counts["bytes"],
     )
     return described(splits, text, seq_len, tokenizer.vocab_size), parts
 
@@ -290,10 +292,5 @@ def _told(output: str | Path, info: DatasetInfo, text: TextInfo) -> str:
     )
     left_out = ", ".join(f"{number:,} {why}" for why, number in text.left_out.items() if number)
     return printable(
-        f"Wrote {output}: {splits}" + (f"; documents left out: {left_out}" if left_out else "") + _told_yardsticks(text)
+        f"Wrote {output}: {splits}" + (f"; documents left out: {left_out}" if left_out else "") + told_yardsticks(text)
     )
-
-
-def _told_yardsticks(text: TextInfo) -> str:
-    unigram, xz = text.unigram_bits_per_byte, text.xz_bits_per_byte
-    return "" if unigram is None or xz is None else f"; unigram {unigram:.2f} and xz {xz:.2f} bits per byte"

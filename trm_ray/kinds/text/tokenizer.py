@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
     def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens of texts in UTF-8, one after the other, and how many (N,) each has."""
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Return the text of tokens; separators are none of it."""
 
 
@@ -59,7 +59,7 @@ class BytesTokenizer:
         """See `Tokenizer`."""
         return np.frombuffer(b"".join(texts), np.uint8), np.array([len(text) for text in texts], np.int64)
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """See `Tokenizer`; what is no character becomes U+FFFD."""
         known = np.asarray(tokens, np.int64)
         return known[known < self.separator].astype(np.uint8).tobytes().decode(errors="replace")
@@ -106,7 +106,7 @@ class FileTokenizer:
         lengths = np.array([len(one) for one in found], np.int64)
         return np.concatenate([np.zeros(0, np.int32), *(np.array(one.ids, np.int32) for one in found)]), lengths
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """See `Tokenizer`."""
         inner = [int(token) for token in tokens if token != self.separator]
         return str(self._inner.decode(inner, skip_special_tokens=False))
