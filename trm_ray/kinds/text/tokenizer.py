@@ -112,12 +112,17 @@ class FileTokenizer:
         return named
 
     def unknown(self, text: str) -> str:
-        """List the characters of a text that it has no tokens for, each once."""
+        """Return the first part of a text that it would leave out or call unknown; empty if there is none."""
         model: Mapping[str, Any] = json.loads(self.content)["model"]
         unk = model.get("unk_id") if model.get("unk_token") is None else self._inner.token_to_id(model["unk_token"])
+        if unk is not None:
+            found = self._inner.encode(text, add_special_tokens=False)
+            places = (at for number, at in zip(found.ids, found.offsets, strict=True) if number == unk)
+            return next((text[first:last] for first, last in places), "")
+        # It leaves out what it does not know, one by one: no offsets tell, but a character alone has no tokens then.
         characters = [character for character in dict.fromkeys(text) if not character.isspace()]
         found = self._inner.encode_batch(characters, add_special_tokens=False)
-        return "".join(c for c, one in zip(characters, found, strict=True) if not one.ids or unk in one.ids)
+        return next((c for c, one in zip(characters, found, strict=True) if not "".join(one.tokens).strip("▁")), "")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer`."""
