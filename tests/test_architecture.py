@@ -170,6 +170,8 @@ except SystemExit as end:
         ["submit", "train", "lrr=1"],
         ["evaluate", "runs/a", "--segments", "a"],
         ["predict", "runs/a", "nowhere.txt"],
+        ["generate", "runs/a", "--cycles", "0"],
+        ["generate", "runs/a", "--file", "nowhere.txt"],
     ],
     ids=" ".join,
 )

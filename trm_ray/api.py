@@ -83,7 +83,9 @@ def _left_as_found() -> Iterator[None]:
             logger.setLevel(level)
             logger.handlers[:] = handlers
         for name in set(os.environ) - names:
-            if name.startswith(("RAY_", "TUNE_")) or name == "PYTHONBREAKPOINT":  # Ray's debugger for the program's
+            if (
+                name.startswith(("RAY_", "TUNE_", "TOKENIZERS_")) or name == "PYTHONBREAKPOINT"
+            ):  # Ray's debugger for the program's
                 del os.environ[name]
 
 
@@ -297,6 +299,7 @@ def solve(
     return inference.solve(model, torch.as_tensor(inputs), identifiers, segments)
 
 
+@_left_as_found()
 def generate(
     model: LoadedModel,
     prompt: str | Sequence[int] = "",

@@ -23,7 +23,8 @@ ARCH = {"H_cycles": 2, "L_cycles": 1, "halt_max_steps": 2, "residual_init_scale"
 def whole(model: TinyRecursiveModel, window: list[int], depth: int) -> Tensor:
     """The logits (V,) after a text of at most a row, computed as an evaluation does, from nothing but the text."""
     tokens = torch.tensor([window + [0] * (LENGTH - len(window))])  # what comes later does not matter
-    segments = run_segments(model, Batch(tokens, tokens, torch.zeros(1, dtype=torch.int32)), 9)
+    num_segments = -(-depth // model.H_cycles)
+    segments = run_segments(model, Batch(tokens, tokens, torch.zeros(1, dtype=torch.int32)), num_segments)
     cycles = [cycle for output in segments for cycle in output.cycle_logits]
     return cycles[depth - 1].float()[0, len(window) - 1]
 
@@ -45,14 +46,14 @@ def some(count: int, *arguments: object, **named: object) -> list[Drawn]:
     return list(itertools.islice(generate_tokens(*arguments, **named), count))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("length", [1, 5, 12, 30])
+@pytest.mark.parametrize("length", [1, 12, 30])
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_the_likeliest_text_is_that_of_a_model_that_reads_all_of_its_window_anew(norm, length):
-    """Over two windows more, whose last half is read again when they are full; with a document's end in the prompt."""
+    """Over windows whose last half is read again when they are full; with a document's end in the prompt."""
     model = text_model(LENGTH, arch=ARCH | {"norm": norm})
     prompt = texts(1, 30).inputs[0, -length:].tolist()
     prompt[length // 2] = SEPARATOR
-    expected, found = by_heart(model, prompt, 26, 4), some(26, model, prompt)
+    expected, found = by_heart(model, prompt, 20, 4), some(20, model, prompt)
     assert [one.token for one in found] == [one.token for one in expected]
     assert [one.log_probability for one in found] == pytest.approx([one.log_probability for one in expected], abs=1e-5)
 

@@ -360,7 +360,8 @@ def _network(config: Config, shape: TokenShape, facts: Facts) -> dict[str, Tenso
     arch, positions = _arch_as_told(config.arch, facts), _positions(config.arch, facts)
     seq_len = max(1, positions - arch.prefix_len) if positions else shape.seq_len
     with torch.device("meta"):
-        model = build_model(config.model_copy(update={"arch": arch}), TokenShape(seq_len, facts.vocab_size))
+        told = replace(shape, seq_len=seq_len, vocab_size=facts.vocab_size, num_puzzle_identifiers=1)
+        model = build_model(config.model_copy(update={"arch": arch}), told)
     return model.state_dict()
 
 

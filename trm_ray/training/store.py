@@ -83,11 +83,15 @@ class CheckpointStore:
         finally:
             self._thread.shutdown()
 
-    def save(self, name: str, state: Mapping[str, Any], *more: Any) -> None:
+    def save(
+        self,
+        name: str,
+        state: Mapping[str, Any],
+        identifiers: bytes | None = None,
+        score: float | None = None,
+        tokenizer: bytes | None = None,
+    ) -> None:
         """Begin to save a state as the run's folder `name`; the state may change as soon as this returns.
-
-        Args:
-            more: what else `save_checkpoint` takes.
 
         Raises:
             StorageError: the save before this one failed.
@@ -96,7 +100,7 @@ class CheckpointStore:
         with self._stalling():
             copy = copy_to_host(state)
             copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
-            self._saving = self._thread.submit(self._save, name, copy, copied, *more)
+            self._saving = self._thread.submit(self._save, name, copy, copied, identifiers, score, tokenizer)
 
     def wait(self) -> None:
         """Wait until what was saved is there.

@@ -23,6 +23,8 @@ class Speller:
         self._tokenizer = tokenizer
         self._tokens = [*before][-_CONTEXT:]
         self._num_told = len(self._tokens)
+        while self._num_told and self._told().endswith(_BROKEN):  # a character is told as a whole
+            self._num_told -= 1
 
     def add(self, token: int) -> str:
         """Take the next token; return what can be told now, nothing in the middle of a character."""
@@ -31,8 +33,10 @@ class Speller:
 
     def rest(self) -> str:
         """Return what has not been told, whole or not."""
-        told = self._tokenizer.decode(self._tokens[: self._num_told]).rstrip(_BROKEN)
-        text = self._tokenizer.decode(self._tokens)[len(told) :]
+        text = self._tokenizer.decode(self._tokens)[len(self._told()) :]
         self._tokens = self._tokens[self._num_told :] or self._tokens
         self._num_told = len(self._tokens)
         return text
+
+    def _told(self) -> str:
+        return self._tokenizer.decode(self._tokens[: self._num_told])
