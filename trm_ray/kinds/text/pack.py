@@ -161,18 +161,16 @@ class Packing:
 
 
 class _Shards:
-    """Map files of tokens when they are asked for, the latest few."""
+    """Map the file of tokens that is asked for: documents are read in its order, so that it is mostly the same."""
 
     def __init__(self, folders: Sequence[Path], kind: np.dtype):
         self._folders, self._kind = folders, kind
-        self._mapped: dict[int, np.ndarray] = {}
+        self._number, self._mapped = -1, np.zeros(0, kind)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        if number not in self._mapped:
-            if len(self._mapped) >= 8:
-                self._mapped.clear()
-            self._mapped[number] = np.memmap(self._folders[number] / "tokens.bin", self._kind, "r")
-        return self._mapped[number]
+        if number != self._number:
+            self._number, self._mapped = number, np.memmap(self._folders[number] / "tokens.bin", self._kind, "r")
+        return self._mapped
 
 
 @dataclass(frozen=True)
