@@ -435,7 +435,7 @@ def _weights_of(
     _refuse_differing(str(source), theirs.arch, their_shape, config, shape)
     if state["tokenizer"] not in (None, tokenizer):
         rule = "was trained with another tokenizer than data_paths has, so its tokens mean others"
-        raise ConfigError(f"init_from={source} {rule}; prepare the data with --tokenizer {source}")
+        raise ConfigError(f"init_from={source} {rule}; prepare the data with its tokenizer.json: --tokenizer")
     return averaged(state), identifiers, None
 
 

@@ -300,7 +300,7 @@ def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path
             )
     if loaded.tokenizer not in (None, read_tokenizer(folders[0])):
         rule = f"has another tokenizer than {loaded.path} was trained with, so its tokens mean others"
-        raise ValueError(f"{_listed(folders)} {rule}; prepare the data with --tokenizer {loaded.path}")
+        raise ValueError(f"{_listed(folders)} {rule}; prepare the data with its tokenizer.json: --tokenizer")
     return folders
 
 
