@@ -149,7 +149,7 @@ def test_texts_of_different_tokenizers_are_not_used_together(tmp_path: Path):
     told = json.loads((tmp_path / "two" / "dataset.json").read_text())
     told["text"]["tokenizer_sha256"] = "0" * 64
     (tmp_path / "two" / "dataset.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=r"must agree: text=tokens of bytes .0000"):
+    with pytest.raises(ValueError, match=r"must agree: spelling=tokens of bytes .0000"):
         open_datasets([tmp_path / "one", tmp_path / "two"])
     (tmp_path / "two" / TOKEN_BYTES_NAME).write_text("[1]")
     with pytest.raises(ValueError, match="must hold vocab_size=257 numbers"):

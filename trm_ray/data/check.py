@@ -144,11 +144,9 @@ def open_datasets(
         raise DatasetError("data_paths is empty; name at least one dataset folder")
     options: dict[str, Any] = {"command_hint": command_hint, "require": require, "hashes": hashes, "also": also}
     infos = [open_dataset(folder, **options) for folder in folders]
-    for key in ("seq_len", "vocab_size", "symmetry"):
+    for key in ("seq_len", "vocab_size", "symmetry", "spelling"):
         for folder, info in zip(folders, infos, strict=True):
             _check_agreement(key, getattr(info, key), getattr(infos[0], key), folder, folders[0])
-    for folder, info in zip(folders, infos, strict=True):
-        _check_agreement("text", _spelt(info), _spelt(infos[0]), folder, folders[0])
     check_same_identifiers(dict(zip(map(str, folders), infos, strict=True)))
     return _merged(folders, infos)
 
@@ -286,13 +284,6 @@ def _check_range(
         raise DatasetError(
             f"{what}, row {first_row + place[0]}{cell}: {values[place]} must be at least 0 and below {below}{allowed}"
         )
-
-
-def _spelt(info: DatasetInfo) -> str | None:
-    """Say what the tokens of a text mean; None of other tokens."""
-    if info.text is None:
-        return None
-    return f"tokens of {info.text.tokenizer} ({info.text.tokenizer_sha256[:12]}…), {info.text.packing}"
 
 
 def _check_agreement(key: str, here: Any, there: Any, folder: Path, first: Path) -> None:

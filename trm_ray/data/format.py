@@ -160,6 +160,13 @@ class DatasetInfo:
         return info
 
     @property
+    def spelling(self) -> str | None:
+        """Say what the tokens of a text mean; None of other tokens."""
+        if self.text is None:
+            return None
+        return f"tokens of {self.text.tokenizer} ({self.text.tokenizer_sha256[:12]}…), {self.text.packing}"
+
+    @property
     def is_running_text(self) -> bool:
         """Tell whether rows are cut from documents wherever they end, rather than questions with answers."""
         return self.text is not None and self.text.packing == "running"

@@ -397,7 +397,9 @@ class InitialWeights:
     note: str
 
 
-def initial_weights(source: Path, config: Config, shape: TokenShape, identifiers: bytes | None) -> InitialWeights:
+def initial_weights(
+    source: Path, config: Config, shape: TokenShape, identifiers: bytes | None, tokenizer: bytes | None = None
+) -> InitialWeights:
     """Read the weights that a new run begins with, averaged ones where there are any.
 
     What weights of the original cannot tell is compared with the all_config.yaml beside their file. A puzzle's vector
@@ -405,12 +407,13 @@ def initial_weights(source: Path, config: Config, shape: TokenShape, identifiers
 
     Args:
         source: a run's or checkpoint's folder, a safetensors file, or a checkpoint of the original.
-        identifiers: identifiers.json of the new run's data.
+        identifiers, tokenizer: identifiers.json and tokenizer.json of the new run's data.
 
     Raises:
-        ValueError: there are no weights, or they are another network's; the message names each difference.
+        ValueError: there are no weights, or they are another network's or other tokens'; the message names each
+            difference.
     """
-    model, known, unchecked = _weights_of(source, config, shape)
+    model, known, unchecked = _weights_of(source, config, shape, tokenizer)
     note = f"Beginning with the weights of {source}"
     if TABLE in model:
         names = _names(known), _names(identifiers)
@@ -419,7 +422,9 @@ def initial_weights(source: Path, config: Config, shape: TokenShape, identifiers
     return InitialWeights(model, f"{note}; {unchecked}" if unchecked else note)
 
 
-def _weights_of(source: Path, config: Config, shape: TokenShape) -> tuple[dict[str, Tensor], bytes | None, str | None]:
+def _weights_of(
+    source: Path, config: Config, shape: TokenShape, tokenizer: bytes | None
+) -> tuple[dict[str, Tensor], bytes | None, str | None]:
     """Read weights and the map of their table, and say which keys of the config nothing was there to check with."""
     if (weights := _foreign_weights(source)) is not None:
         unchecked = _check_foreign(weights, source, config, shape)
@@ -428,6 +433,9 @@ def _weights_of(source: Path, config: Config, shape: TokenShape) -> tuple[dict[s
     _, state, identifiers = read_model(source)
     theirs, their_shape = described(state, source)
     _refuse_differing(str(source), theirs.arch, their_shape, config, shape)
+    if state["tokenizer"] not in (None, tokenizer):
+        rule = "was trained with another tokenizer than data_paths has, so its tokens mean others"
+        raise ConfigError(f"init_from={source} {rule}; prepare the data with its tokenizer.json: --tokenizer")
     return averaged(state), identifiers, None
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat
 from trm_ray.config.files import read_file
+from trm_ray.data.chunk import smallest_type
 from trm_ray.data.format import FORMAT_VERSION, DatasetInfo, SplitInfo, is_dataset
 from trm_ray.data.rows import IGNORED_LABEL, PAD_ID
 from trm_ray.data.stored import rows_of_chunk
@@ -49,6 +50,7 @@ class Data:
     paths: tuple[str, ...]
     train_rows: int
     test_rows: int
+    seq_len: int
     disk_mib: float | None
     object_store_mib: float
     worker_mib: float
@@ -296,8 +298,9 @@ def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
     row_bytes = 4 * (2 * info.seq_len + 3)
     whole = fits_in_memory(info, "train", config.data_memory_gib)
     held_rows = train if whole else 2 * rows_of_chunk(info.seq_len, config.data_memory_gib)  # one used, one being read
-    held = 2 * info.seq_len * (1 if info.vocab_size < 2**7 else 2) * held_rows
-    return Data(paths, train, test, disk, row_bytes * (train + test) / _MIB, (held + row_bytes * test) / _MIB)
+    token_bytes = sum(smallest_type(least, info.vocab_size - 1).itemsize for least in (0, IGNORED_LABEL))
+    held = (info.seq_len * token_bytes * held_rows + row_bytes * test) / _MIB
+    return Data(paths, train, test, info.seq_len, disk, row_bytes * (train + test) / _MIB, held)
 
 
 def _test_rows(config: Config, info: DatasetInfo) -> int:
@@ -568,7 +571,8 @@ def plan_lines(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
     for data in plan.data:
         disk = "not made yet" if data.disk_mib is None else f"{data.disk_mib:,.1f} MiB on disk"
         yield (
-            f"Data {', '.join(data.paths)}: {data.train_rows:,} training and {data.test_rows:,} test rows, {disk}, "
+            f"Data {', '.join(data.paths)}: {data.train_rows:,} training and {data.test_rows:,} test rows "
+            f"of {data.seq_len:,} tokens, {disk}, "
             f"{data.object_store_mib:,.1f} MiB in the object store, {data.worker_mib:,.1f} MiB in each worker"
         )
     kind, amount = plan.unit

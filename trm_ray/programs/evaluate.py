@@ -16,7 +16,7 @@ from rich.table import Table
 from trm_ray import __version__
 from trm_ray.config.surroundings import check_surroundings
 from trm_ray.data.check import open_datasets
-from trm_ray.data.format import INFO_NAME, DatasetInfo, read_identifiers, read_splits
+from trm_ray.data.format import INFO_NAME, DatasetInfo, read_identifiers, read_splits, read_tokenizer
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.progress import progress, tell
 from trm_ray.data.rows import IGNORED_LABEL, TokenBatch
@@ -367,6 +367,9 @@ def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path
                 f"{_listed(folders)} has {key}={getattr(info, key)}, {loaded.path} was trained with "
                 f"{getattr(loaded.shape, key)}; name a dataset of the same kind with --data"
             )
+    if loaded.tokenizer not in (None, read_tokenizer(folders[0])):
+        rule = f"has another tokenizer than {loaded.path} was trained with, so its tokens mean others"
+        raise ValueError(f"{_listed(folders)} {rule}; prepare the data with its tokenizer.json: --tokenizer")
     return folders
 
 

@@ -62,7 +62,7 @@ def open_data(config: Config) -> DatasetInfo:
         asked = RowHashes(["test"])
         test = open_datasets(config.data_paths_test, command_hint=hint, require=["test"], hashes=asked, also=check_kind)
         hashes.join(asked)
-        for key in ("seq_len", "vocab_size"):
+        for key in ("seq_len", "vocab_size", "spelling"):
             if getattr(info, key) != getattr(test, key):
                 rule = f"data_paths has {getattr(info, key)}; they must be equal"
                 raise ConfigError(f"data_paths_test={config.data_paths_test} has {key}={getattr(test, key)}, {rule}")

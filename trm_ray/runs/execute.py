@@ -121,7 +121,8 @@ def beginning(plan: RunPlan) -> InitialWeights:
         ValueError: they are not there or are another network's.
     """
     assert plan.config.init_from is not None
-    return initial_weights(as_path(plan.config.init_from), plan.config, plan.shape, plan.identifiers().to_bytes())
+    source, identifiers = as_path(plan.config.init_from), plan.identifiers().to_bytes()
+    return initial_weights(source, plan.config, plan.shape, identifiers, plan.tokenizer())
 
 
 def _first_weights(plan: RunPlan) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from trm_ray.storage import as_path, sha256, version
 
 # Of each document: what names its content (16 bytes), its tokens with the separator before them, those of the prompt
 # among them, and its bytes.
-DOCUMENT = np.dtype([("high", "<u8"), ("low", "<u8"), ("tokens", "<i8"), ("prompt", "<i8"), ("bytes", "<i8")])
+DOCUMENT = np.dtype([("high", "<u8"), ("low", "<u8"), ("tokens", "<u4"), ("prompt", "<u4"), ("bytes", "<u4")])
 _BYTES_AT_ONCE = 1 << 20
 
 
@@ -72,7 +72,7 @@ class Encoded:
 
     def documents(self) -> np.ndarray:
         """Read what is known of each document: (D,) of `DOCUMENT`."""
-        return np.load(self.folder / "documents.npy")
+        return np.load(self.folder / "documents.npy", mmap_mode="r")
 
     def told(self) -> dict[str, object]:
         """Read what dataset.json says of the file."""

@@ -23,43 +23,49 @@ from trm_ray.kinds.text.encode import DOCUMENT, token_type
 _TOKENS_PER_PART = 1 << 24  # 128 MiB as inputs and labels
 # Tokens are no words to be listed: this takes half the bytes and a quarter of the time.
 _AS_BYTES = {"use_dictionary": False, "use_byte_stream_split": True}
-# A document of a split: the file that it lies in, by its number, and where; where it begins in the split.
-PLACE = np.dtype([("shard", "<i4"), ("first", "<i8"), ("tokens", "<i8"), ("prompt", "<i8"), ("begin", "<i8")])
+# A document: the file that it lies in, by its number, and where; where it begins in its split, and what is known of it.
+PLACE = np.dtype([("shard", "<i4"), ("first", "<i8"), ("begin", "<i8"), *DOCUMENT.descr])
 
 
-def held_out(documents: np.ndarray, share: float) -> np.ndarray:
-    """Choose the test documents (D,) by what they hold: a `share` of them, and one at least if there are two."""
-    chosen = documents["high"] < np.uint64(min(int(share * 2**64), 2**64 - 1))
-    if len(documents) > 1 and not chosen.any():
-        chosen[np.lexsort((documents["low"], documents["high"]))[0]] = True
-    return np.asarray(chosen)
+def places(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Say of all documents, of which each file has a table of `DOCUMENT`, where they lie: (D,) of `PLACE`.
+
+    There may be many millions of them, so nothing here holds them twice.
+    """
+    found = np.zeros(sum(map(len, tables)), PLACE)
+    ends = np.cumsum([len(table) for table in tables])
+    for shard, (table, some) in enumerate(zip(tables, np.split(found, ends[:-1]), strict=True)):
+        for key in DOCUMENT.names or ():
+            some[key] = table[key]
+        some["shard"] = shard
+        some["first"] = np.cumsum(some["tokens"], dtype=np.int64) - some["tokens"]
+    return found
 
 
 def first_of_each(documents: np.ndarray) -> np.ndarray:
     """Choose the documents (D,) whose content none before them has."""
-    order = np.lexsort((np.arange(len(documents)), documents["low"], documents["high"]))
-    high, low = documents["high"][order], documents["low"][order]
+    order = np.lexsort((documents["low"], documents["high"]))  # which leaves equal ones in their order
     chosen = np.ones(len(documents), bool)
+    high, low = documents["high"][order], documents["low"][order]
     chosen[order[1:]] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
     return chosen
 
 
-def places(tables: Sequence[np.ndarray]) -> np.ndarray:
-    """Say of all documents, of which each file has a table of `DOCUMENT`, where they lie: (D,) of `PLACE`."""
-    found = np.zeros(sum(map(len, tables)), PLACE)
-    documents = np.concatenate([np.zeros(0, DOCUMENT), *tables])
-    found["shard"] = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    for key in ("tokens", "prompt"):
-        found[key] = documents[key]
-    ends = [np.cumsum(table["tokens"]) - table["tokens"] for table in tables]
-    found["first"] = np.concatenate([np.zeros(0, np.int64), *ends])
-    return found
+def held_out(documents: np.ndarray, taken: np.ndarray, share: float) -> np.ndarray:
+    """Choose the test documents (D,) of those that are taken by what they hold.
+
+    They are a `share` of them, and one at least if there are two.
+    """
+    chosen = taken & (documents["high"] < np.uint64(min(int(share * 2**64), 2**64 - 1)))
+    if not chosen.any() and taken.sum() > 1:
+        others = np.flatnonzero(taken)
+        chosen[others[np.lexsort((documents["low"][others], documents["high"][others]))[0]]] = True
+    return np.asarray(chosen)
 
 
 def in_order(chosen: np.ndarray) -> np.ndarray:
-    """Let the documents of a split (D,) of `PLACE` stand one after the other."""
-    chosen = chosen.copy()
-    chosen["begin"] = np.cumsum(chosen["tokens"]) - chosen["tokens"]
+    """Let the documents of a split (D,) of `PLACE` stand one after the other: says so in place."""
+    chosen["begin"] = np.cumsum(chosen["tokens"], dtype=np.int64) - chosen["tokens"]
     return chosen
 
 
@@ -139,7 +145,7 @@ class Packing:
             at = int(document["begin"]) + skipped - begin
             tokens = self._tokens(document)[skipped : skipped + end - begin - at]
             stream[at : at + len(tokens)] = tokens
-        final = int(known["begin"][-1] + known["tokens"][-1])  # the separator behind the last document
+        final = int(known["begin"][-1]) + int(known["tokens"][-1])  # the separator behind the last document
         return running_rows(stream, final - begin, self.seq_len)
 
     def _prompted(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,18 +167,16 @@ class Packing:
 
 
 class _Shards:
-    """Map files of tokens when they are asked for, the latest few."""
+    """Map the file of tokens that is asked for: documents are read in its order, so that it is mostly the same."""
 
     def __init__(self, folders: Sequence[Path], kind: np.dtype):
         self._folders, self._kind = folders, kind
-        self._mapped: dict[int, np.ndarray] = {}
+        self._number, self._mapped = -1, np.zeros(0, kind)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        if number not in self._mapped:
-            if len(self._mapped) >= 8:
-                self._mapped.clear()
-            self._mapped[number] = np.memmap(self._folders[number] / "tokens.bin", self._kind, "r")
-        return self._mapped[number]
+        if number != self._number:
+            self._number, self._mapped = number, np.memmap(self._folders[number] / "tokens.bin", self._kind, "r")
+        return self._mapped
 
 
 @dataclass(frozen=True)

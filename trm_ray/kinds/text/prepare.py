@@ -187,14 +187,12 @@ def _planned(
     folder: Path, encoded: Sequence[Encoded], tokenizer: Tokenizer, seq_len: int, share: float, prompts: bool
 ) -> tuple[DatasetInfo, list[Part]]:
     """Decide which documents go where, and list the files of rows that come of it in a folder."""
-    tables = [one.documents() for one in encoded]
-    documents = np.concatenate(tables)
+    documents = places([one.documents() for one in encoded])
     if not len(documents):
         raise DatasetError("the input holds no text: all its documents are empty; name other files")
     taken = first_of_each(documents)
-    is_test = np.zeros(len(documents), bool)
-    is_test[taken] = held_out(documents[taken], share)
-    where, told = places(tables), [one.told() for one in encoded]
+    is_test = held_out(documents, taken, share)
+    told = [one.told() for one in encoded]
     longest = int(documents["tokens"][taken].max())
     if prompts and longest > seq_len:
         raise DatasetError(f"seq_len={seq_len} must be at least {longest}, the tokens of the longest prompt and answer")
@@ -205,8 +203,9 @@ def _planned(
             raise DatasetError(_told_empty(int(taken.sum()), name, share))
         plan = folder.with_name(f"{folder.name}-{name}.npy")
         folder.joinpath(name).mkdir(parents=True, exist_ok=True)
-        np.save(plan, in_order(where[chosen]))
-        num_rows = count_rows(where[chosen], seq_len, prompts)
+        there = in_order(documents[chosen])
+        np.save(plan, there)
+        num_rows = count_rows(there, seq_len, prompts)
         if num_rows >= 2**31:
             raise DatasetError(
                 f"the {name} split has {num_rows:,} rows, and rows are numbered below 2^31; use a larger seq_len"
@@ -218,9 +217,9 @@ def _planned(
             for number, (first, last) in enumerate(part_bounds(num_rows, seq_len))
         ]
         splits[name] = SplitInfo(num_rows, num_rows, 1.0, {})
-        counts["documents"][name] = int(chosen.sum())
-        counts["tokens"][name] = int(where["tokens"][chosen].sum())
-        counts["bytes"][name] = int(documents["bytes"][chosen].sum())
+        counts["documents"][name] = len(there)
+        counts["tokens"][name] = int(there["tokens"].sum(dtype=np.int64))
+        counts["bytes"][name] = int(there["bytes"].sum(dtype=np.int64))
     text = TextInfo(
         separator=tokenizer.separator,
         tokenizer=tokenizer.name if tokenizer.content is None else TOKENIZER_NAME,
