@@ -233,7 +233,7 @@ def replay(paths: Sequence[str | os.PathLike[str]], **options: Any) -> Replay:
 
 @_left_as_found()
 def evaluate(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """Measure a run or a checkpoint on held-out puzzles, writing numbers and a picture into its `report` folder.
+    """Measure a run or a checkpoint on held-out puzzles or text; write numbers and a picture into its `report` folder.
 
     Args:
         options: of `trm_ray.programs.evaluate.evaluate_run`: `split`, `segments`, `halt`, `averaged`, `data` …

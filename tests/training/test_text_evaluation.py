@@ -1,5 +1,6 @@
 """What an evaluation of text comes to: bits per byte by hand, from all logits, and however rows are dealt out."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -19,12 +20,16 @@ from helpers import (
 )
 from torch import nn
 
+from trm_ray.data.format import read_split
+from trm_ray.kinds.text.prepare import prepare_text
 from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel
 from trm_ray.model.unread import Unread
+from trm_ray.runs.execute import text_measure
 from trm_ray.training.evaluation import anytime, evaluate, perplexity
 from trm_ray.training.inference import run_segments
 from trm_ray.training.loop import run_training
 from trm_ray.training.losses import softmax_cross_entropy
+from trm_ray.training.state import TokenShape, build_model
 from trm_ray.training.text import TextMeasure
 
 LENGTH = 12
@@ -114,6 +119,29 @@ def test_a_model_of_how_often_tokens_are_has_the_bits_of_a_unigram(tmp_path):
     bits = [-math.log2(counts[label] / counts.sum()) for label in test.labels.ravel()]
     found = evaluated(tmp_path, Unigram(np.log(counts / counts.sum())), [test.batch()], measure())
     assert found.row["eval/bits_per_byte"] == pytest.approx(sum(bits) / (9 * LENGTH - 9), rel=1e-6)
+
+
+@pytest.mark.parametrize("train_vocab", [None, 300], ids=["bytes", "byte pairs"])
+def test_a_model_that_knows_nothing_takes_as_many_bits_a_token_over_the_bytes_of_the_documents(tmp_path, train_vocab):
+    """Documents of 20 bytes each, of which those are counted that stand in the files."""
+    if train_vocab is not None:
+        pytest.importorskip("tokenizers")
+    lines = [json.dumps({"text": f"é {number:03} or not to be\n"}) for number in range(60)]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    data, told = tmp_path / "data", {"train_vocab": train_vocab, "test_share": 0.2, "seq_len": 16}
+    info = prepare_text(data, inputs=[tmp_path / "some.jsonl"], **told)
+    assert info.text is not None
+    model = build_model(
+        tiny_config(arch=TEXT_ARCH), TokenShape(16, info.vocab_size, separator=info.text.separator)
+    ).requires_grad_(False)
+    model.lm_head.weight.zero_()
+    rows = read_split(data, "test")
+    batch = Batch(*map(torch.from_numpy, (rows.inputs, rows.labels, rows.puzzle_identifiers)))
+    found = evaluated(tmp_path, model, [batch], text_measure([data])).row
+    tokens, num_bytes = (rows.labels >= 0).sum(), 20 * info.text.documents["test"]
+    assert found["eval/bits_per_byte"] == pytest.approx(tokens * math.log2(info.vocab_size) / num_bytes, rel=1e-6)
+    assert found["eval/perplexity"] == pytest.approx(info.vocab_size, rel=1e-5)
+    assert found["eval/unigram_bits_per_byte"] == info.text.unigram_bits_per_byte < found["eval/bits_per_byte"]
 
 
 def test_of_running_text_nothing_is_logged_that_cannot_move(tmp_path):

@@ -28,12 +28,12 @@ class Unread:
         return Unread(self.states.detach(), self.head.detach())
 
     def each(self, function: Callable[..., Tensor], *of_tokens: Tensor) -> Tensor:
-        """Apply a function token by token: (B, L).
+        """Apply a function token by token: (B, L), or (B, L, …) if it has several numbers for each.
 
         A backward pass computes a chunk's logits anew, so that of all chunks and cycles one is in memory.
 
         Args:
-            function: from logits (1, n, V), and what it is given of their tokens, (1, n) each, to (1, n).
+            function: from logits (1, n, V), and what it is given of their tokens, (1, n) each, to (1, n) or (1, n, …).
             of_tokens: (B, L) each.
         """
 
@@ -45,8 +45,8 @@ class Unread:
         chunks = zip(*split, strict=True)
         again = functools.partial(checkpoint, of_chunk, use_reentrant=False, preserve_rng_state=False)
         run = again if torch.is_grad_enabled() else of_chunk
-        parts = [run(states, self.head, *others) for states, *others in chunks]
-        return torch.cat(parts, 1).view(self.states.shape[:2])
+        found = torch.cat([run(states, self.head, *others) for states, *others in chunks], 1)
+        return found.view(*self.states.shape[:2], *found.shape[2:])
 
     def argmax(self, dim: int) -> Tensor:
         """Name each token's likeliest successor, (B, L); of the vocabulary, the last dimension, alone."""

@@ -176,12 +176,17 @@ def measure_text(
     all are; rows without labels have 0 of each.
     """
     counted, by_depth = batch.labels != IGNORED_LABEL, []
+
+    def nats_and_right(logits: Tensor, labels: Tensor) -> Tensor:
+        nats = cell_loss(logits, labels)
+        return torch.stack((nats, (logits.argmax(-1) == labels).to(nats.dtype)), -1)
+
     for output in run_segments(model, batch, num_segments, forward):
         for logits in output.cycle_logits:
             assert isinstance(logits, Unread), "the logits of a text are computed where they are read"
-            right = (logits.argmax(-1) == batch.labels) & counted
+            nats, right = logits.each(nats_and_right, batch.labels).double().unbind(-1)  # in one reading of them
             solved = (right == counted).all(-1) & counted.any(-1)
-            by_depth.append(torch.stack((logits.each(cell_loss, batch.labels).double().sum(-1), right.sum(-1), solved)))
+            by_depth.append(torch.stack((nats.sum(-1), right.sum(-1), solved)))
     return torch.stack(by_depth, 1)
 
 
