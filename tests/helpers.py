@@ -175,7 +175,7 @@ def local_session(
     die_after: int | None = None,
     kind: Callable[..., Session] = Session,
 ) -> Session:
-    """A session of one worker on rows in memory, the config's if not given; rows of metrics go to `run_dir`/metrics.jsonl."""
+    """A session of one worker on puzzles or texts in memory; rows of metrics go to `run_dir`/metrics.jsonl."""
     run_dir.mkdir(parents=True, exist_ok=True)
     part = {"rank": rank, "world_size": world_size}
     train = cycling(puzzles or rows_for(config, 24), config.global_batch_size, seed=config.seed, **part)

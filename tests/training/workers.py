@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
         global_batch_size=7, arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3, log_interval=2
     ),
     # The two have different numbers of labelled tokens, and tokens weigh alike all the same.
-    "text": supervised(
+    "tokens": supervised(
         **{"global_batch_size": 7, "ema": True, "log_interval": 2, "arch": {**TEXT_ARCH, "halt_max_steps": 2}},
         **{"compute_gradient_stats": True, "gradient_stats_interval": 3},
     ),

@@ -53,11 +53,11 @@ def our_name(key: str) -> str | None:
 
 
 def original_name(name: str) -> str:
-    """Translate one of our names to the original's key, as a compiled model saves it."""
+    """Translate one of our names to the original's key, as a compiled model saves it, or to one that it would have."""
     if block := _BLOCK.fullmatch(name):
         part = next(theirs for theirs, ours in _PARTS.items() if ours == block[2])
         return f"{PREFIX}L_level.layers.{block[1]}.{part}.{block[3]}.weight"
-    return PREFIX + next(theirs for theirs, ours in _NAMES.items() if ours == name)
+    return PREFIX + next((theirs for theirs, ours in _NAMES.items() if ours == name), name)
 
 
 @dataclass(frozen=True)
@@ -305,6 +305,18 @@ def foreign_to_original(arch: ArchConfig) -> list[str]:
     return limits
 
 
+def check_layout(arch: ArchConfig) -> None:
+    """Refuse an architecture whose weights are not those that the original has.
+
+    Raises:
+        ValueError: the token embedding is tied to the head, or projected.
+    """
+    for key in ("tied_embeddings", "embedding_size"):
+        if (value := getattr(arch, key)) not in (AS_THE_ORIGINAL[key], arch.hidden_size):
+            rule = "has other weights than the original, which could not load them"
+            raise ValueError(f"a model with arch.{key}={show(value)} {rule}; use --format safetensors")
+
+
 # ---- checks ----------------------------------------------------------------------------------------------
 
 
@@ -360,7 +372,8 @@ def _network(config: Config, shape: TokenShape, facts: Facts) -> dict[str, Tenso
     arch, positions = _arch_as_told(config.arch, facts), _positions(config.arch, facts)
     seq_len = max(1, positions - arch.prefix_len) if positions else shape.seq_len
     with torch.device("meta"):
-        model = build_model(config.model_copy(update={"arch": arch}), TokenShape(seq_len, facts.vocab_size))
+        told = replace(shape, seq_len=seq_len, vocab_size=facts.vocab_size, num_puzzle_identifiers=1)
+        model = build_model(config.model_copy(update={"arch": arch}), told)
     return model.state_dict()
 
 

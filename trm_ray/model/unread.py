@@ -14,6 +14,8 @@ from trm_ray.model.layers import linear
 
 # Logits at once, over all tokens of a chunk: 32 MiB in float32, of which a loss and its gradient take a few.
 CHUNK = 2**23
+# A compiler writes every chunk out: more than so many of them take minutes to compile, so there they are larger.
+GRAPH_CHUNKS = 16
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,13 @@ class Unread:
             return function(linear(states, head), *others)
 
         rows = max(1, CHUNK // len(self.head))
+        if torch.compiler.is_compiling():
+            rows = max(rows, -(-self.states[..., 0].numel() // GRAPH_CHUNKS))
         split = (whole.flatten(0, 1).unsqueeze(0).split(rows, 1) for whole in (self.states, *of_tokens))
         chunks = zip(*split, strict=True)
         again = functools.partial(checkpoint, of_chunk, use_reentrant=False, preserve_rng_state=False)
-        run = again if torch.is_grad_enabled() else of_chunk
+        learns = torch.is_grad_enabled() and (self.states.requires_grad or self.head.requires_grad)
+        run = again if learns else of_chunk
         parts = [run(states, self.head, *others) for states, *others in chunks]
         return torch.cat(parts, 1).view(self.states.shape[:2])
 
