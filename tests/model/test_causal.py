@@ -38,7 +38,7 @@ def different(tokens: Tensor, *where: slice) -> Tensor:
 def test_no_logit_has_a_gradient_with_respect_to_anything_behind_it(norm, checkpoint_cycles, document_mask):
     """Of each position's embedding, told apart as the row of another token, and of the carry that a segment gets."""
     arch = {"norm": norm, "document_mask": document_mask, "halt_max_steps": 2}
-    length = 8
+    length = 5
     model = text_model(length, checkpoint_cycles=checkpoint_cycles, arch=arch)
     tokens = torch.randperm(SEPARATOR, generator=torch.Generator().manual_seed(0))
     batch = replace(texts(1, length).batch(), inputs=tokens[None, :length])
