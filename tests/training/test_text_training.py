@@ -135,6 +135,15 @@ def test_causal_attention_counts_the_pairs_that_it_must_look_at():
     assert step_flops(config, TokenShape(4, 7, separator=0), GradientPath.last(1)) == 2 * 3 * 3 * forward
 
 
+def test_a_plain_transformer_counts_its_layers_once():
+    arch = TEXT_ARCH | {"H_cycles": 1, "L_layers": 3}
+    one, two = (
+        step_flops(tiny_config(arch=arch | {"L_cycles": L}), text_shape(4), GradientPath.last(1)) for L in (0, 1)
+    )
+    head = 3 * 2.0 * 8 * 4 * 16 * 257
+    assert two - head == 2 * (one - head)
+
+
 def test_a_frozen_embedding_stays_as_it_is_and_everything_else_learns(tmp_path):
     arch = TEXT_ARCH | {"pretrained_embeddings": "any.safetensors", "freeze_embeddings": True}
     changes = supervised(arch=arch, compute_gradient_stats=True, gradient_stats_interval=1, ema=True)
