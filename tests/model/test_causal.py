@@ -173,3 +173,21 @@ def test_an_embedding_of_another_width_is_projected():
         (recursion,) = network._recursion
         question = recursion._embed(torch.arange(257)[:, None].expand(-1, LENGTH), None)
         assert question.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.25)  # whatever the widths are
+
+
+# -- without a latent --------------------------------------------------------------------------------------------------
+
+
+@NORMS
+def test_without_latent_updates_the_stack_is_applied_once_to_the_embedding_and_a_constant(norm):
+    """The plain transformer: one cycle of it, by hand, and nothing learned that it does not use."""
+    model = text_model(LENGTH, arch={"H_cycles": 1, "L_cycles": 0, "L_layers": 2, "norm": norm, "document_mask": False})
+    batch = texts(2, LENGTH).batch()
+    embedded = model.embed_scale * model.embed_tokens[batch.inputs]
+    by_hand = model.blocks(embedded + model.answer_init, None) @ model.head.T
+    assert torch.equal(all_logits(model, [batch])[0], by_hand)
+    by_hand.sum().backward()
+    assert {name for name, weight in model.named_parameters() if weight.grad is None} == {
+        "q_head.weight",
+        "q_head.bias",
+    }

@@ -41,7 +41,6 @@ def evaluate(
     asked, votes = _whole_numbers("--segments", segments), _augmentations(augmentations)
 
     from trm_ray.programs.evaluate import evaluate_run
-    from trm_ray.reporting.numbers.evaluation import evaluation_lines, evaluation_table
 
     console = Console()
     report = evaluate_run(
@@ -58,9 +57,8 @@ def evaluate(
         output=output,
     )
     say(console, report.headline)
-    show(console, evaluation_table(report.evaluation))
-    lines = *evaluation_lines(report.evaluation, report.compute), *report.extra.lines
-    for line in (*report.provenance["notes"], *lines, *(f"Wrote {path}" for path in report.files)):
+    show(console, report.table)
+    for line in (*report.lines, *(f"Wrote {path}" for path in report.files)):
         say(console, line)
 
 

@@ -299,6 +299,8 @@ def foreign_to_original(arch: ArchConfig) -> list[str]:
         limits.append(f"arch.mixer_norm={arch.mixer_norm}: the original norms over positions and answers differently")
     if arch.ffn_multiple_of != MULTIPLE_OF:
         limits.append(f"arch.ffn_multiple_of={arch.ffn_multiple_of}: the original has {MULTIPLE_OF} built in")
+    if arch.L_cycles == 0:
+        limits.append("arch.L_cycles=0: the original leaves the question out where there is no latent update")
     for key in ("norm", "causal", "embedding_size", "tied_embeddings"):
         if getattr(arch, key) != AS_THE_ORIGINAL[key]:
             limits.append(f"arch.{key}={show(getattr(arch, key))}: the original has {show(AS_THE_ORIGINAL[key])}")

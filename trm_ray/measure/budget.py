@@ -282,10 +282,12 @@ def described(generator: Generator, config: Config) -> DatasetInfo:
     name, made, folders = generator.name, made_of(generator), len(config.data_paths)
     rows = {"train": made.train * folders, "test": made.test * folders}
     splits = {split: SplitInfo(number, number, 1.0, {}) for split, number in rows.items()}
-    seq_len, vocab_size = KINDS[name].shape_made(made.model_dump())
+    arguments = made.model_dump()
+    seq_len, vocab_size = KINDS[name].shape_made(arguments)
     told: dict[str, Any] = {"format_version": FORMAT_VERSION, "pad_id": PAD_ID, "ignored_label": IGNORED_LABEL}
     told |= {"seq_len": seq_len, "vocab_size": vocab_size, "num_puzzle_identifiers": 1, "splits": splits}
     told |= {"generator": name, "kind": name, "seed": made.seed, "symmetry": None, "arguments": {}, "files": {}}
+    told |= {"text": KINDS[name].text_made(arguments)}
     return DatasetInfo(**told)
 
 
