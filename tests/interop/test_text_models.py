@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import TEXT_ARCH, assert_same, tiny_config
+from run_helpers import laid_over, run_config
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,6 +17,10 @@ from trm_ray.interop.checkpoints import export_checkpoint, import_checkpoint, in
 from trm_ray.interop.loading import load_model
 from trm_ray.interop.original import to_original
 from trm_ray.interop.pretrained import token_embedding
+from trm_ray.kinds.text.generate import generate_text
+from trm_ray.runs.execute import train_in_process
+from trm_ray.runs.folder import claim_folder
+from trm_ray.runs.plan import plan_run
 from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from trm_ray.training.inference import solve
 from trm_ray.training.state import TokenShape, build_model
@@ -87,6 +92,37 @@ def test_a_file_that_is_not_there_or_is_something_else_is_named(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"12345678 cut off")
     with pytest.raises(ValueError, match=r"x\.safetensors cannot be read as safetensors .*; name another file"):
         read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["learned", "frozen"])
+def test_a_run_begins_with_it_goes_on_bitwise_and_leaves_it_alone_if_it_is_frozen(tmp_path, frozen):
+    """Under its real name in the config, from a folder that the run does not go on in; with a projection."""
+    generate_text(tmp_path / "sums", source="addition", train=40, test=4, seq_len=13)
+    file = embedding_file(tmp_path, wte=table(257, 6))
+    words = {f"arch.{key}": value for key, value in {**TEXT_ARCH, "embedding_size": 6}.items()}
+    words |= {
+        "arch.pretrained_embeddings": f"{file}:wte",
+        "arch.freeze_embeddings": frozen,
+        "ema": True,
+        "lr_min_ratio": 1,
+    }
+
+    def go_on(name: str, steps: int) -> dict[str, Any]:
+        given = laid_over([], [f"{key}={str(value).lower()}" for key, value in {**words, "max_steps": steps}.items()])
+        plan = plan_run(run_config(tmp_path / "sums", tmp_path / name, *given))
+        train_in_process(plan, claim_folder(plan, resume=steps > 3 and name == "parts"))
+        return load_checkpoint(tmp_path / name / "final_model")
+
+    straight = go_on("straight", 6)
+    go_on("parts", 3)
+    resumed = go_on("parts", 6)
+    for part in ("model", "ema", "carry"):
+        assert_same(resumed[part], straight[part])
+    begun = read(f"{file}:wte", embedding_size=6)
+    assert torch.equal(straight["model"]["embed_tokens"], begun) == frozen
+    assert torch.equal(straight["ema"]["embed_tokens"], begun) == frozen
+    with pytest.raises(ValueError, match=r"none\.safetensors does not exist"):
+        plan_run(run_config(tmp_path / "sums", tmp_path / "x", "arch.pretrained_embeddings=none.safetensors"))
 
 
 # ---- reloads ---------------------------------------------------------------------------------------------
