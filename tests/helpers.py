@@ -68,9 +68,14 @@ def tiny_model(*, seed: int = 0, **arch: Any) -> TinyRecursiveModel:
 TEXT_ARCH = {"mixer": "attention", "pos_encodings": "rope", "causal": True, "halt_max_steps": 1}
 
 
-def text_shape(seq_len: int) -> TokenShape:
+def text_shape(seq_len: int = 12) -> TokenShape:
     """Of bytes and a separator."""
     return TokenShape(seq_len, 257, separator=256)
+
+
+def shape_of(config: Config) -> TokenShape:
+    """What a run's model takes: texts if it is causal, else boards."""
+    return text_shape() if config.arch.causal else SHAPE
 
 
 def text_model(seq_len: int, *, seed: int = 0, arch: Mapping[str, Any] = {}, **changes: Any) -> TinyRecursiveModel:
@@ -114,6 +119,11 @@ def texts(rows: int, seq_len: int, *, seed: int = 0, labelled: float = 1.0) -> P
     ends = seq_len * (1 - (1 - labelled) * rng.random((rows, 1)))
     labels = np.where(np.arange(seq_len) < ends, tokens[:, 1:], -100).astype(np.int32)
     return Puzzles(inputs, labels, np.zeros(rows, dtype=np.int32))
+
+
+def rows_for(config: Config, rows: int, *, seed: int = 0) -> Puzzles:
+    """Boards, or for a causal model texts of which some have few labels and some many."""
+    return texts(rows, text_shape().seq_len, seed=seed, labelled=0.2) if config.arch.causal else sudoku(rows, seed=seed)
 
 
 def cycling(puzzles: Puzzles, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> Any:
@@ -165,11 +175,11 @@ def local_session(
     die_after: int | None = None,
     kind: Callable[..., Session] = Session,
 ) -> Session:
-    """A session of one worker on puzzles in memory; rows of metrics go to `run_dir`/metrics.jsonl."""
+    """A session of one worker on puzzles or texts in memory; rows of metrics go to `run_dir`/metrics.jsonl."""
     run_dir.mkdir(parents=True, exist_ok=True)
     part = {"rank": rank, "world_size": world_size}
-    train = cycling(puzzles or sudoku(24), config.global_batch_size, seed=config.seed, **part)
-    test = test or sudoku(7, seed=1)
+    train = cycling(puzzles or rows_for(config, 24), config.global_batch_size, seed=config.seed, **part)
+    test = test or rows_for(config, 7, seed=1)
     held_out = test[np.arange(rank, len(test), world_size)]
     return kind(
         run_dir,
@@ -200,7 +210,7 @@ def begun(run_dir: Path, **changes: Any) -> Path:
     Rows then go on for as long as exploration makes them.
     """
     config = tiny_config(**changes)
-    run_training(config, SHAPE, 1, local_session(run_dir, config))
+    run_training(config, shape_of(config), 1, local_session(run_dir, config))
     folder = run_dir / "checkpoint_step_1"
     state = load_checkpoint(folder)
     state["model"]["q_head.bias"][0] = 0.5

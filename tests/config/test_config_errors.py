@@ -144,6 +144,34 @@ MISTAKES = [
         "arch.pos_encodings=rope must not go with arch.mixer=mlp; use arch.pos_encodings=none",
     ),
     (
+        "arch.causal=true",
+        "arch.causal=true must not go with arch.mixer=mlp, which mixes every position with all others; "
+        "use arch.mixer=attention",
+    ),
+    (
+        "arch.norm=pre",
+        "arch.norm=pre must not go with arch.mixer=mlp, which has a norm of its own; use arch.mixer=attention",
+    ),
+    (
+        "arch.causal=true arch.mixer=attention arch.pos_encodings=learned",
+        "arch.pos_encodings=learned must be rope with arch.causal=true: a text's rows begin anywhere in a document, "
+        "so that a position in the row means nothing",
+    ),
+    (
+        "arch.causal=true arch.mixer=attention arch.pos_encodings=rope arch.puzzle_emb_ndim=16",
+        "arch.puzzle_emb_ndim=16 must be 0 with arch.causal=true: rows of a text are no puzzles with names of their "
+        "own",
+    ),
+    (
+        "arch.tied_embeddings=true arch.embedding_size=16",
+        "arch.tied_embeddings=true must not go with arch.embedding_size=16, which cannot read an answer of 64; "
+        "set one of them",
+    ),
+    (
+        "arch.freeze_embeddings=true",
+        "arch.freeze_embeddings=true needs arch.pretrained_embeddings, which is null; name a file",
+    ),
+    (
         "curriculum_enabled=true curriculum_start_step=500",
         "curriculum_start_step=500 must be less than curriculum_end_step=360; use curriculum_end_step=501",
     ),

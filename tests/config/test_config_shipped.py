@@ -104,6 +104,35 @@ def test_a_short_task_ramps_its_curriculum_from_10_to_60_percent_of_its_steps(ta
     assert config.generator.clues == clues
 
 
+@pytest.mark.parametrize("task", ["text_bytes_tiny", "text_shakespeare", "addition"])
+def test_a_task_of_text_is_causal_has_one_segment_and_ramps_its_curriculum_as_the_others_do(task):
+    config = load(f"task={task}")
+    assert (config.arch.causal, config.arch.halt_max_steps) == (True, 1)
+    assert config.arch.L_layers * config.arch.H_cycles * (config.arch.L_cycles + 1) == 12
+    assert config.max_steps is not None
+    ramp = (config.curriculum_start_step, config.curriculum_end_step)
+    assert ramp == (config.max_steps * 0.1, config.max_steps * 0.6)
+
+
+def test_the_plain_half_of_the_comparison_on_text_differs_in_the_network_alone():
+    recursive, plain = (trial_configs(sweep(name=f"text_comparison{half}")) for half in ("", "_plain"))
+    assert [config.config_name for config in recursive] == [*FIVE_SCENARIOS] * 3
+    passes = [(c.arch.L_layers, c.arch.H_cycles, c.arch.L_cycles) for c in plain]
+    assert passes == [(2, 1, 0), (12, 1, 0)] * 3
+    one, other = (flat(configs[0]) for configs in (recursive, plain))
+    differing = {key for key in one if one[key] != other[key] and not key.startswith("curriculum_")}
+    assert differing == {"arch.H_cycles", "arch.L_cycles"}
+
+
+def test_the_recursive_llm_has_the_sizes_of_its_family():
+    config = load("task=recursive_llm")
+    arch = config.arch
+    assert (arch.hidden_size, arch.num_heads, arch.L_layers, arch.expansion) == (2048, 4, 4, 2)
+    assert (arch.H_cycles, arch.L_cycles, arch.causal, arch.forward_dtype) == (3, 3, True, "bfloat16")
+    assert (config.global_batch_size, config.lr, config.lr_min_ratio, config.lr_warmup_steps) == (768, 1e-4, 0.1, 2000)
+    assert (config.beta1, config.beta2, config.weight_decay) == (0.9, 0.95, 0.1)
+
+
 def test_the_epochs_of_a_capped_task_last_longer_than_its_steps():
     for config in map(load, ("task=sudoku4", "task=sudoku6", "task=sudoku9")):
         assert config.generator is not None

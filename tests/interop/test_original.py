@@ -451,6 +451,7 @@ def test_what_the_original_does_otherwise_is_said():
     assert foreign_to_original(ArchConfig()) == []
     told = foreign_to_original(ArchConfig(mixer="mlp", pos_encodings="none", mixer_norm="features", ffn_multiple_of=16))
     assert [line.partition(":")[0] for line in told] == ["arch.mixer_norm=features", "arch.ffn_multiple_of=16"]
+    assert [line.partition(":")[0] for line in foreign_to_original(ArchConfig(L_cycles=0))] == ["arch.L_cycles=0"]
 
 
 def test_every_name_of_our_model_has_a_name_there_and_comes_back():

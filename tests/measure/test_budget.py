@@ -23,6 +23,7 @@ from trm_ray.measure.budget import (
     planned,
     run_step_ms,
     stopping_steps,
+    told_data,
     told_ms,
 )
 from trm_ray.runs.execute import train_in_process
@@ -168,6 +169,30 @@ def test_data_that_a_generator_would_make_is_described_and_not_made(tmp_path: Pa
     assert plan.trials[0].num_steps == 2 * 20_000 // 32
     assert list(tmp_path.iterdir()) == []
     assert any("will be made when the training starts" in line for line in plan.assumed)
+
+
+def test_data_that_are_told_are_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A text of 1,000 rows and a frozen embedding, which takes no moments of an optimizer."""
+    monkeypatch.chdir(tmp_path)
+    words = ["task=text_bytes_tiny", "generator=null", "max_steps=null", "epochs=2", "data_paths_test=[elsewhere]"]
+    frozen = ["arch.pretrained_embeddings=any.safetensors", "arch.freeze_embeddings=true"]
+    asked = (load_config(LINEAR, [*words, *more]) for more in ([], frozen))
+    learned, still = (plan_cost(one, told_ms(1), "told", told=told_data("1000,10,128,4000")) for one in asked)
+    (found,) = learned.data
+    assert (found.train_rows, found.test_rows, found.disk_mib) == (1000, 10, None)
+    (one,), (other,) = learned.trials, still.trials
+    assert one.num_steps == 2 * 1000 // 8
+    assert one.optimizer_mib - other.optimizer_mib == pytest.approx(2 * 4 * 4000 * 64 / 2**20)
+    assert list(tmp_path.iterdir()) == []
+    assert any("what --data says" in line for line in learned.assumed)
+
+
+@pytest.mark.parametrize("numbers", ["1000", "1000,10,128,0", "a,b,c,d"])
+def test_data_are_told_in_four_numbers(numbers: str):
+    with pytest.raises(
+        ValueError, match=rf"--data {numbers} must be four whole numbers of at least 1: .*--data 1000000"
+    ):
+        told_data(numbers)
 
 
 def test_data_that_nobody_can_make_must_be_there(tmp_path: Path):

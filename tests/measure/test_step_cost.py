@@ -31,7 +31,7 @@ from trm_ray.measure.step_cost import (
     summary_rows,
 )
 from trm_ray.model.gradient_path import GradientPath
-from trm_ray.training.flops import step_flops, train_flops
+from trm_ray.training.flops import affordable_steps, step_flops, train_flops
 from trm_ray.training.session import Session
 from trm_ray.training.state import TokenShape, TrainState, build_recipe, build_supervision
 from trm_ray.training.step import train_step
@@ -150,6 +150,27 @@ def test_a_step_of_several_segments_is_as_many_times_the_work_of_one():
     one, three = (step_flops(tiny_config(segments_per_update=k), TOKENS, FULL) for k in (1, 3))
     assert three == 3 * one
     assert step_cost.measure_config(tiny_config(segments_per_update=2), TOKENS, 1).forward_ms is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        supervised(),
+        {**supervised(), "curriculum_enabled": True, "curriculum_start_step": 3, "curriculum_end_step": 5},
+        {"depth_curriculum": [[0, 1, 1], [0.5, None, None]]},
+    ],
+    ids=["supervised", "curriculum", "depth_curriculum"],
+)
+def test_as_many_steps_are_taken_as_the_operations_pay_for(changes):
+    def flops(num_steps: int) -> float:
+        return train_flops(config, TOKENS, build_supervision(config, num_steps).paths(num_steps))
+
+    config = tiny_config(**changes)
+    for bound in (flops(7), flops(7) + 1.0, flops(8) - 1.0):
+        assert affordable_steps(config.model_copy(update={"max_flops": bound}), TOKENS, 100) == 7
+    assert affordable_steps(config.model_copy(update={"max_flops": flops(7)}), TOKENS, 5) == 5
+    with pytest.raises(ValueError, match=r"max_flops=1 must be at least the \S+ of a step; use more"):
+        affordable_steps(config.model_copy(update={"max_flops": 1.0}), TOKENS, 5)
 
 
 def test_supervision_triples_the_backward_pass_of_three_cycles():

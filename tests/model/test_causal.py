@@ -38,7 +38,7 @@ def different(tokens: Tensor, *where: slice) -> Tensor:
 def test_no_logit_has_a_gradient_with_respect_to_anything_behind_it(norm, checkpoint_cycles, document_mask):
     """Of each position's embedding, told apart as the row of another token, and of the carry that a segment gets."""
     arch = {"norm": norm, "document_mask": document_mask, "halt_max_steps": 2}
-    length = 8
+    length = 5
     model = text_model(length, checkpoint_cycles=checkpoint_cycles, arch=arch)
     tokens = torch.randperm(SEPARATOR, generator=torch.Generator().manual_seed(0))
     batch = replace(texts(1, length).batch(), inputs=tokens[None, :length])
@@ -173,3 +173,21 @@ def test_an_embedding_of_another_width_is_projected():
         (recursion,) = network._recursion
         question = recursion._embed(torch.arange(257)[:, None].expand(-1, LENGTH), None)
         assert question.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.25)  # whatever the widths are
+
+
+# -- without a latent --------------------------------------------------------------------------------------------------
+
+
+@NORMS
+def test_without_latent_updates_the_stack_is_applied_once_to_the_embedding_and_a_constant(norm):
+    """The plain transformer: one cycle of it, by hand, and nothing learned that it does not use."""
+    model = text_model(LENGTH, arch={"H_cycles": 1, "L_cycles": 0, "L_layers": 2, "norm": norm, "document_mask": False})
+    batch = texts(2, LENGTH).batch()
+    embedded = model.embed_scale * model.embed_tokens[batch.inputs]
+    by_hand = model.blocks(embedded + model.answer_init, None) @ model.head.T
+    assert torch.equal(all_logits(model, [batch])[0], by_hand)
+    by_hand.sum().backward()
+    assert {name for name, weight in model.named_parameters() if weight.grad is None} == {
+        "q_head.weight",
+        "q_head.bias",
+    }

@@ -52,3 +52,26 @@ def test_a_chunk_is_never_less_than_a_token(monkeypatch):
     with torch.no_grad():
         ours.each(loss, labels)
     assert seen == [(1, 1, VOCABULARY)] * (ROWS * LENGTH)
+
+
+def test_a_graph_holds_a_bounded_number_of_chunks_and_has_the_same_numbers(monkeypatch):
+    monkeypatch.setattr(unread, "CHUNK", 1)
+    monkeypatch.setattr(unread, "GRAPH_CHUNKS", 4)
+    ours, labels = made()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def losses(states: Tensor, head: Tensor) -> Tensor:
+        return Unread(states, head).each(LOSSES["softmax_cross_entropy"], labels)
+
+    chunked = torch.compile(losses, backend=keep, fullgraph=True)(ours.states, ours.head)
+    plain = losses(ours.states, ours.head)
+    torch.testing.assert_close(chunked, plain)
+    gradients = (torch.autograd.grad(one.sum(), (ours.states, ours.head)) for one in (chunked, plain))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    (graph,) = graphs
+    assert sum("checkpoint" in str(node.target) for node in graph.graph.nodes if node.op == "call_function") == 4

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SHAPE, assert_same, local_session, metric_rows, supervised, tiny_config
+from helpers import SHAPE, TEXT_ARCH, assert_same, local_session, metric_rows, supervised, tiny_config
 
 from trm_ray.training import memory
 from trm_ray.training.checkpoint import load_checkpoint
 from trm_ray.training.loop import run_training
 from trm_ray.training.memory import kept_bytes, needs_checkpoints
-from trm_ray.training.state import TrainState, build_recipe
+from trm_ray.training.state import TokenShape, TrainState, build_recipe
 
 CPU = torch.device("cpu")
 
@@ -43,6 +43,19 @@ def test_of_each_cycle_but_its_beginning_nothing_is_kept():
     baseline, whole = kept(), kept(**supervised())
     assert 2.5 < whole / baseline < 3.5
     assert kept(**supervised(), checkpoint_cycles=True) < 0.5 * baseline
+
+
+def test_what_a_text_keeps_does_not_grow_with_its_vocabulary_or_with_the_cycles_that_are_computed_again():
+    """The head and the logits of a chunk are in memory while they are needed, and no other logits ever."""
+
+    def kept_of_text(vocab_size: int, **changes: Any) -> int:
+        config = tiny_config(**supervised(), arch=TEXT_ARCH, **changes)
+        shape = TokenShape(12, vocab_size, separator=0)
+        return kept_bytes(TrainState(config, shape, CPU), build_recipe(config, 8), num_rows=8)
+
+    assert kept_of_text(257) == kept_of_text(4096)
+    of_cycle = 2 * 8 * 12 * 16 * 4  # answer and latent of a cycle's beginning
+    assert kept_of_text(4096, checkpoint_cycles=True) < 3 * of_cycle + 2**17 < kept_of_text(4096)
 
 
 def test_detached_cycles_keep_what_one_cycle_does_and_a_depth_of_two_what_two_do():

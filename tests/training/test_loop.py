@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from helpers import (
     SHAPE,
+    TEXT_ARCH,
     RunDiedError,
     assert_same,
     begun,
     local_session,
     metric_rows,
+    shape_of,
     sudoku,
     supervised,
     tiny_config,
@@ -568,6 +570,7 @@ def test_a_cycles_gradient_norms_are_those_of_its_own_loss(tmp_path):
 RESUMABLE: dict[str, dict[str, Any]] = {
     "baseline": {"optimizer": "adam_atan2", "arch": {"forward_dtype": "bfloat16"}},
     "curriculum with an average": CURRICULUM | {"ema": True, "ema_rate": 0.9, "arch": {"puzzle_emb_ndim": 16}},
+    "text": supervised(arch={**TEXT_ARCH, "halt_max_steps": 2}, ema=True),
 }
 INTERVALS = {"eval_interval": 2, "log_interval": 3}
 
@@ -578,7 +581,7 @@ def uninterrupted(request, tmp_path_factory) -> tuple[Config, Path]:
     config, run_dir = tiny_config(**INTERVALS, **RESUMABLE[request.param]), tmp_path_factory.mktemp("whole")
     begun(run_dir, **INTERVALS, **RESUMABLE[request.param])
     (run_dir / "metrics.jsonl").unlink()
-    run_training(config, SHAPE, 8, local_session(run_dir, config))
+    run_training(config, shape_of(config), 8, local_session(run_dir, config))
     return config, run_dir
 
 
@@ -599,8 +602,8 @@ def test_a_run_interrupted_at_any_step_goes_on_bitwise(uninterrupted, tmp_path, 
     config, whole = uninterrupted
     first_checkpoint(whole, tmp_path)
     with pytest.raises(RunDiedError):
-        run_training(config, SHAPE, 8, local_session(tmp_path, config, die_after=step))
-    run_training(config, SHAPE, 8, local_session(tmp_path, config))
+        run_training(config, shape_of(config), 8, local_session(tmp_path, config, die_after=step))
+    run_training(config, shape_of(config), 8, local_session(tmp_path, config))
     assert_same_run(tmp_path, whole)
 
 
@@ -609,8 +612,8 @@ def test_a_run_interrupted_again_and_again_goes_on_bitwise(uninterrupted, tmp_pa
     first_checkpoint(whole, tmp_path)
     for step in (3, 4, 7):
         with pytest.raises(RunDiedError):
-            run_training(config, SHAPE, 8, local_session(tmp_path, config, die_after=step))
-    run_training(config, SHAPE, 8, local_session(tmp_path, config))
+            run_training(config, shape_of(config), 8, local_session(tmp_path, config, die_after=step))
+    run_training(config, shape_of(config), 8, local_session(tmp_path, config))
     assert_same_run(tmp_path, whole)
 
 

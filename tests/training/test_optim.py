@@ -257,10 +257,14 @@ def test_the_guard_names_a_late_step_in_full():
 TRAINS = """
 import sys, torch
 import trm_ray.runs.execute
+from trm_ray.model.unread import Unread
+from trm_ray.training.losses import softmax_cross_entropy
 from trm_ray.training.optim import build_optimizer
 model = torch.nn.Linear(2, 2)
 optimizer = build_optimizer({name!r}, model, lr=0.1, betas=(0.9, 0.95), weight_decay=0.1)
 model(torch.ones(1, 2)).sum().backward()
+states = Unread(model(torch.ones(1, 3, 2)), model.weight)
+states.each(softmax_cross_entropy, torch.ones(1, 3, dtype=torch.int32)).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
 optimizer.load_state_dict(optimizer.state_dict())

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
-from helpers import SHAPE, assert_same, local_session, metric_rows, supervised, tiny_config, tiny_model
+from helpers import (
+    SHAPE,
+    TEXT_ARCH,
+    assert_same,
+    local_session,
+    metric_rows,
+    shape_of,
+    supervised,
+    tiny_config,
+    tiny_model,
+)
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -35,6 +45,7 @@ EVENTFUL: dict[str, Any] = {
 }
 ATTENTION = {"mixer": "attention", "pos_encodings": "rope", "forward_dtype": "bfloat16"}
 ATTENTION |= {"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}
+TEXT = TEXT_ARCH | {"halt_max_steps": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +61,7 @@ def trained(folder: Path, backend: str = "inductor", num_steps: int = NUM_STEPS,
     config = tiny_config(**EVENTFUL | changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment, "BACKEND", backend)
-        run_training(config, SHAPE, num_steps, local_session(folder, config))
+        run_training(config, shape_of(config), num_steps, local_session(folder, config))
     graphs = {"whole": counters["stats"]["unique_graphs"], "broken": len(counters["graph_break"])}
     return load_checkpoint(folder / "final_model") | graphs
 
@@ -98,6 +109,12 @@ def test_a_depth_curriculum_takes_a_graph_for_each_of_its_stages(tmp_path):
     assert (state["whole"], state["broken"]) == (3, 0)
 
 
+def test_a_text_takes_a_graph_for_its_steps_and_one_for_its_evaluations(tmp_path):
+    changes = {"curriculum_enabled": False, "compute_gradient_stats": False, "arch": {**EVENTFUL["arch"], **TEXT}}
+    state = trained(tmp_path, "eager", 3, compile=True, **changes)
+    assert (state["whole"], state["broken"]) == (2, 0)
+
+
 def test_attention_in_bfloat16_behind_a_puzzle_embedding_is_one_graph_too(tmp_path):
     changes = {
         "curriculum_enabled": False,
@@ -115,8 +132,9 @@ def test_attention_in_bfloat16_behind_a_puzzle_embedding_is_one_graph_too(tmp_pa
         # The cycles before the last share a graph; then the last cycle's and the evaluations'.
         ({"detach_cycles": True, "arch": {"H_cycles": 3, "L_cycles": 1, "puzzle_emb_ndim": 16}}, 3),
         pytest.param({"recurrent_grad_depth": 2, "arch": {"H_cycles": 3, "L_cycles": 1}}, 2, marks=pytest.mark.slow),
+        pytest.param({"checkpoint_cycles": True, "arch": {**EVENTFUL["arch"], **TEXT}}, 2, marks=pytest.mark.slow),
     ],
-    ids=["detached", "k=2"],
+    ids=["detached", "k=2", "text"],
 )
 def test_other_paths_are_a_graph_each_too_with_the_numbers_of_the_eager_one(tmp_path, changes, graphs):
     changes |= {"curriculum_enabled": False, "compute_gradient_stats": False}

@@ -111,13 +111,16 @@ def assert_close_rows(first: Path, second: Path, tolerance: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    [("supervised", 1e-6), ("stablemax", 1e-6), ("puzzles", 1e-6), ("detached", 1e-6), ("uneven", 1e-6)],
+    [
+        *[("supervised", 1e-6), ("stablemax", 1e-6), ("puzzles", 1e-6), ("detached", 1e-6), ("uneven", 1e-6)],
+        ("tokens", 1e-6),
+    ],
 )
 def test_two_workers_with_their_shares_of_each_batch_take_the_steps_of_one(two_workers, one_worker, name, tolerance):
     assert_close_weights(finished(two_workers, name), one_worker / name, tolerance)
 
 
-@pytest.mark.parametrize("name", ["supervised", "stablemax", "puzzles", "detached", "uneven"])
+@pytest.mark.parametrize("name", ["supervised", "stablemax", "puzzles", "detached", "uneven", "tokens"])
 def test_two_workers_log_the_metrics_of_one(two_workers, one_worker, name):
     run = finished(two_workers, name)
     assert_close_rows(run, one_worker / name, 1e-4)

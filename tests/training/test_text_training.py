@@ -9,18 +9,32 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TEXT_ARCH, local_session, metric_rows, supervised, text_model, text_shape, texts, tiny_config
+import yaml
+from helpers import (
+    TEXT_ARCH,
+    TINY_ARCH,
+    local_session,
+    metric_rows,
+    supervised,
+    text_model,
+    text_shape,
+    texts,
+    tiny_config,
+)
 from torch import Tensor
 
+from trm_ray.config import config_names, load_config
 from trm_ray.measure import step_cost
 from trm_ray.model import unread
 from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch, TinyRecursiveModel
+from trm_ray.training.checkpoint import load_checkpoint
 from trm_ray.training.evaluation import evaluate
 from trm_ray.training.flops import step_flops
 from trm_ray.training.loop import run_training
 from trm_ray.training.losses import softmax_cross_entropy
-from trm_ray.training.state import TokenShape, build_model
+from trm_ray.training.segment import build_segment
+from trm_ray.training.state import TokenShape, build_model, build_supervision
 from trm_ray.training.supervision import CycleWeights, SegmentLosses, segment_losses
 
 LENGTH = 12
@@ -105,6 +119,76 @@ def test_nothing_is_to_be_learned_from_noise(tmp_path):
     assert all(rows[step]["eval/loss"] / math.log(2) > 8 for step in (40, 80))
 
 
+# -- the gradient's path ----------------------------------------------------------------------------------------------
+
+
+def loss_by_hand(model: TinyRecursiveModel, batch: Batch, weights: tuple[float, ...], cut: list[int]) -> Tensor:
+    """The loss of a segment, answer and latent detached before the cycles where `cut` says so."""
+    documents = (batch.inputs == 256).cumsum(1)
+    mask = torch.zeros(len(batch), 1, LENGTH, LENGTH, dtype=torch.bool)
+    for row, of_tokens in enumerate(documents.tolist()):
+        for at in range(LENGTH):
+            mask[row, 0, at, : at + 1] = torch.tensor([of_tokens[i] == of_tokens[at] for i in range(at + 1)])
+    question = 4 * model.embed_tokens[batch.inputs]
+    answer, latent = (state.expand(len(batch), LENGTH, -1) for state in (model.answer_init, model.latent_init))
+    total = torch.zeros(())
+    for weight, detached in zip(weights, cut, strict=True):
+        answer, latent = (answer.detach(), latent.detach()) if detached else (answer, latent)
+        for _ in range(model.L_cycles):
+            latent = model.blocks(latent + (answer + question), mask)
+        answer = model.blocks(answer + latent, mask)
+        logits = (answer @ model.head.T).flatten(0, 1)
+        nats = F.cross_entropy(logits, batch.labels.flatten().long(), reduction="sum")
+        total = total + weight * nats / batch.labels.numel() if weight else total
+    return total / sum(weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "path", "cut"),
+    [
+        ((0, 0, 1), {}, [0, 0, 1]),
+        ((0, 0, 1), {"depth": 3}, [0, 0, 0]),
+        ((0.25, 0.5, 1), {}, [0, 0, 0]),
+        ((0, 0.5, 1), {"depth": 2}, [0, 1, 0]),
+        ((0.25, 0.5, 1), {"detached": True}, [1, 1, 1]),
+    ],
+    ids=["baseline", "bptt_last", "supervised", "k=2", "detached"],
+)
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+def test_a_segment_of_text_has_the_gradients_of_plain_autograd_over_its_cycles(weights, path, cut, tied):
+    model, batch = text_model(LENGTH, arch={"tied_embeddings": tied}), texts(3, LENGTH, labelled=0.2).batch()
+    segment = build_segment(softmax_cross_entropy, 3, torch.device("cpu"), compiled=False)
+    chosen = CycleWeights.of(weights, GradientPath.along(weights, **path))
+    result = segment(model, model.initial_carry(batch), batch, torch.zeros(3), chosen)
+    result.loss.backward()
+    by_hand = loss_by_hand(model, batch, weights, cut)
+    torch.testing.assert_close(result.sums["total_loss"].float(), by_hand)
+    learned = {name: weight for name, weight in model.named_parameters() if not name.startswith("q_head")}
+    wanted = torch.autograd.grad(by_hand, [*learned.values()])
+    for name, ours, theirs in zip(learned, (weight.grad for weight in learned.values()), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert model.q_head.weight.grad is None
+
+
+@pytest.mark.parametrize("scenario", config_names())
+def test_every_scenario_trains_on_text(tmp_path, scenario):
+    """With two segments an update, a row that goes on, and gradients measured for the cycles that have any."""
+    own = {**TINY_ARCH, **TEXT_ARCH, "halt_max_steps": 2}
+    words = {f"arch.{key}": value for key, value in own.items()} | {"task": None, "data_paths": ["in-memory"]}
+    words |= {"max_steps": 3, "global_batch_size": 4, "segments_per_update": 2, "lr_warmup_steps": 1}
+    words |= {"curriculum_start_step": 1, "curriculum_end_step": 2, "compute_gradient_stats": True}
+    words |= {"gradient_stats_interval": 3, "log_interval": 1, "optimizer": "adam_atan2", "ema": True}
+    config = load_config(scenario, [f"{key}={yaml.safe_dump(v).split(chr(10))[0]}" for key, v in words.items()])
+    run_training(config, text_shape(LENGTH), 3, local_session(tmp_path, config, texts(8, LENGTH, labelled=0.2)))
+    row = metric_rows(tmp_path)[3]
+    path = build_supervision(config, 3).path(2)
+    measured = [f"train/gradients/step_{cycle}_grad_norm_mean" in row for cycle in range(len(path.supervised))]
+    assert tuple(measured) == path.supervised
+    assert all(np.isfinite(value) for value in row.values())
+    state = load_checkpoint(tmp_path / "final_model")["model"]
+    assert torch.equal(state["q_head.bias"], torch.full((2,), -5.0))  # not even decayed
+
+
 # -- a large vocabulary -----------------------------------------------------------------------------------------------
 
 
@@ -135,6 +219,15 @@ def test_causal_attention_counts_the_pairs_that_it_must_look_at():
     layer = sum(4 * 2 * 2 + 2 * (i + 1) * 2 + 3 * 2 * inner for i in range(4))
     forward = 2 * layer + 4 * 2 * 7 + 4 * 5 * 2
     assert step_flops(config, TokenShape(4, 7, separator=0), GradientPath.last(1)) == 2 * 3 * 3 * forward
+
+
+def test_a_plain_transformer_counts_its_layers_once():
+    arch = TEXT_ARCH | {"H_cycles": 1, "L_layers": 3}
+    one, two = (
+        step_flops(tiny_config(arch=arch | {"L_cycles": L}), text_shape(4), GradientPath.last(1)) for L in (0, 1)
+    )
+    head = 3 * 2.0 * 8 * 4 * 16 * 257
+    assert two - head == 2 * (one - head)
 
 
 def test_a_frozen_embedding_stays_as_it_is_and_everything_else_learns(tmp_path):

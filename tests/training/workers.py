@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from helpers import SHAPE, local_session, supervised, tiny_config
+from helpers import TEXT_ARCH, local_session, shape_of, supervised, tiny_config
 
 from trm_ray.training.loop import run_training
 from trm_ray.training.session import Session
@@ -33,13 +33,18 @@ RUNS: dict[str, dict[str, Any]] = {
     "uneven": supervised(
         global_batch_size=7, arch={"puzzle_emb_ndim": 16, "puzzle_emb_len": 2}, puzzle_emb_lr=3e-3, log_interval=2
     ),
+    # The two have different numbers of labelled tokens, and tokens weigh alike all the same.
+    "tokens": supervised(
+        **{"global_batch_size": 7, "ema": True, "log_interval": 2, "arch": {**TEXT_ARCH, "halt_max_steps": 2}},
+        **{"compute_gradient_stats": True, "gradient_stats_interval": 3},
+    ),
 }
 
 
 def train(name: str, run_dir: Path, rank: int = 0, world_size: int = 1) -> None:
     config = tiny_config(**RUNS[name])
     session = local_session(run_dir, config, test_batch_size=3, rank=rank, world_size=world_size)
-    run_training(config, SHAPE, NUM_STEPS, session)
+    run_training(config, shape_of(config), NUM_STEPS, session)
 
 
 def exchange(session: Session) -> dict[str, Any]:

@@ -30,6 +30,12 @@ def plan(
     from_run: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Take the median step time of this run's log.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRAIN,TEST,TOKENS,VOCABULARY", help="Rows of data that are not here, such as 10000,100,128,32000."
+        ),
+    ] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(min=0, help="What a GPU costs an hour; a CPU where no GPU is asked for.")
     ] = None,
@@ -47,19 +53,20 @@ def plan(
         raise ValueError(f"--step-ms {step_ms:g} and --from-run {from_run} exclude each other; choose one")
     check_place(save, "--save")
     console, asked = Console(), budget.planned(name, overrides or [])
+    hold = None if data is None else budget.told_data(data)
 
     def shown(configs: Sequence[Config]) -> Iterator[Config]:
         label = f"taking {measure} steps of {len(configs)} networks"
         return iter(track(configs, label, console=console, transient=True, disable=not console.is_terminal))
 
     if step_ms is not None:
-        found = budget.plan_cost(asked, budget.told_ms(step_ms), f"{step_ms:g} ms, as told")
+        found = budget.plan_cost(asked, budget.told_ms(step_ms), f"{step_ms:g} ms, as told", told=hold)
     elif from_run is not None:
         median_ms = budget.run_step_ms(from_run)
         source = f"{median_ms:.3g} ms, the median of {from_run}, taken for all trials"
-        found = budget.plan_cost(asked, budget.told_ms(median_ms), source)
+        found = budget.plan_cost(asked, budget.told_ms(median_ms), source, told=hold)
     else:
-        found = budget.plan_cost(asked, budget.measured_here(measure), budget.how_measured(measure), shown)
+        found = budget.plan_cost(asked, budget.measured_here(measure), budget.how_measured(measure), shown, hold)
     for line in budget.plan_lines(found, price_per_hour):
         say(console, line)
     show(console, budget.plan_table(found))

@@ -50,7 +50,7 @@ class ArchConfig(Settings):
     """Shape the model (`arch.*`)."""
 
     H_cycles: Positive = 3  # answer updates in a segment
-    L_cycles: Positive = 6  # latent updates before each answer update
+    L_cycles: Count = 6  # latent updates before each answer update; 0 = none, the question goes into the answer's
     L_layers: Positive = 2  # blocks of the network that makes both updates
     hidden_size: Positive = 512  # width of the answer, the latent and the question at each position
     num_heads: Positive = 8  # attention's; the MLP mixer has none
@@ -255,6 +255,7 @@ class Config(Settings):
     segments_per_update: Positive = 1  # segments, each with a batch, whose mean gradient makes one update: a step
     epochs: PositiveOrNull = None  # passes over the puzzles; null = until max_steps
     max_steps: PositiveOrNull = None  # most optimizer steps; null = as many as the epochs have
+    max_flops: PositiveNumberOrNull = None  # most operations of all steps (train/flops); null = no bound
     eval_interval: Positive = 1000  # steps between evaluations, of which the last step always has one
     eval_batch_size: PositiveOrNull = None  # puzzles at once in an evaluation; null = global_batch_size
     eval_max_puzzles: PositiveOrNull = None  # evaluate on the first of the test split; null = all

@@ -27,6 +27,7 @@ from trm_ray.interop.original import (
     TABLE,
     Facts,
     Weights,
+    check_layout,
     check_weights,
     facts_of,
     foreign_to_original,
@@ -361,13 +362,15 @@ def export_checkpoint(
         What its user should know, a line each.
 
     Raises:
-        ValueError: there is no checkpoint, or the file exists.
+        ValueError: there is no checkpoint, the file exists, or the original's layout has no place for the weights.
     """
     if output.exists() and not overwrite:
         raise ValueError(f"--output {output} exists; replace it with --overwrite or choose another file")
     source, state, identifiers = read_model(run)
     model = averaged(state) if averaged_weights else state["model"]
     arch = described(state, source)[0].arch
+    if file_format == "original":
+        check_layout(arch)
     output.parent.mkdir(parents=True, exist_ok=True)
     if file_format == "safetensors":
         write_portable(output, {**state, "model": model}, identifiers)

@@ -53,11 +53,11 @@ def our_name(key: str) -> str | None:
 
 
 def original_name(name: str) -> str:
-    """Translate one of our names to the original's key, as a compiled model saves it."""
+    """Translate one of our names to the original's key, as a compiled model saves it, or to one that it would have."""
     if block := _BLOCK.fullmatch(name):
         part = next(theirs for theirs, ours in _PARTS.items() if ours == block[2])
         return f"{PREFIX}L_level.layers.{block[1]}.{part}.{block[3]}.weight"
-    return PREFIX + next(theirs for theirs, ours in _NAMES.items() if ours == name)
+    return PREFIX + next((theirs for theirs, ours in _NAMES.items() if ours == name), name)
 
 
 @dataclass(frozen=True)
@@ -299,10 +299,24 @@ def foreign_to_original(arch: ArchConfig) -> list[str]:
         limits.append(f"arch.mixer_norm={arch.mixer_norm}: the original norms over positions and answers differently")
     if arch.ffn_multiple_of != MULTIPLE_OF:
         limits.append(f"arch.ffn_multiple_of={arch.ffn_multiple_of}: the original has {MULTIPLE_OF} built in")
+    if arch.L_cycles == 0:
+        limits.append("arch.L_cycles=0: the original leaves the question out where there is no latent update")
     for key in ("norm", "causal", "embedding_size", "tied_embeddings"):
         if getattr(arch, key) != AS_THE_ORIGINAL[key]:
             limits.append(f"arch.{key}={show(getattr(arch, key))}: the original has {show(AS_THE_ORIGINAL[key])}")
     return limits
+
+
+def check_layout(arch: ArchConfig) -> None:
+    """Refuse an architecture whose weights are not those that the original has.
+
+    Raises:
+        ValueError: the token embedding is tied to the head, or projected.
+    """
+    for key in ("tied_embeddings", "embedding_size"):
+        if (value := getattr(arch, key)) not in (AS_THE_ORIGINAL[key], arch.hidden_size):
+            rule = "has other weights than the original, which could not load them"
+            raise ValueError(f"a model with arch.{key}={show(value)} {rule}; use --format safetensors")
 
 
 # ---- checks ----------------------------------------------------------------------------------------------

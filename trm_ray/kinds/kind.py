@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trm_ray.config.keys import Positive, Seed, Settings
-from trm_ray.data.format import DatasetInfo
+from trm_ray.data.format import DatasetInfo, TextInfo
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.rows import DatasetError
 from trm_ray.data.stream import Symmetry
@@ -63,6 +63,11 @@ class Kind(ABC):
     def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Say which seq_len and vocab_size `generate` gives for its arguments."""
         raise NotImplementedError
+
+    @classmethod
+    def text_made(cls, arguments: Mapping[str, Any]) -> TextInfo | None:
+        """Say how `generate` packs the text of its arguments; None of puzzles."""
+        return None
 
     @classmethod
     def symmetry(cls, named: Mapping[str, Any], identifiers: PuzzleIdentifiers) -> Symmetry:

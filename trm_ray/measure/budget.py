@@ -20,7 +20,7 @@ from rich.table import Table
 from trm_ray.config import Config, ConfigError, Generator, SweepConfig, flat
 from trm_ray.config.files import read_file
 from trm_ray.data.chunk import smallest_type
-from trm_ray.data.format import FORMAT_VERSION, DatasetInfo, SplitInfo, is_dataset
+from trm_ray.data.format import FORMAT_VERSION, DatasetInfo, SplitInfo, TextInfo, is_dataset
 from trm_ray.data.rows import IGNORED_LABEL, PAD_ID
 from trm_ray.data.stored import rows_of_chunk
 from trm_ray.data.stream import fits_in_memory
@@ -210,6 +210,7 @@ def plan_cost(
     timer: StepTimer,
     step_source: str,
     progress: Callable[[Sequence[Config]], Iterator[Config]] = iter,
+    told: DatasetInfo | None = None,
 ) -> Plan:
     """Work out what a sweep or a single run will ask for; makes no data and starts no Ray.
 
@@ -217,14 +218,17 @@ def plan_cost(
         timer: gives the time of a step of a config.
         step_source: where that time comes from, in words.
         progress: walks over the configs to be timed, showing how far it is.
+        told: what the data hold, in place of looking.
 
     Raises:
         ValueError: data that is not made by a generator is missing, or the config leaves nothing to train.
     """
     sweep = asked if isinstance(asked, SweepConfig) else None
     configs = complete_trials(asked) if isinstance(asked, SweepConfig) else [complete(asked)]
+    if told is not None:  # of the test split too
+        configs = [config.model_copy(update={"data_paths_test": []}) for config in configs]
     samples = sweep.num_samples if sweep else 1
-    infos = Infos()
+    infos = Infos(told)
     cases: dict[str, tuple[Config, int]] = {}
     for config in configs:
         key = _case(config, infos.of(config)) + config.config_name
@@ -256,22 +260,30 @@ def plan_cost(
 
 
 class Infos:
-    """What the datasets of configs hold, each read once; those that a generator would make are described."""
+    """What the datasets of configs hold, each read once; those that a generator would make are described.
 
-    def __init__(self) -> None:
+    Args:
+        told: what all of them hold, so that none is read.
+    """
+
+    def __init__(self, told: DatasetInfo | None = None) -> None:
+        self.told = told
         self._found: dict[str, tuple[Config, DatasetInfo, bool]] = {}
 
     def of(self, config: Config) -> DatasetInfo:
         """Open the data of a config, or describe what its generator would make."""
         key = str((config.data_paths, config.data_paths_test, config.generator))
         if key not in self._found:
-            missing = config.generator is not None and not all(map(is_dataset, config.train_folders))
-            info = described(config.generator, config) if missing and config.generator else open_data(config)
-            self._found[key] = (config, info, missing)
+            made = config.generator is not None and not all(map(is_dataset, config.train_folders))
+            found = described(config.generator, config) if made and config.generator else None
+            info = self.told or found or open_data(config)
+            self._found[key] = (config, info, made or self.told is not None)
         return self._found[key][1]
 
     def to_be_made(self) -> list[str]:
         """List the folders that are missing."""
+        if self.told is not None:
+            return []
         return [path for config, _, missing in self._found.values() if missing for path in config.data_paths]
 
     def sizes(self) -> tuple[Data, ...]:
@@ -281,14 +293,38 @@ class Infos:
 
 def described(generator: Generator, config: Config) -> DatasetInfo:
     """Describe the data that a generator makes for a config, whether they are there or not."""
-    name, made, folders = generator.name, made_of(generator), len(config.data_paths)
+    made, folders = made_of(generator), len(config.data_paths)
+    arguments = made.model_dump()
+    kind = KINDS[generator.name]
     rows = {"train": made.train * folders, "test": made.test * folders}
+    return _info(generator.name, rows, *kind.shape_made(arguments), text=kind.text_made(arguments), seed=made.seed)
+
+
+def told_data(numbers: str) -> DatasetInfo:
+    """Describe data by four numbers: training rows, test rows, tokens a row, vocabulary.
+
+    Its last token is taken for the separator, which matters to text alone.
+
+    Raises:
+        ValueError: they are not four whole numbers of at least 1.
+    """
+    parts = numbers.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        rule = "must be four whole numbers of at least 1: training rows, test rows, tokens a row, vocabulary"
+        raise ValueError(f"--data {numbers} {rule}; use e.g. --data 1000000,1000,128,32000")
+    train, test, seq_len, vocab_size = map(int, parts)
+    text = TextInfo(vocab_size - 1, "told", "", "running", {}, {}, {}, {}, [])
+    return _info("told", {"train": train, "test": test}, seq_len, vocab_size, text=text)
+
+
+def _info(
+    name: str, rows: dict[str, int], seq_len: int, vocab_size: int, text: TextInfo | None, seed: int | None = None
+) -> DatasetInfo:
     splits = {split: SplitInfo(number, number, 1.0, {}) for split, number in rows.items()}
-    seq_len, vocab_size = KINDS[name].shape_made(made.model_dump())
     told: dict[str, Any] = {"format_version": FORMAT_VERSION, "pad_id": PAD_ID, "ignored_label": IGNORED_LABEL}
     told |= {"seq_len": seq_len, "vocab_size": vocab_size, "num_puzzle_identifiers": 1, "splits": splits}
-    told |= {"generator": name, "kind": name, "seed": made.seed, "symmetry": None, "arguments": {}, "files": {}}
-    return DatasetInfo(**told)
+    told |= {"generator": name, "kind": name, "seed": seed, "symmetry": None, "arguments": {}, "files": {}}
+    return DatasetInfo(**told, text=text)
 
 
 def _data(config: Config, info: DatasetInfo, missing: bool) -> Data:
@@ -475,7 +511,8 @@ def _state_mib(config: Config, info: DatasetInfo) -> tuple[int, dict[str, float]
     from trm_ray.training.state import build_model
 
     model = build_model(config, shape_of(info))
-    trained = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     places = config.arch.prefix_len + info.seq_len
     row = 2 * places * config.arch.hidden_size * (2 if config.arch.forward_dtype == "bfloat16" else 4)
@@ -483,7 +520,7 @@ def _state_mib(config: Config, info: DatasetInfo) -> tuple[int, dict[str, float]
     sizes = {
         "weights_mib": held,
         "optimizer_mib": 0 if config.freeze_weights else 2 * trained,
-        "average_mib": trained if config.ema else 0,
+        "average_mib": weights if config.ema else 0,
         "carry_mib": row * _rows_of_worker(config),
     }
     return sum(weight.numel() for weight in model.parameters()), {key: size / _MIB for key, size in sizes.items()}
@@ -506,6 +543,8 @@ def checkpoints_left(config: Config, num_steps: int) -> int:
 
 def _assumptions(config: Config, trials: Sequence[Trials], infos: Infos) -> Iterator[str]:
     ray = config.ray
+    if infos.told is not None:
+        yield "the data hold what --data says, with one puzzle identifier, or none in a text"
     if made := infos.to_be_made():
         yield f"{', '.join(made)} will be made when the training starts; its rows are those of the generator's keys"
     if ray.is_elastic:

@@ -77,8 +77,10 @@ class Preset:
         return load_config(name, [*words.values(), *own])
 
 
-# Cells, and tokens: PAD, blank and the digits; PAD and a maze's five; PAD, end and ARC's ten colours; PAD and bytes.
+# Cells, and tokens: PAD, blank and the digits; PAD and a maze's five; PAD, end and ARC's ten colours; PAD and bytes;
+# bytes and a separator; a large vocabulary's.
 _BOARD_6, _BOARD_9, _TEXT = TokenShape(36, 8), TokenShape(81, 11), TokenShape(128, 257)
+_BYTES, _WORDS = TokenShape(128, 257, separator=256), TokenShape(128, 32_000, separator=1)
 _MAZE, _ARC = TokenShape(900, 6), TokenShape(900, 12, num_puzzle_identifiers=1_000)
 _TWO = ("global_batch_size=2", "arch.L_layers=1")
 _ONE = ("global_batch_size=1", "arch.L_cycles=1", "arch.L_layers=1")
@@ -90,6 +92,7 @@ RECIPES = {
     "text_tiny": Preset(
         "sudoku6", _TEXT, ("arch.mixer=attention", "arch.pos_encodings=rope"), ("global_batch_size=8",)
     ),
+    "text_bytes": Preset("text_bytes_tiny", _BYTES),
     "sudoku_mlp": Preset("sudoku_extreme_mlp", _BOARD_9, on_cpu=_TWO),
     "sudoku_att": Preset("sudoku_extreme", _BOARD_9, on_cpu=_TWO),
     "maze": Preset("maze_hard", _MAZE, _QUARTER, on_cpu=_ONE),
@@ -97,6 +100,7 @@ RECIPES = {
 }
 PRESETS: dict[str, Preset] = {
     **RECIPES,
+    "recursive_llm": Preset("recursive_llm", _WORDS, ("global_batch_size=96",), on_cpu=_ONE),  # of 768, on 8 GPUs
     # Those that older measurements were made with.
     "sudoku6_original": Preset("sudoku6", _BOARD_6, ("arch.expansion=4", "arch.ffn_multiple_of=256")),
     "sudoku9_original": Preset(

@@ -272,12 +272,12 @@ class _Cycle(nn.Module):
     def forward(
         self, answer: Tensor, latent: Tensor, question: Tensor, mask: Mask, L_cycles: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Update the latent `L_cycles` times and the answer once."""
+        """Update the latent `L_cycles` times and the answer once; without a latent update, by the question itself."""
         model = self.model
         injected = answer + question
         for _ in range(L_cycles):
             latent = model.blocks(latent + injected, mask)
-        answer = model.blocks(answer + latent, mask)
+        answer = model.blocks(answer + latent if L_cycles else injected, mask)
         states = answer.narrow(1, model.prefix_len, answer.shape[1] - model.prefix_len)
         return answer, latent, states if model.causal else linear(states, model.head)
 

@@ -35,7 +35,7 @@ from trm_ray.training.checkpoint import (
 
 # A resumed run may train longer, be watched differently and run elsewhere; anything else makes it another run.
 RESUMABLE_KEYS = (
-    *("max_steps", "epochs", "eval_interval", "eval_batch_size", "eval_max_puzzles"),
+    *("max_steps", "max_flops", "epochs", "eval_interval", "eval_batch_size", "eval_max_puzzles"),
     "eval_quick_puzzles",
     *("checkpoint_every_eval", "keep_last", "keep_best"),
     *("log_interval", "log_per_step_losses", "compute_gradient_stats", "gradient_stats_interval"),

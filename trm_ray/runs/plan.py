@@ -100,11 +100,13 @@ def _check_embeddings(config: Config, info: DatasetInfo) -> None:
 
 
 def count_steps(config: Config, info: DatasetInfo) -> int:
-    """Count the optimizer steps of a run on a dataset."""
+    """Count the optimizer steps of a run on a dataset, no more than `max_flops` pays for."""
+    from trm_ray.training.flops import affordable_steps
     from trm_ray.training.state import total_steps
 
     train = info.split("train")
-    return total_steps(config, train.groups, train.mean_puzzle_examples)
+    num_steps = total_steps(config, train.groups, train.mean_puzzle_examples)
+    return num_steps if config.max_flops is None else affordable_steps(config, shape_of(info), num_steps)
 
 
 def check_machine(config: Config) -> None:

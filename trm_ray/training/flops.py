@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 
 from trm_ray.config import Config
 from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.layers import swiglu_inner_size
-from trm_ray.training.state import TokenShape
+from trm_ray.training.state import TokenShape, build_supervision
 
 
 def train_flops(config: Config, tokens: TokenShape, paths: Mapping[GradientPath, int]) -> float:
     """Count the operations of steps over all workers, so many of each path; evaluations and statistics are left out."""
     return sum(num_steps * step_flops(config, tokens, path) for path, num_steps in paths.items())
+
+
+def affordable_steps(config: Config, tokens: TokenShape, most: int) -> int:
+    """Count the steps, up to so many, whose operations come to `max_flops` at the most.
+
+    Raises:
+        ValueError: not one does.
+    """
+
+    def flops(num_steps: int) -> float:
+        return train_flops(config, tokens, build_supervision(config, num_steps).paths(num_steps))
+
+    assert config.max_flops is not None, "the operations are bounded"
+    if (paid := bisect.bisect_right(range(1, most + 1), config.max_flops, key=flops)) == 0:
+        raise ValueError(f"max_flops={config.max_flops:g} must be at least the {flops(1):.4g} of a step; use more")
+    return paid
 
 
 def step_flops(config: Config, tokens: TokenShape, path: GradientPath) -> float:
@@ -24,7 +41,7 @@ def step_flops(config: Config, tokens: TokenShape, path: GradientPath) -> float:
         forward  = 2·B·H·((L + 1)·M + cells·D·V)
         backward = 2 × the forward of the stack in the cycles with gradient, and of the head in the supervised ones.
 
-    Cycles computed again are the same work: what a step is for, not how it is done.
+    Cycles computed again are the same work: what a step is for, not how it is done. With L = 0 each cycle is one pass.
     """
     arch, positions = config.arch, config.arch.prefix_len + tokens.seq_len
     stack = arch.L_layers * (_mixer_macs(config, positions) + positions * _swiglu_macs(config, arch.hidden_size))

@@ -33,7 +33,8 @@ def run_segments(
         with torch.inference_mode():
             output = forward(model, carry, batch)
         carry = replace(output.carry, halted=torch.zeros_like(output.carry.halted))
-        yield replace(output, carry=carry)
+        # Detached, since the head of a text's is a weight, and no gradient goes through what was made here.
+        yield replace(output, carry=carry, cycle_logits=tuple(logits.detach() for logits in output.cycle_logits))
 
 
 @dataclass(frozen=True)

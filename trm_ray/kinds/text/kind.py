@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trm_ray.config.keys import Positive
+from trm_ray.data.format import TextInfo
 from trm_ray.kinds.kind import Arguments
 from trm_ray.kinds.text.generate import generate_text
 from trm_ray.kinds.text.tokenizer import BytesTokenizer
@@ -45,6 +46,12 @@ class Text(Tokens):
     def shape_made(cls, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Say so of rows of bytes."""
         return arguments["seq_len"], _BYTES.vocab_size
+
+    @classmethod
+    def text_made(cls, arguments: Mapping[str, Any]) -> TextInfo:
+        """Name the separator; how much there is, only the text itself tells."""
+        packing = "running" if arguments["source"] == "stdlib" else "prompt"
+        return TextInfo(_BYTES.separator, _BYTES.name, _BYTES.sha256, packing, {}, {}, {}, {}, [])
 
     def layout(self, tokens: np.ndarray) -> np.ndarray:
         """Lay the tokens out in one row."""

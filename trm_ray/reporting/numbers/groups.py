@@ -27,7 +27,7 @@ _PER_RUN_KEYS = {
 }
 # Keys that scenarios are made of: they differ between scenarios by definition.
 _SCENARIO_KEYS = ("deep_supervision_", "curriculum_", "recurrent_grad_depth", "detach_cycles", "depth_curriculum")
-_LENGTH_KEYS = {"max_steps", "epochs"}
+_LENGTH_KEYS = {"max_steps", "max_flops", "epochs"}
 
 
 @dataclass(frozen=True)
