@@ -1,9 +1,9 @@
 """Tell and draw the comparison on text: recursive models and plain transformers at equal operations of training.
 
-    python docs/text_comparison.py runs/text_comparison runs/text_comparison_plain > table.md
+    python docs/text_comparison.py runs/text_comparison runs/text_comparison_plain runs/text_comparison_short > table.md
 
-Prints a table for docs/text.md and writes docs/text_comparison.png. Every model is measured at twice its depth, on the
-first held-out rows, unless that was done before.
+Prints a table for docs/text.md, of all held-out rows, and writes docs/text_comparison.png, of those that evaluations
+before the last take. On these every model is measured at twice its depth too, unless that was done before.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ from trm_ray.config import config_from_run
 from trm_ray.reporting.numbers.statistics import spread
 from trm_ray.reporting.pictures import style
 
-_ROWS = 128  # held-out rows of a measurement over depth
 _BITS, _COST, _SECONDS = "eval/bits_per_byte", "train/flops", "core_seconds/steps"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the rows of its log that have an evaluation, and bits per byte at each depth (D,), twice the trained."""
+    """One run: the rows of its log that have an evaluation, and bits per byte at each depth (D,), twice the trained.
+
+    All are of few rows but those of the last evaluation.
+    """
 
     arm: str
     rows: list[dict[str, float]]
     by_depth: np.ndarray
 
-    def over(self, tag: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return a tag of the evaluations, and their bits per byte: (n,) each."""
-        return np.array([row[tag] for row in self.rows]), np.array([row[_BITS] for row in self.rows])
+    @property
+    def curve(self) -> np.ndarray:
+        """Bits per byte of every evaluation, of few rows (n,)."""
+        return np.array([*(row[_BITS] for row in self.rows[:-1]), self.by_depth[len(self.by_depth) // 2 - 1]])
 
 
 def read(folder: Path) -> Run:
@@ -46,29 +49,32 @@ def read(folder: Path) -> Run:
     arm = config.config_name.removeprefix("deep_supervision_")
     if config.arch.L_cycles == 0:
         arm = f"plain, {config.arch.L_layers} layers"
+    if config.max_flops is None:
+        arm += f", {config.max_steps} steps"
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows: list[dict[str, float]] = [row for row in map(json.loads, lines) if _BITS in row]
-    return Run(arm, rows, np.array([depth["bits_per_byte"]["value"] for depth in _evaluated(folder)["by_depth"]]))
+    depths = _evaluated(folder, config.eval_quick_puzzles)["by_depth"]
+    return Run(arm, rows, np.array([depth["bits_per_byte"]["value"] for depth in depths]))
 
 
-def _evaluated(folder: Path) -> dict[str, Any]:
+def _evaluated(folder: Path, num_rows: int | None) -> dict[str, Any]:
     known = folder / "report" / "evaluation_test.json"
     if known.is_file():
         evaluation: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
         return evaluation
-    return trm_ray.evaluate(folder, segments=[2], max_puzzles=_ROWS)
+    return trm_ray.evaluate(folder, segments=[2], max_puzzles=num_rows)
 
 
 def table(arms: dict[str, list[Run]]) -> str:
-    """Write a line an arm: what its training took, and bits per byte at the end and at depths 1 to 4."""
-    heads = ["model", "steps", "GFLOP", "CPU-s in steps", "bits per byte", *(f"depth {d}" for d in (1, 2, 3, 4))]
+    """Write a line an arm: what its training took, and bits per byte at the end, of every cycle."""
+    heads = ["model", "steps", "GFLOP", "CPU-s in steps", "after 1 cycle", "after 2"]
     lines = [heads, ["---"] * len(heads)]
     for arm, runs in arms.items():
         last = [run.rows[-1] for run in runs]
         cost, seconds = (np.mean([row[tag] for row in last]) for tag in (_COST, _SECONDS))
-        depths = [_told([run.by_depth[d] for run in runs if d < len(run.by_depth)]) for d in range(4)]
-        numbers = (f"{last[0]['step']:.0f}", f"{cost / 1e9:.0f}", f"{seconds:.0f}")
-        lines.append([arm, *numbers, _told([row[_BITS] for row in last]), *depths])
+        tags = [f"eval/first_segment/step_{cycle}_bits_per_byte" for cycle in (0, 1)]
+        bits = [_told([row[tag] for row in last if tag in row]) for tag in tags]
+        lines.append([arm, f"{last[0]['step']:.0f}", f"{cost / 1e9:.0f}", f"{seconds:.0f}", *bits])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -86,14 +92,14 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for (arm, runs), look in zip(arms.items(), style.group_looks([*arms]), strict=True):
-            costs, bits = (np.array(part) for part in zip(*(run.over(_COST) for run in runs), strict=True))
-            _line(left, costs[0] / 1e9, bits, look, arm)
+            costs = np.array([row[_COST] for row in runs[0].rows])
+            _line(left, costs / 1e9, np.array([run.curve for run in runs]), look, arm)
             by_depth = np.array([run.by_depth for run in runs])
             _line(right, np.arange(by_depth.shape[1]) + 1, by_depth, look, arm)
-        left.set(title="Held out, while training", xlabel="GFLOP of training", ylabel="bits per byte", xscale="log")
-        right.set(title="At the end, by depth", xlabel="H-cycles at evaluation (trained: 2, plain: 1)")
+        left.set(title="Held out, while training", xlabel="GFLOP of training", ylabel="bits per byte")
+        right.set(title="At the end, by depth", xlabel="H-cycles (trained with 2, the plain ones with 1)")
         right.set_xticks([1, 2, 3, 4])
-        left.legend(loc="lower left")
+        left.legend(loc="upper right", fontsize=8)
         figure.savefig(path, dpi=110)
 
 
