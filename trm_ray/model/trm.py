@@ -214,8 +214,8 @@ class TinyRecursiveModel(nn.Module):
         leaf, rows = self.puzzle_leaf(len(batch)) if puzzle_leaf is None else puzzle_leaf, None
         if self.puzzle_embedding is not None and leaf is not None:
             rows = self.puzzle_embedding.rows(carry.puzzles.puzzle_identifiers, leaf)
-        arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, path)
-        cycle_logits, halt_logits, answer, latent = self._recur(*arguments)
+        inputs = carry.puzzles.inputs
+        cycle_logits, halt_logits, answer, latent = self._recur(inputs, rows, carry.answer, carry.latent, path)
         steps = carry.steps + 1
         halted = steps >= self.halt_max_steps
         if min_steps is not None and not self.causal:
@@ -235,8 +235,8 @@ class TinyRecursiveModel(nn.Module):
         assert self.causal, "what comes later must not matter"
         past.begin(tokens)
         begin = (self.answer_init.to(self.forward_dtype), self.latent_init.to(self.forward_dtype))
-        states = (state.expand(*tokens.shape, -1) for state in begin)
-        read, *_ = self._recur(tokens, None, *states, GradientPath.last(num_cycles), past)
+        answer, latent = (state.expand(*tokens.shape, -1) for state in begin)
+        read, *_ = self._recur(tokens, None, answer, latent, GradientPath.last(num_cycles), past)
         assert isinstance(read[-1], Unread)
         return read[-1]
 
@@ -250,8 +250,17 @@ class TinyRecursiveModel(nn.Module):
             puzzles=batch.each(lambda new, old: _choose(carry.halted, new, old), carry.puzzles),
         )
 
-    def _recur(self, *arguments: object) -> _Recursed:
+    def _recur(
+        self,
+        inputs: Tensor,
+        rows: Tensor | None,
+        answer: Tensor,
+        latent: Tensor,
+        path: GradientPath,
+        past: Past | None = None,
+    ) -> _Recursed:
         (recursion,) = self._recursion
+        arguments = (inputs, rows, answer, latent, path, past)
         if self.embed_tokens.dtype == self.forward_dtype:
             return recursion(*arguments)
         # One cast a weight and segment; the recursion uses each weight H_cycles·(L_cycles + 1) times.

@@ -95,7 +95,7 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         text.encode()
     except OSError as error:
         raise ValueError(
-            f"{source} cannot be read: {error.strerror}; name a file, or - for the standard input"
+            f"{source} cannot be read: {error.strerror or error}; name a file, or - for the standard input"
         ) from error
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ValueError(f"{source} is no text in UTF-8 (at byte {error.start}); save it as UTF-8") from error
