@@ -279,6 +279,11 @@ class Run:
         return self.is_text and not any("eval/exact_accuracy" in row for row in self.rows)
 
     @property
+    def material(self) -> str:
+        """What it is of, in a word."""
+        return "text" if self.is_plain_text else "prompts" if self.is_text else "puzzles"
+
+    @property
     def last_step(self) -> int:
         """Step of the last row, 0 without one."""
         return int(self.rows[-1]["step"]) if self.rows else 0
