@@ -232,6 +232,19 @@ def read_token_bytes(folder: Path, info: DatasetInfo) -> np.ndarray:
     return np.array(found, np.int64)
 
 
+def read_tokenizer(folder: Path) -> bytes | None:
+    """Read the tokenizer.json of a text; None where tokens are bytes, and where the data is no text.
+
+    Raises:
+        DatasetError: it is missing, or not what dataset.json says.
+    """
+    expected = DatasetInfo.load(folder).files.get(TOKENIZER_NAME)
+    if expected is None:
+        return None
+    check_checksum(folder / TOKENIZER_NAME, expected)
+    return local_file(folder / TOKENIZER_NAME).read_bytes()
+
+
 def read_json(path: Path, kind: type = dict, hint: str = "") -> Any:
     """Read a JSON file that holds a `kind`, whatever editor has saved it.
 
