@@ -159,6 +159,11 @@ class DatasetInfo:
             _check_files(folder, files)
         return info
 
+    @property
+    def is_running_text(self) -> bool:
+        """Tell whether rows are cut from documents wherever they end, rather than questions with answers."""
+        return self.text is not None and self.text.packing == "running"
+
     def split(self, name: str) -> SplitInfo:
         """Look a split up.
 

@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
     def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens of texts in UTF-8, one after the other, and how many (N,) each has."""
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Return the text of tokens; separators are none of it."""
 
 
@@ -60,9 +60,10 @@ class BytesTokenizer:
         """See `Tokenizer`."""
         return np.frombuffer(b"".join(texts), np.uint8), np.array([len(text) for text in texts], np.int64)
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """See `Tokenizer`; what is no character becomes U+FFFD."""
-        return bytes(token for token in tokens if token < self.separator).decode(errors="replace")
+        known = np.asarray(tokens, np.int64)
+        return known[known < self.separator].astype(np.uint8).tobytes().decode(errors="replace")
 
 
 class FileTokenizer:
@@ -112,14 +113,19 @@ class FileTokenizer:
         return named
 
     def unknown(self, text: str) -> str:
-        """List the characters of a text that it has no tokens for, each once."""
+        """Return the first part of a text that it would leave out or call unknown; empty if there is none."""
         model: Mapping[str, Any] = json.loads(self.content)["model"]
         unk = model.get("unk_id") if model.get("unk_token") is None else self._inner.token_to_id(model["unk_token"])
+        if unk is not None:
+            found = self._inner.encode(text, add_special_tokens=False)
+            places = (at for number, at in zip(found.ids, found.offsets, strict=True) if number == unk)
+            return next((text[first:last] for first, last in places), "")
+        # It leaves out what it does not know, one by one: no offsets tell, but a character alone has no tokens then.
         characters = [character for character in dict.fromkeys(text) if not character.isspace()]
         found = self._inner.encode_batch(characters, add_special_tokens=False)
-        return "".join(c for c, one in zip(characters, found, strict=True) if not one.ids or unk in one.ids)
+        return next((c for c, one in zip(characters, found, strict=True) if not "".join(one.tokens).strip("▁")), "")
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """See `Tokenizer`."""
         inner = [int(token) for token in tokens if token != self.separator]
         return str(self._inner.decode(inner, skip_special_tokens=False))
