@@ -183,7 +183,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         [
             a_run(first_segment([0.5, 0.6, 0.7], [0.3, 0.3, 0.3])),
             a_run(first_segment([0.5, 0.5, 0.5], [0.3, 0.28, 0.25])),
-            a_run(text_cycles(2.4, 2.4, 2.42), **TEXT),
+            a_run(text_cycles(2.4, 2.4, 2.43), **TEXT),
         ],
         [
             a_run(first_segment([0.5, 0.5, 0.54], [0.3, 0.3, 0.3])),
@@ -250,6 +250,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         [
             a_run(text(2.0, 2.03), **TEXT),
             a_run(text(2.0, 2.05), last_step=399, **TEXT),
+            a_run(text(2.0, 2.18), eval_quick_puzzles=64, **TEXT),  # 2·0.3 / √64 = 0.075
             a_run({"eval/exact_accuracy": [0.9, 0.86]}),
             a_run({"eval/exact_accuracy": [0.9, 0.84]}, last_step=399),
             a_run({"eval/exact_accuracy": [0.9, 0.84]}, eval_quick_puzzles=64),  # 2·√(0.9·0.1 / 64) = 0.075
@@ -296,7 +297,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
     "segments-hurt": (
         [
             a_run({"eval/exact_accuracy_first": [0.998], "eval/exact_accuracy": [0.945]}),
-            a_run({**text_cycles(2.4, 2.3, 2.2), **text(2.22)}, arch={"causal": True}),
+            a_run({**text_cycles(2.4, 2.3, 2.2), **text(2.23)}, arch={"causal": True}),
         ],
         [
             a_run({**text_cycles(2.4, 2.3, 2.2), **text(2.21)}, arch={"causal": True}),

@@ -28,6 +28,7 @@ from trm_ray.reporting.rules.seen import (
 from trm_ray.reporting.run_log import EVAL_FIRST_BITS, EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, Run
 
 EQUAL_LOSS, REVERSED_LOSS, U_LOSS = 0.98, 1.1, 1.05  # last cycle's loss over the first's; the ends' over the middle's
+EQUAL_BITS = 0.995  # the same of a text's bits per byte
 STARVED, EXPLODING = 1e-6, 100.0  # a cycle's gradient norm over the last cycle's
 LARGE_GRADIENT = 10.0  # where norms differ that are smaller, the puzzles of some cycles are solved
 CYCLE_GRADIENT = "train/gradients/step_{i}_grad_norm_mean"
@@ -166,7 +167,7 @@ def _text_cycles(run: Run) -> _Cycles | None:
 
 
 def _is_better(found: _Cycles) -> bool:
-    return bool(found.loss[-1] < (1 - BITS_SLACK if found.is_text else EQUAL_LOSS) * found.loss[0])
+    return bool(found.loss[-1] < (EQUAL_BITS if found.is_text else EQUAL_LOSS) * found.loss[0])
 
 
 def _is_reversed(found: _Cycles) -> bool:

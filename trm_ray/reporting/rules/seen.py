@@ -18,7 +18,7 @@ Mark = Literal["ok", "warn", "bad"]
 MIN_LOGS = 4  # fewer tell no trend; while a run goes on, twice as many
 LASTING = 3  # evaluations, at least, in a quarter of a run
 ACCURACY_SLACK = 0.02  # a smaller difference of exact accuracies is noise
-BITS_SLACK = 0.005  # so much of a text's bits per byte is as good as none, on the same text
+BITS_SLACK = 0.01  # a smaller relative difference of bits per byte is noise, on the same text too
 SOLVES_SOME, SOLVES_HALF, SOLVES_ALL = 0.1, 0.5, 0.95
 SMALL_START = 0.1  # of what each block adds
 
