@@ -159,6 +159,11 @@ def text_rows(**changes: Any) -> list[dict[str, float]]:
     return rows
 
 
+@pytest.fixture
+def text_run(make_run: MakeRun) -> Run:
+    return make_run(text_rows(), **TEXT)
+
+
 # ---- a report: 25 runs of five scenarios, one of which does its best to break the page
 
 EVIL = """deep_supervision_<script>alert('it "ran"')</script>&amp;"""

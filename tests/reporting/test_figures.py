@@ -168,6 +168,40 @@ def test_the_depth_panels_show_every_depth_and_evaluation(make_run: MakeRun, hea
     assert curves.lines[-1].get_ydata()[[0, -1]] == pytest.approx([1 / 3, 1])
 
 
+def test_the_dashboard_of_a_text_draws_bits_per_byte_beside_unigram_and_xz(text_run: Run) -> None:
+    figure = draw_dashboard(text_run)
+    changed = {
+        "Refinement: solved by each H-cycle": "Refinement: bits per byte by each H-cycle",
+        "Mean ACT steps": "Bits per byte",
+        "Solved by depth and step": "Bits per byte by depth and step",
+        "Solved by depth": "Bits per byte by depth",
+    }
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [changed.get(title, title) for title in TITLES]
+    check_text(figure)
+    bits = dict(zip(titles, figure.axes, strict=True))
+    lines = {line.get_label(): list(line.get_ydata()) for line in bits["Bits per byte"].lines}
+    last = 1.1 * 1.8 * 0.993**400 + 2
+    assert lines["held out"][-1] == pytest.approx(last)
+    assert (lines["unigram 4.80"], lines["xz 2.71"]) == ([4.8, 4.8], [2.71, 2.71])
+    by_cycle = [line.get_ydata()[-1] for line in bits["Refinement: bits per byte by each H-cycle"].lines]
+    assert by_cycle == pytest.approx([1.1 * last, 1.05 * last, last])
+    (image,) = bits["Bits per byte by depth and step"].child_axes[0].images
+    assert list(image.get_array()[:, -1]) == pytest.approx(by_cycle)
+    assert list(bits["Bits per byte by depth"].lines[-1].get_ydata()) == pytest.approx(by_cycle)
+    summary = words(bits["Summary"])
+    assert "(unigram 4.80, xz 2.71)" in summary
+    assert "exact accuracy" not in summary
+
+
+def test_the_dashboard_of_prompts_draws_answers_solved_and_bits_per_byte(make_run: MakeRun, healthy_rows: Rows) -> None:
+    rows = [row | ({"eval/bits_per_byte": 1.5} if "eval/loss" in row else {}) for row in healthy_rows()]
+    figure = draw_dashboard(make_run(rows, arch={"H_cycles": 3, "causal": True}))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [title.replace("Mean ACT steps", "Bits per byte") for title in TITLES]
+    assert panel(figure, "Refinement").get_ylabel() == "held-out prompts solved"
+
+
 def test_the_clip_line_stands_at_the_configured_norm(make_run: MakeRun, healthy_rows: Rows) -> None:
     figure = draw_dashboard(make_run(healthy_rows(), grad_clip_norm=0.7))
     lines = {line.get_label(): line.get_ydata() for line in panel(figure, "Gradient norm").lines}

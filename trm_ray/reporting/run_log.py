@@ -163,12 +163,13 @@ def _drop_rows_after(path: Path, last_step: int) -> None:
 def step_line(row: Mapping[str, float]) -> str:
     """Tell one training row: `Step    100 | Loss: 2.3421 (ACT: 2.1234, Sup: 0.2187) | LR: 5.00e-05 | …`."""
     parts = f"ACT: {row['train/act_loss']:.4f}, Sup: {row['train/supervised_loss']:.4f}"
-    # No puzzle may have been finished since the last log.
+    # No puzzle may have been finished since the last log; a text has no halting.
     steps = f"{row['train/act/steps']:.2f}" if "train/act/steps" in row else "–"
+    has_halting = "train/act/steps" in row or "train/act/q_halt_loss" in row
     return (
         f"Step {int(row['step']):6d} | Loss: {row['train/total_loss']:.4f} ({parts}) | "
         f"LR: {row['train/learning_rate']:.2e} | "
-        f"GradNorm: {row['train/grad_norm']:.4f} | Steps: {steps}"
+        f"GradNorm: {row['train/grad_norm']:.4f}" + (f" | Steps: {steps}" if has_halting else "")
     )
 
 
