@@ -78,7 +78,7 @@ DATASET = Content("dataset", "dataset.json", _DATASET_KEYS, rf"dataset\.json|{re
 
 def report_content(file: str) -> Content:
     """Describe a folder that an evaluation was written into, by the name of its numbers."""
-    return Content("report", file, frozenset({"format_version", "provenance", "by_segment"}), _REPORT_FILES)
+    return Content("report", file, frozenset({"format_version", "provenance", "compute"}), _REPORT_FILES)
 
 
 def is_ours(folder: Path, content: Content) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import SHAPE, begun, local_session, metric_rows, sudoku, tiny_config
-from workers import NUM_STEPS, RUNS, train, train_on_text, work
+from text_workers import train_on_text
+from workers import NUM_STEPS, RUNS, train, work
 
 from trm_ray.training.checkpoint import load_checkpoint
 from trm_ray.training.loop import run_training

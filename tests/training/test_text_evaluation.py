@@ -17,8 +17,9 @@ from helpers import (
     texts,
     tiny_config,
 )
+from torch import nn
 
-from trm_ray.model.trm import Batch, TinyRecursiveModel
+from trm_ray.model.trm import Batch, Carry, SegmentOutput, TinyRecursiveModel
 from trm_ray.model.unread import Unread
 from trm_ray.training.evaluation import anytime, evaluate, perplexity
 from trm_ray.training.inference import run_segments
@@ -35,7 +36,7 @@ OF_PUZZLES = ("exact_accuracy", "anytime_accuracy", "q_halt", "act_steps", "act/
 
 
 def measure(token_bytes: np.ndarray = BYTES, *, whole_rows: bool = False) -> TextMeasure:
-    return TextMeasure(torch.from_numpy(token_bytes), whole_rows, YARDSTICKS)
+    return TextMeasure(torch.from_numpy(token_bytes), whole_rows, {"unigram": 4.75, "xz": 2.5})
 
 
 def ended(texts: Puzzles) -> Puzzles:
@@ -86,6 +87,33 @@ def test_bits_per_byte_are_all_nats_over_all_bytes_at_every_depth(tmp_path, toke
         **YARDSTICKS,
     }
     assert {tag: found.row[tag] for tag in expected} == pytest.approx(expected, rel=1e-6)
+
+
+class Unigram(nn.Module):
+    """A model that says how often tokens are, whatever it reads."""
+
+    H_cycles, halt_max_steps, causal = 1, 1, True
+
+    def __init__(self, log_shares: np.ndarray):
+        super().__init__()
+        self.head = torch.from_numpy(log_shares).float().unsqueeze(1)
+
+    def initial_carry(self, batch: Batch) -> Carry:
+        zeros = torch.zeros(len(batch), dtype=torch.int64)
+        return Carry(zeros, zeros, zeros, zeros == 0, batch)
+
+    def forward(self, carry: Carry, batch: Batch) -> SegmentOutput:
+        states = torch.ones(*batch.inputs.shape, 1)
+        return SegmentOutput((Unread(states, self.head),), torch.zeros(len(batch)), carry)
+
+
+def test_a_model_of_how_often_tokens_are_has_the_bits_of_a_unigram(tmp_path):
+    """Those of each byte: the mean of −log₂ of the add-one-smoothed shares, separators without bytes included."""
+    train, test = ended(texts(30, LENGTH, seed=3)), ended(texts(9, LENGTH))
+    counts = np.bincount(train.labels.ravel(), minlength=257) + 1
+    bits = [-math.log2(counts[label] / counts.sum()) for label in test.labels.ravel()]
+    found = evaluated(tmp_path, Unigram(np.log(counts / counts.sum())), [test.batch()], measure())
+    assert found.row["eval/bits_per_byte"] == pytest.approx(sum(bits) / (9 * LENGTH - 9), rel=1e-6)
 
 
 def test_of_running_text_nothing_is_logged_that_cannot_move(tmp_path):

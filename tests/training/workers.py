@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from helpers import SHAPE, TEXT_ARCH, local_session, supervised, text_shape, texts, tiny_config
+from helpers import SHAPE, local_session, supervised, tiny_config
 
 from trm_ray.training.loop import run_training
 from trm_ray.training.session import Session
-from trm_ray.training.text import TextMeasure
 
 NUM_STEPS = 8
 RUNS: dict[str, dict[str, Any]] = {
@@ -44,15 +42,6 @@ def train(name: str, run_dir: Path, rank: int = 0, world_size: int = 1) -> None:
     run_training(config, SHAPE, NUM_STEPS, session)
 
 
-def train_on_text(run_dir: Path, rank: int = 0, world_size: int = 1) -> None:
-    """Two steps from the first weights on, then an evaluation of rows that cannot be halved."""
-    config, data = tiny_config(**supervised(arch=TEXT_ARCH, global_batch_size=7, log_interval=2)), texts(7, 12)
-    held_out = texts(7, 12, seed=1, labelled=0.2)
-    session = local_session(run_dir, config, data, test=held_out, test_batch_size=2, rank=rank, world_size=world_size)
-    text = TextMeasure(torch.arange(257) % 5, whole_rows=True)
-    run_training(config, text_shape(12), 2, replace(session, text=text))
-
-
 def exchange(session: Session) -> dict[str, Any]:
     """Sums and rows of known tensors, as this rank sees them after the exchange."""
     scalar, table = torch.tensor(1.0 + session.rank), torch.arange(6.0).view(2, 3).T * (session.rank + 1)
@@ -75,6 +64,8 @@ def begin_work(rank: int, folder: Path, world_size: int) -> None:
 
 
 def work(rank: int, folder: Path) -> None:
+    from text_workers import train_on_text
+
     begin_work(rank, folder, world_size=2)
     jobs: dict[str, Callable[[], Any]] = {
         name: lambda name=name: train(name, folder / name, rank, 2)  # type: ignore[misc]

@@ -28,20 +28,21 @@ def evaluate(
     ] = "all",
     workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 = this process.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Puzzles at a time; by default as in the run.")] = None,
-    max_puzzles: Annotated[int | None, typer.Option(min=1, help="Only the first so many puzzles.")] = None,
+    max_puzzles: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many puzzles, or rows of text.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder to write into; by default the run's `report/`, beside a file FILE_report."),
     ] = None,
 ) -> None:
-    """Measure a trained model on held-out puzzles: accuracy by segment with intervals, halt head, ARC votes.
+    """Measure a trained model on held-out puzzles or text: accuracy, halt head, ARC votes; bits per byte by depth.
 
     Example: `trm-ray evaluate runs/deep_supervision_linear --segments 8,16,32`
     """
     asked, votes = _whole_numbers("--segments", segments), _augmentations(augmentations)
 
     from trm_ray.programs.evaluate import evaluate_run
-    from trm_ray.reporting.numbers.evaluation import evaluation_lines, evaluation_table
 
     console = Console()
     report = evaluate_run(
@@ -58,9 +59,8 @@ def evaluate(
         output=output,
     )
     say(console, report.headline)
-    show(console, evaluation_table(report.evaluation))
-    lines = *evaluation_lines(report.evaluation, report.compute), *report.extra.lines
-    for line in (*report.provenance["notes"], *lines, *(f"Wrote {path}" for path in report.files)):
+    show(console, report.table)
+    for line in (*report.lines, *(f"Wrote {path}" for path in report.files)):
         say(console, line)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 
 from trm_ray import __version__
 from trm_ray.config.surroundings import check_surroundings
@@ -23,9 +24,18 @@ from trm_ray.interop.loading import LoadedModel, load_model
 from trm_ray.kinds.registry import KINDS, check_kind, symmetry_from, tally_in
 from trm_ray.kinds.tally import Asked, Extra
 from trm_ray.model.trm import Batch
+from trm_ray.programs.evaluate_text import TextEvaluator, TextJob
 from trm_ray.replacement import is_ours, report_content, told_names
 from trm_ray.reporting.aside import aside
-from trm_ray.reporting.numbers.evaluation import Evaluation, RowResults, evaluation_json, summarise_evaluation
+from trm_ray.reporting.numbers.evaluation import (
+    Evaluation,
+    RowResults,
+    evaluation_json,
+    evaluation_lines,
+    evaluation_table,
+    summarise_evaluation,
+)
+from trm_ray.reporting.numbers.text_evaluation import TextEvaluation, text_lines, text_table
 from trm_ray.reporting.pictures.evaluation import save_evaluation
 from trm_ray.runs.data import make_missing
 from trm_ray.runs.execute import choose_device, num_threads_kept
@@ -130,6 +140,40 @@ class Evaluator:
         counted = self.tally.count(tokens, measured.answers.cpu().numpy(), halt_probabilities)
         return MeasuredBatch(len(rows), kept, int(measured.num_run.sum()), counted)
 
+    def collect(
+        self, batches: Iterable[MeasuredBatch], segments: Sequence[int]
+    ) -> tuple[Evaluation, dict[str, float], Extra]:
+        """Put batches together, in their order; return what they come to, what they took, and what the kind adds."""
+        began, kept, num_run = time.perf_counter(), [], 0
+        with progress("boards", self.num_boards) as advance:
+            for batch in batches:
+                kept.append(batch.rows)
+                self.tally.add(batch.counted)
+                num_run += batch.num_run
+                advance(batch.num_boards)
+        names = [field.name for field in fields(RowResults)]
+        rows = RowResults(*(np.concatenate([getattr(part, name) for part in kept], axis=-1) for name in names))
+        compute = {
+            "halt": self.job.halt,
+            "boards": self.num_boards,
+            "segments": num_run,
+            "share_saved": 1 - num_run / (self.num_boards * self.job.num_segments),
+            "seconds": time.perf_counter() - began,
+        }
+        evaluation = summarise_evaluation(rows, segments=segments, trained_segments=self.loaded.halt_max_steps)
+        return evaluation, compute, self.tally.result()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Say which boards are measured."""
+        job = self.job
+        return {
+            "rows": len(self.rows),
+            "puzzles": len(np.unique(self.rows.puzzles)),
+            "max_puzzles": job.max_puzzles,
+            "augmentations": None if not self.tally.votes else job.num_variants - 1 if job.num_variants else "all",
+        }
+
     def _tokens(self, rows: np.ndarray, variants: np.ndarray) -> TokenBatch:
         tokens = TokenBatch(self.rows.inputs[rows], self.rows.labels[rows], self.rows.puzzle_identifiers[rows])
         return self._symmetry.variant(tokens, variants) if self._symmetry and variants.any() else tokens
@@ -192,7 +236,7 @@ class EvaluationReport:
     extra: what the kind of puzzle adds.
     """
 
-    evaluation: Evaluation
+    evaluation: Evaluation | TextEvaluation
     provenance: dict[str, Any]
     compute: dict[str, float]
     extra: Extra
@@ -201,11 +245,27 @@ class EvaluationReport:
     @property
     def headline(self) -> str:
         """Say what was evaluated."""
-        facts = self.provenance
+        facts, found = self.provenance, self.evaluation
+        if isinstance(found, TextEvaluation):
+            what = f"{found.num_rows:,} rows, {found.num_tokens:,} tokens, {found.num_bytes:,} bytes"
+        else:
+            what = f"{facts['puzzles']:,} puzzles, {found.num_rows:,} rows with labels"
         return (
-            f"{facts['run']}, step {facts['step']:,}, {facts['weights']} weights, on the {facts['split']} split: "
-            f"{facts['puzzles']:,} puzzles, {self.evaluation.num_rows:,} rows with labels"
+            f"{facts['run']}, step {facts['step']:,}, {facts['weights']} weights, on the {facts['split']} split: {what}"
         )
+
+    @property
+    def table(self) -> Table:
+        """Lay the numbers out."""
+        found = self.evaluation
+        return text_table(found) if isinstance(found, TextEvaluation) else evaluation_table(found)
+
+    @property
+    def lines(self) -> list[str]:
+        """Tell what the table does not hold."""
+        found, compute = self.evaluation, self.compute
+        lines = text_lines(found, compute) if isinstance(found, TextEvaluation) else evaluation_lines(found, compute)
+        return [*self.provenance["notes"], *lines, *self.extra.lines]
 
 
 def evaluate_run(
@@ -235,7 +295,8 @@ def evaluate_run(
         output: folder to write into; `report` in the run's folder, `NAME_report` beside a file, if not given.
 
     Raises:
-        ValueError: there is no checkpoint, the data are bad, or they do not belong together.
+        ValueError: there is no checkpoint, the data are bad, or they do not belong together; of a text is asked what
+            only puzzles have.
     """
     if segments is not None and min(segments, default=0) < 1:
         raise ValueError(f"segments={list(segments)} must be at least one number of at least 1, such as [16, 32]")
@@ -244,28 +305,36 @@ def evaluate_run(
         check_surroundings(loaded.config.ray.address)
     folders = _open(loaded, tuple(as_path(path).resolve() for path in data), split)
     asked = sorted({*(segments or [loaded.halt_max_steps])})
-    evaluator = Evaluator(
-        EvaluationJob(
-            checkpoint=loaded.path.resolve(),
-            averaged=averaged,
-            folders=folders,
-            split=split,
-            num_segments=asked[-1],
-            halt=halt,
-            num_variants=None if augmentations is None else 1 + augmentations,
-            batch_size=batch_size or loaded.config.eval_batch_size or loaded.config.global_batch_size,
-            max_puzzles=max_puzzles,
-        ),
-        loaded,
-    )
+    size = batch_size or loaded.config.eval_batch_size or loaded.config.global_batch_size
+    taken: dict[str, Any] = {
+        "checkpoint": loaded.path.resolve(),
+        "averaged": averaged,
+        "folders": folders,
+        "split": split,
+    }
+    taken |= {"num_segments": asked[-1], "batch_size": size}
+    evaluator: Evaluator | TextEvaluator
+    if loaded.causal and DatasetInfo.load(folders[0]).text is not None:
+        _check_of_text(halt=halt, augmentations=augmentations)
+        evaluator = TextEvaluator(TextJob(**taken, max_rows=max_puzzles), loaded)
+    else:
+        variants = None if augmentations is None else 1 + augmentations
+        evaluator = Evaluator(EvaluationJob(**taken, halt=halt, num_variants=variants, max_puzzles=max_puzzles), loaded)
     folder = _made_folder(as_path(run), output, split)
     where = f"; starting Ray with {num_workers} workers …" if num_workers else ""
     tell(f"Evaluating {run} on its {split} split{where}")
     with num_threads_kept():
-        rows, compute = _collect(evaluator, _measured(evaluator, num_workers))
-    evaluation = summarise_evaluation(rows, segments=asked, trained_segments=loaded.halt_max_steps)
+        evaluation, compute, extra = evaluator.collect(_measured(evaluator, num_workers), asked)
     provenance = _provenance(as_path(run), evaluator)
-    return _written(EvaluationReport(evaluation, provenance, compute, evaluator.tally.result()), folder)
+    return _written(EvaluationReport(evaluation, provenance, compute, extra), folder)
+
+
+def _check_of_text(*, halt: bool, augmentations: int | None) -> None:
+    """Refuse what text has not."""
+    if halt:
+        raise ValueError("--halt is for puzzles: no row of a text halts; leave it out")
+    if augmentations is not None:
+        raise ValueError(f"--augmentations={augmentations} is for puzzles whose answers are voted on; leave it out")
 
 
 def _made_folder(run: Path, output: str | Path | None, split: str) -> Path:
@@ -301,38 +370,18 @@ def _open(loaded: LoadedModel, data: tuple[Path, ...], split: str) -> tuple[Path
     return folders
 
 
-def _measured(evaluator: Evaluator, num_workers: int) -> Iterator[MeasuredBatch]:
+def _measured(evaluator: Evaluator | TextEvaluator, num_workers: int) -> Iterator[Any]:
     if num_workers == 0:
         return map(evaluator, range(evaluator.num_batches))
     from trm_ray.distributed.evaluator import map_on_ray
 
     evaluator.loaded.to("meta")  # whose weights take no memory: the workers load their own
-    opened = functools.partial(Evaluator, evaluator.job)
+    kind: Any = type(evaluator)
+    opened = functools.partial(kind, evaluator.job)
     return map_on_ray(opened, evaluator.num_batches, evaluator.loaded.config, num_workers)
 
 
-def _collect(evaluator: Evaluator, batches: Iterable[MeasuredBatch]) -> tuple[RowResults, dict[str, float]]:
-    """Put batches together, in their order."""
-    began, kept, num_run = time.perf_counter(), [], 0
-    with progress("boards", evaluator.num_boards) as advance:
-        for batch in batches:
-            kept.append(batch.rows)
-            evaluator.tally.add(batch.counted)
-            num_run += batch.num_run
-            advance(batch.num_boards)
-    names = [field.name for field in fields(RowResults)]
-    rows = RowResults(*(np.concatenate([getattr(part, name) for part in kept], axis=-1) for name in names))
-    compute = {
-        "halt": evaluator.job.halt,
-        "boards": evaluator.num_boards,
-        "segments": num_run,
-        "share_saved": 1 - num_run / (evaluator.num_boards * evaluator.job.num_segments),
-        "seconds": time.perf_counter() - began,
-    }
-    return rows, compute
-
-
-def _provenance(run: Path, evaluator: Evaluator) -> dict[str, Any]:
+def _provenance(run: Path, evaluator: Evaluator | TextEvaluator) -> dict[str, Any]:
     job, loaded = evaluator.job, evaluator.loaded
     return {
         "trm_ray": __version__,
@@ -342,10 +391,7 @@ def _provenance(run: Path, evaluator: Evaluator) -> dict[str, Any]:
         "weights": "averaged" if loaded.averaged else "raw",
         "split": job.split,
         "datasets": [{"folder": str(path), INFO_NAME: sha256(path / INFO_NAME)} for path in job.folders],
-        "rows": len(evaluator.rows),
-        "puzzles": len(np.unique(evaluator.rows.puzzles)),
-        "max_puzzles": job.max_puzzles,
-        "augmentations": None if not evaluator.tally.votes else job.num_variants - 1 if job.num_variants else "all",
+        **evaluator.facts,
         "batch_size": job.batch_size,
         "notes": evaluator.notes,
     }

@@ -101,12 +101,11 @@ def text_measure(folders: Sequence[Path]) -> TextMeasure | None:
     info = DatasetInfo.load(folders[0])
     if info.text is None:
         return None
-    names = ("unigram_bits_per_byte", "xz_bits_per_byte") if len(folders) == 1 else ()
-    found = {f"eval/{name}": getattr(info.text, name) for name in names}
+    found = {"unigram": info.text.unigram_bits_per_byte, "xz": info.text.xz_bits_per_byte} if len(folders) == 1 else {}
     return TextMeasure(
         torch.from_numpy(read_token_bytes(folders[0], info)),
         whole_rows=info.text.packing == "prompt",
-        yardsticks={tag: value for tag, value in found.items() if value is not None},
+        yardsticks={name: value for name, value in found.items() if value is not None},
     )
 
 

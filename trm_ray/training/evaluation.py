@@ -19,7 +19,7 @@ from trm_ray.training.session import Session
 
 _HALTING = ("exact_accuracy_halting", "act_steps", "q_halt_accuracy")
 _BY_DEPTH = ("loss", "accuracy", "exact_accuracy")
-_COUNTS = ("tokens", "rows", "bytes")
+_SIZES = ("bytes", "tokens", "rows")
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,21 @@ def _of_text(
         `eval/bits_per_byte`, all nats over ln 2 and all bytes, `eval/anytime_bits_per_byte`,
         `eval/first_segment/step_{i}_bits_per_byte`, and the yardsticks.
     """
-    text, sums = session.text, _Sums(_COUNTS, model, session)
+    text, sums = session.text, _Sums(_SIZES, model, session)
     token_bytes = None if text is None else text.token_bytes.to(session.device)
     for batch in batches:
-        sums.add(count_text(batch.labels, token_bytes), measure_text(model, batch, cell_loss, forward=forward).sum(-1))
+        sizes = dict(zip(_SIZES, text_sizes(batch.labels, token_bytes).sum(-1), strict=True))
+        sums.add(sizes, measure_text(model, batch, cell_loss, forward=forward).sum(-1))
     totals, (nats, right, solved) = sums.drain()
-    tokens, rows, num_bytes = (totals[name] or math.nan for name in _COUNTS)
+    num_bytes, tokens, rows = (totals[name] or math.nan for name in _SIZES)
     depths = {"loss": (nats / tokens).tolist(), "accuracy": (right / tokens).tolist()}
     if session.whole_rows:
         depths["exact_accuracy"] = (solved / rows).tolist()
     if text is not None:
         depths["bits_per_byte"] = (nats / (math.log(2) * num_bytes)).tolist()
     row = _depth_row(depths, model.H_cycles) | {"eval/perplexity": perplexity(depths["loss"][-1])}
-    return HeldOut(row | dict(text.yardsticks if text else {}), depths)
+    yardsticks = {} if text is None else text.yardsticks
+    return HeldOut(row | {f"eval/{name}_bits_per_byte": value for name, value in yardsticks.items()}, depths)
 
 
 class _Sums:
@@ -183,17 +185,15 @@ def measure_text(
     return torch.stack(by_depth, 1)
 
 
-def count_text(labels: Tensor, token_bytes: Tensor | None) -> dict[str, Tensor]:
-    """Count the tokens that have a label, the rows that hold any, and the bytes that they stand for, if that is known.
+def text_sizes(labels: Tensor, token_bytes: Tensor | None) -> Tensor:
+    """Measure how large rows of a text are: (3, B) bytes, labelled tokens, and 1 where there are any.
 
     Args:
-        token_bytes: (V,) those of each token.
+        token_bytes: (V,) bytes of each token; none at all if nobody knows.
     """
     counted = labels != IGNORED_LABEL
-    counts = {"tokens": counted.sum(), "rows": counted.any(-1).sum()}
-    if token_bytes is not None:
-        counts["bytes"] = (token_bytes[labels.clamp(min=0).long()] * counted).sum()
-    return counts
+    of_tokens = torch.zeros_like(labels) if token_bytes is None else token_bytes[labels.clamp(min=0).long()]
+    return torch.stack(((of_tokens * counted).sum(-1), counted.sum(-1), counted.any(-1)))
 
 
 @torch.inference_mode()

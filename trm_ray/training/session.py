@@ -65,9 +65,9 @@ class Session:
         log_row: writes one row of metrics; called on rank 0 alone.
         sync_log: makes sure that rows which were written are on the storage, as far as `log_row` has not.
         identifiers, tokenizer: the dataset's identifiers.json and tokenizer.json, which go into every checkpoint.
-        text: how the test split is measured where it is a text.
         stop_requested: whether this worker was asked to save and stop; the loop asks once a step.
         latest: the checkpoint to go on from, the latest that is as it was written; rank 0's counts.
+        text: how the test split is measured where it is a text.
     """
 
     run_dir: Path
@@ -78,12 +78,12 @@ class Session:
     sync_log: Callable[[], None] = field(default=lambda: None, kw_only=True)
     identifiers: bytes | None = field(default=None, kw_only=True)
     tokenizer: bytes | None = field(default=None, kw_only=True)
-    text: TextMeasure | None = field(default=None, kw_only=True)
     # Whether `report` must find its checkpoint on the storage, since the launcher may end the run there. It costs the
     # time to write one.
     awaits_checkpoints: ClassVar[bool] = False
     stop_requested: Callable[[], bool] = field(default=lambda: False, kw_only=True)
     latest: Path | None = field(default=None, kw_only=True)
+    text: TextMeasure | None = field(default=None, kw_only=True)
     exchange_time: ExchangeTime = field(default_factory=ExchangeTime, init=False)
 
     @property

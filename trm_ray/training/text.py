@@ -14,7 +14,7 @@ class TextMeasure:
 
     token_bytes: (V,) bytes of each token; a separator has none.
     whole_rows: a row may be right as a whole, as an answer to a prompt is; not so where rows are cut out of text.
-    yardsticks: bits per byte that take no model, by the tag that they are logged under.
+    yardsticks: bits per byte that take no model, by their name.
     """
 
     token_bytes: Tensor

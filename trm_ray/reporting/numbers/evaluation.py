@@ -6,13 +6,16 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
 from trm_ray.reporting.numbers.json_text import json_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT_VERSION = 1
 Z95 = 1.959963984540054  # standard deviations of the normal distribution that hold 95 % of it
@@ -221,11 +224,12 @@ def _mean(values: np.ndarray) -> float:
 
 
 def evaluation_json(
-    evaluation: Evaluation, provenance: Mapping[str, Any], compute: Mapping[str, float], extra: Mapping[str, Any]
+    evaluation: DataclassInstance, provenance: Mapping[str, Any], compute: Mapping[str, float], extra: Mapping[str, Any]
 ) -> str:
     """Write an evaluation and where it comes from as JSON; a number that does not exist is null.
 
     Args:
+        evaluation: an `Evaluation`, or one of text.
         extra: keys that the kind of puzzle adds.
     """
     content = {

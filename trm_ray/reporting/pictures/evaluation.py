@@ -5,7 +5,9 @@ from __future__ import annotations
 import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,31 +16,37 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from trm_ray.reporting.numbers.evaluation import NUM_BINS, Evaluation
-from trm_ray.reporting.pictures import style
+from trm_ray.reporting.numbers.text_evaluation import TextEvaluation
+from trm_ray.reporting.pictures import style, text_evaluation
 from trm_ray.reporting.pictures.style import FAINT, INK, MUTED
 
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
 _BLUE, _ORANGE = "#0072B2", "#E69F00"
 
 
-def draw_evaluation(evaluation: Evaluation, title: str, subtitle: str = "") -> Figure:
-    """Draw accuracy by segment and by depth, the halt head's reliability, and where it stops."""
+def draw_evaluation(evaluation: Evaluation | TextEvaluation, title: str, subtitle: str = "") -> Figure:
+    """Draw accuracy by segment and by depth, the halt head's reliability, and where it stops; text has its own."""
+    panels: Mapping[str, Callable[[Axes, Any], None]] = PANELS
+    if isinstance(evaluation, TextEvaluation):
+        panels = text_evaluation.PANELS
+    lines = len(panels) // 2
+    height = 4.5 * lines  # inches
     with style.styled(), style.room_for_notes():
-        figure = Figure(figsize=(13, 9), dpi=100, layout="constrained")
+        figure = Figure(figsize=(13, height), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, (heading, draw) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for axes, (heading, draw) in zip(figure.subplots(lines, 2).flat, panels.items(), strict=True):
             axes.set_title(heading)
             if evaluation.num_rows:
                 draw(axes, evaluation)
             else:
                 style.say(axes, "No row has labels.")
-        figure.text(0.014, 0.985, title, va="top", fontsize=15, fontweight="bold")
-        figure.text(0.986, 0.981, subtitle, va="top", ha="right", color=MUTED)
-        style.lay_out(figure, (0.006, 0.006, 0.988, 0.935), wspace=0.04, hspace=0.06)
+        figure.text(0.014, 1 - 0.135 / height, title, va="top", fontsize=15, fontweight="bold")
+        figure.text(0.986, 1 - 0.171 / height, subtitle, va="top", ha="right", color=MUTED)
+        style.lay_out(figure, (0.006, 0.006, 0.988, 1 - 0.585 / height), wspace=0.04, hspace=0.06)
         return figure
 
 
-def save_evaluation(evaluation: Evaluation, path: Path, title: str, subtitle: str = "") -> Path:
+def save_evaluation(evaluation: Evaluation | TextEvaluation, path: Path, title: str, subtitle: str = "") -> Path:
     """Draw an evaluation into a file; its ending (`.png`, `.svg`, `.pdf`) chooses the format."""
     return style.save(draw_evaluation(evaluation, title, subtitle), path)
 
