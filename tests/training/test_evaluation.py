@@ -31,7 +31,7 @@ HALT = torch.tensor([[-1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]])
 class Written(nn.Module):
     """A model of two cycles that answers from the tables; its first cycle always says token 0."""
 
-    H_cycles, halt_max_steps = 2, 3
+    H_cycles, halt_max_steps, causal = 2, 3, False
 
     def initial_carry(self, batch: Batch) -> Carry:
         zeros = torch.zeros(len(batch), dtype=torch.int64)

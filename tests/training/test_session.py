@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import SHAPE, begun, local_session, metric_rows, sudoku, tiny_config
-from workers import NUM_STEPS, RUNS, train, work
+from workers import NUM_STEPS, RUNS, train, train_on_text, work
 
 from trm_ray.training.checkpoint import load_checkpoint
 from trm_ray.training.loop import run_training
@@ -122,6 +122,12 @@ def test_two_workers_log_the_metrics_of_one(two_workers, one_worker, name):
     assert_close_rows(run, one_worker / name, 1e-4)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == len(set(steps))  # one rank writes
+
+
+def test_two_workers_measure_a_text_as_one_does(two_workers, tmp_path):
+    train_on_text(tmp_path)
+    assert_close_rows(finished(two_workers, "text"), tmp_path, 1e-6)
+    assert {"eval/bits_per_byte", "eval/exact_accuracy", "train/act/exact_accuracy"} <= set(metric_rows(tmp_path)[2])
 
 
 def test_the_compared_runs_halt_explore_and_measure(one_worker):

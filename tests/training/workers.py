@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from helpers import SHAPE, local_session, supervised, tiny_config
+from helpers import SHAPE, TEXT_ARCH, local_session, supervised, text_shape, texts, tiny_config
 
 from trm_ray.training.loop import run_training
 from trm_ray.training.session import Session
+from trm_ray.training.text import TextMeasure
 
 NUM_STEPS = 8
 RUNS: dict[str, dict[str, Any]] = {
@@ -40,6 +42,15 @@ def train(name: str, run_dir: Path, rank: int = 0, world_size: int = 1) -> None:
     config = tiny_config(**RUNS[name])
     session = local_session(run_dir, config, test_batch_size=3, rank=rank, world_size=world_size)
     run_training(config, SHAPE, NUM_STEPS, session)
+
+
+def train_on_text(run_dir: Path, rank: int = 0, world_size: int = 1) -> None:
+    """Two steps from the first weights on, then an evaluation of rows that cannot be halved."""
+    config, data = tiny_config(**supervised(arch=TEXT_ARCH, global_batch_size=7, log_interval=2)), texts(7, 12)
+    held_out = texts(7, 12, seed=1, labelled=0.2)
+    session = local_session(run_dir, config, data, test=held_out, test_batch_size=2, rank=rank, world_size=world_size)
+    text = TextMeasure(torch.arange(257) % 5, whole_rows=True)
+    run_training(config, text_shape(12), 2, replace(session, text=text))
 
 
 def exchange(session: Session) -> dict[str, Any]:
@@ -71,6 +82,7 @@ def work(rank: int, folder: Path) -> None:
     }
     session = local_session(folder / "exchange", tiny_config())
     jobs["exchange"] = lambda: torch.save(exchange(session), folder / "exchange" / f"{rank}.pt")
+    jobs["text"] = lambda: train_on_text(folder / "text", rank, 2)
     for name, job in jobs.items():
         try:
             job()

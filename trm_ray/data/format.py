@@ -83,6 +83,8 @@ class TextInfo:
         documents, tokens, bytes: of each split, by its name; bytes are those of the text that is predicted, in UTF-8.
         left_out: how many documents, by the reason.
         sources: name and SHA-256 of each file that was read, in their order.
+        unigram_bits_per_byte, xz_bits_per_byte: what the test split costs by how often tokens are in the training
+            split, and packed with xz; None of prompts, and where nobody has measured it.
     """
 
     __pydantic_config__ = _EXACTLY
@@ -96,6 +98,8 @@ class TextInfo:
     bytes: dict[str, _Count]
     left_out: dict[str, _Count]
     sources: list[dict[str, str]]
+    unigram_bits_per_byte: Annotated[float, Field(ge=0)] | None = None
+    xz_bits_per_byte: Annotated[float, Field(ge=0)] | None = None
 
     @property
     def num_documents(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trm_ray.config import Config, flat
-from trm_ray.data.format import read_splits
+from trm_ray.data.format import DatasetInfo, read_splits, read_token_bytes
 from trm_ray.data.rows import Rows, first_puzzles
 from trm_ray.data.stored import InOrder, StoredSplit
 from trm_ray.data.stream import RowStream, test_batches
@@ -27,6 +27,7 @@ from trm_ray.training.loop import run_training
 from trm_ray.training.session import LogRow, Session, place
 from trm_ray.training.state import build_model
 from trm_ray.training.stopping import StopSignals
+from trm_ray.training.text import TextMeasure
 
 
 def execute(
@@ -85,8 +86,27 @@ def execute(
             identifiers=identifiers.to_bytes(),
             stop_requested=stop_requested,
             latest=latest,
+            text=text_measure(plan.test_paths) if config.arch.causal else None,
         )
         return run_training(config, plan.shape, plan.num_steps, session, begin_with)
+
+
+def text_measure(folders: Sequence[Path]) -> TextMeasure | None:
+    """Read how the test split of datasets is measured where it is a text; the yardsticks of one are not of several.
+
+    Raises:
+        DatasetError: it does not say how many bytes its tokens stand for.
+    """
+    info = DatasetInfo.load(folders[0])
+    if info.text is None:
+        return None
+    names = ("unigram_bits_per_byte", "xz_bits_per_byte") if len(folders) == 1 else ()
+    found = {f"eval/{name}": getattr(info.text, name) for name in names}
+    return TextMeasure(
+        torch.from_numpy(read_token_bytes(folders[0], info)),
+        whole_rows=info.text.packing == "prompt",
+        yardsticks={tag: value for tag, value in found.items() if value is not None},
+    )
 
 
 def stored_train(plan: RunPlan, in_order: InOrder = map) -> StoredSplit:

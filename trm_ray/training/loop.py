@@ -169,7 +169,11 @@ class _Run:
     def window_row(self) -> dict[str, float]:
         """Average the logging window that ends here. Synchronises with the device."""
         state, done = self.state, self.state.step - 1
-        row = train_row(state.sums.drain(self.session), per_cycle=self.config.log_per_step_losses)
+        row = train_row(
+            state.sums.drain(self.session),
+            per_cycle=self.config.log_per_step_losses,
+            whole_rows=self.session.whole_rows,
+        )
         row["train/learning_rate"] = self.recipe.rate_at(done)
         supervision = self.recipe.supervision
         row["train/curriculum_weight"] = supervision.base_weight(done)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trm_ray.model.trm import SegmentOutput
-from trm_ray.training.losses import weighed
+from trm_ray.training.losses import IGNORED_LABEL, weighed
 from trm_ray.training.session import Session
 from trm_ray.training.supervision import SegmentLosses
 
@@ -54,6 +54,8 @@ HALTED_MEANS = {
     "exact_accuracy": "train/act/exact_accuracy",
     "q_halt_accuracy": "train/act/q_halt_accuracy",
 }
+# No row of a text halts, and as tokens weigh alike in the sums above, whole rows are counted apart.
+_OF_PUZZLES = {STEP_MEANS["q_halt_loss"], *(HALTED_MEANS[name] for name in HALTED_MEANS if name != "accuracy")}
 
 
 def train_metric_names(num_cycles: int, *, staged: bool = False, text: bool = False) -> tuple[str, ...]:
@@ -61,13 +63,13 @@ def train_metric_names(num_cycles: int, *, staged: bool = False, text: bool = Fa
 
     Args:
         staged: the number of cycles changes, so that each is counted.
-        text: losses are divided by labelled tokens, so that these are counted.
+        text: losses are divided by labelled tokens and whole rows by the rows, so that these are counted.
     """
     cycles = [f"step_{i}_loss" for i in range(num_cycles)]
     # Names are only ever added at the end: a checkpoint holds the sums of its window in this order.
     names = ("count", "halted", *STEP_MEANS, *HALTED_MEANS, *cycles, "first", *(f"first_{name}" for name in cycles))
     names += tuple(f"{of}_of_{name}" for name in cycles for of in ("count", "first") if staged)
-    return (*names, "labelled") if text else names
+    return (*names, "labelled", "halted_rows") if text else names
 
 
 @torch.no_grad()
@@ -76,9 +78,10 @@ def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tens
 
     Losses are already shares of the global batch and add up over the workers. Accuracies count the puzzles that halted,
     as in the original. Rows at their first segment are summed apart too: later ones begin with an answer that all
-    cycles have refined already. Rows of a text count as much as they have labels.
+    cycles have refined already. Rows of a text count as much as they have labels, and alike where they are solved.
     """
     carry, solved = output.carry, losses.solved
+    rows = carry.halted if losses.labelled is None else carry.halted & (carry.puzzles.labels != IGNORED_LABEL).any(-1)
     of_rows = (output.cycle_logits[-1], carry.puzzles.labels)
     halted, first = weighed(carry.halted, *of_rows), weighed(carry.steps == 1, *of_rows)
 
@@ -94,12 +97,12 @@ def segment_sums(output: SegmentOutput, losses: SegmentLosses) -> dict[str, Tens
         "q_halt_loss": losses.halt,
         "steps": over_halted(carry.steps),
         "accuracy": over_halted(losses.cells),
-        "exact_accuracy": over_halted(solved),
+        "exact_accuracy": (solved * rows).sum(),
         "q_halt_accuracy": over_halted((output.halt_logits >= 0) == solved),
         **{f"step_{i}_loss": loss for i, loss in enumerate(losses.cycles)},
         "first": first.sum(),
-        **{f"first_step_{i}_loss": (rows * first).sum() for i, rows in enumerate(losses.rows)},
-        **({} if losses.labelled is None else {"labelled": losses.labelled}),
+        **{f"first_step_{i}_loss": (loss * first).sum() for i, loss in enumerate(losses.rows)},
+        **({} if losses.labelled is None else {"labelled": losses.labelled, "halted_rows": rows.sum()}),
     }
 
 
@@ -117,12 +120,20 @@ def _divisor(sums: Mapping[str, _T]) -> _T:
     return sums["labelled"] if "labelled" in sums else sums["count"]
 
 
-def train_row(sums: Mapping[str, float], *, per_cycle: bool) -> dict[str, float]:
-    """Divide the sums of a logging window into the row that is logged."""
+def train_row(sums: Mapping[str, float], *, per_cycle: bool, whole_rows: bool = True) -> dict[str, float]:
+    """Divide the sums of a logging window into the row that is logged.
+
+    Args:
+        whole_rows: a row may be right as a whole; of text as it runs none is.
+    """
     losses = _divisor(sums) or math.nan  # no token in the window had a label
     row = {tag: sums[name] / (sums["count"] if name == "grad_norm" else losses) for name, tag in STEP_MEANS.items()}
     if sums["halted"]:
         row |= {tag: sums[name] / sums["halted"] for name, tag in HALTED_MEANS.items()}
+    if "labelled" in sums:
+        row = {tag: value for tag, value in row.items() if tag not in _OF_PUZZLES}
+        if whole_rows and sums["halted_rows"]:
+            row[HALTED_MEANS["exact_accuracy"]] = sums["exact_accuracy"] / sums["halted_rows"]
     cycles = [name for name in sums if name.startswith("step_")] if per_cycle else []
     divisors = {"count": losses, "first": sums["first"]}
     for where, of, prefix in (("deep_supervision", "count", ""), ("first_segment", "first", "first_")):

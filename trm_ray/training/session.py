@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trm_ray.model.trm import Batch
+from trm_ray.training.text import TextMeasure
 
 Depths = Mapping[str, Sequence[float]]
 
@@ -64,6 +65,7 @@ class Session:
         log_row: writes one row of metrics; called on rank 0 alone.
         sync_log: makes sure that rows which were written are on the storage, as far as `log_row` has not.
         identifiers: the dataset's identifiers.json, which goes into every checkpoint.
+        text: how the test split is measured where it is a text.
         stop_requested: whether this worker was asked to save and stop; the loop asks once a step.
         latest: the checkpoint to go on from, the latest that is as it was written; rank 0's counts.
     """
@@ -75,6 +77,7 @@ class Session:
     log_row: LogRow
     sync_log: Callable[[], None] = field(default=lambda: None, kw_only=True)
     identifiers: bytes | None = field(default=None, kw_only=True)
+    text: TextMeasure | None = field(default=None, kw_only=True)
     # Whether `report` must find its checkpoint on the storage, since the launcher may end the run there. It costs the
     # time to write one.
     awaits_checkpoints: ClassVar[bool] = False
@@ -91,6 +94,11 @@ class Session:
     def world_size(self) -> int:
         """Number of workers."""
         return place()[1]
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether a row may be right as a whole."""
+        return self.text is None or self.text.whole_rows
 
     def train_batches(self, start: int) -> Iterator[Batch]:
         """Yield this worker's batches from number `start` on, on the device."""

@@ -190,7 +190,7 @@ def _planned(
     longest = int(documents["tokens"][taken].max())
     if prompts and longest > seq_len:
         raise DatasetError(f"seq_len={seq_len} must be at least {longest}, the tokens of the longest prompt and answer")
-    counts: dict[str, dict[str, int]] = {"documents": {}, "tokens": {}, "bytes": {}}
+    counts: dict[str, Any] = {"documents": {}, "tokens": {}, "bytes": {}}
     splits, parts = {}, []
     for name, chosen in (("train", taken & ~is_test), ("test", is_test)):
         if not chosen.any():
