@@ -1,7 +1,7 @@
 """Train Tiny Recursive Models with deep supervision: one run, a sweep on Ray, the comparison.
 
-The Python API is `load_config`, `train`, `sweep`, `replay`, `diagnose`, `compare`, `report`, `evaluate`, `load_model`
-and `solve`.
+The Python API is `load_config`, `train`, `sweep`, `replay`, `diagnose`, `compare`, `report`, `evaluate`, `load_model`,
+`solve` and `generate`.
 Importing this package loads nothing heavy; the first use of one of them does.
 """
 
@@ -15,7 +15,19 @@ if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "saf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trm_ray.api import compare, diagnose, evaluate, load_config, load_model, replay, report, solve, sweep, train
+    from trm_ray.api import (
+        compare,
+        diagnose,
+        evaluate,
+        generate,
+        load_config,
+        load_model,
+        replay,
+        report,
+        solve,
+        sweep,
+        train,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +35,7 @@ __all__ = [
     "compare",
     "diagnose",
     "evaluate",
+    "generate",
     "load_config",
     "load_model",
     "replay",

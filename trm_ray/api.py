@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trm_ray.config import Config, SweepConfig
     from trm_ray.interop.loading import LoadedModel
     from trm_ray.model.trm import TinyRecursiveModel
+    from trm_ray.programs.generate import Generated
     from trm_ray.reporting.numbers.replay import Replay
     from trm_ray.reporting.numbers.summary import ScenarioSummary
     from trm_ray.reporting.numbers.verdicts import Verdict
@@ -297,3 +298,32 @@ def solve(
 
     identifiers = None if puzzle_identifiers is None else torch.as_tensor(puzzle_identifiers)
     return inference.solve(model, torch.as_tensor(inputs), identifiers, segments)
+
+
+def generate(
+    model: LoadedModel,
+    prompt: str | Sequence[int] = "",
+    *,
+    each: Callable[[str], object] = lambda piece: None,
+    **settings: Any,
+) -> Generated:
+    """Let a model of text go on with a prompt, up to the end of its document.
+
+    Args:
+        model: from `load_model`.
+        prompt: text, before which the separator of documents is put, or token ids as they are.
+        each: told each piece of text as soon as it is there, whole characters.
+        settings: of `trm_ray.programs.generate.Settings`: `max_new_tokens`, `temperature`, `top_p`, `seed`,
+            `segments`, `cycles`.
+
+    Returns:
+        `text` that comes after the prompt, its `tokens` with the `log_probabilities` that the model gives them, and at
+        what it `ended`.
+
+    Raises:
+        ValueError: it is no model of text, the prompt has what its tokenizer does not know, or a setting breaks its
+            rule.
+    """
+    from trm_ray.programs import generate as programme
+
+    return programme.generate(model, prompt, programme.Settings(**settings), each)

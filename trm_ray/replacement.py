@@ -31,7 +31,7 @@ PARTIAL = ".trm-ray-partial"
 UNFINISHED = ".trm-ray-unfinished"
 _MOST_TOLD = 5
 
-_CHECKPOINT_FILES = r"(state\.pt|run\.json|manifest\.json|identifiers\.json)"
+_CHECKPOINT_FILES = r"(state\.pt|run\.json|manifest\.json|identifiers\.json|tokenizer\.json)"
 _REPORT_FILES = (
     r"(dashboard\.png|comparison\.png|report\.html|summary\.(json|md)|evaluation_[A-Za-z0-9_.-]+\.(json|png)"
     r"|submission\.json)"

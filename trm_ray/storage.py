@@ -98,7 +98,10 @@ def check_url(text: str) -> str:
 
     protocol, rest = url[1], url[2]
     if protocol in _READ_ONLY or (protocol not in known_implementations and protocol not in registry):
-        raise ValueError(f"{protocol}:// is no storage that can be written; use s3://BUCKET/FOLDER, gs://… or a folder")
+        way_out = "use s3://BUCKET/FOLDER, gs://… or a folder"
+        if protocol in ("http", "https"):
+            way_out += ", and download what is to be read with curl -LO URL"
+        raise ValueError(f"{protocol}:// is no storage that can be written; {way_out}")
     user = rest.partition("/")[0]
     if "@" in user or (":" in user and protocol in EXTRAS):  # no bucket has a colon; AWS's secrets may hold slashes
         raise ValueError(f"{protocol}:// must hold no user or password; they belong into the environment")

@@ -326,6 +326,17 @@ def test_the_test_split_may_hold_uneven_puzzles(tmp_path):
     assert check.open_dataset(tmp_path / "set").splits["test"].mean_puzzle_examples == 7 / 4
 
 
+@pytest.mark.parametrize(("last", "puzzles"), [(range(300, 600), 600), ([299, 299, *range(302, 600)], 598)])
+def test_puzzles_that_number_the_rows_are_counted_as_others_are(tmp_path, last, puzzles):
+    tokens = np.zeros((600, 1), np.int32)
+    rows = replace(Rows.of_single_puzzles(tokens, tokens), puzzles=np.array([*range(300), *last], np.int32))
+    rows = replace(rows, groups=rows.puzzles)  # two files, of which the first is numbered in both
+    write_set(tmp_path / "set", {"train": rows}, identifiers=None)
+    split = check.open_dataset(tmp_path / "set").splits["train"]
+    assert (len(split.files), split.rows, split.groups) == (2, 600, puzzles)
+    assert split.mean_puzzle_examples == 600 / puzzles
+
+
 def test_what_breaks_the_stream_is_not_even_written(tmp_path):
     with pytest.raises(DatasetError, match="puzzle 2 of group 1 has 2 rows and puzzle 3 has 1"):
         write_set(tmp_path / "set", {"train": some_rows(7)})

@@ -3,28 +3,34 @@
 import gzip
 import hashlib
 import json
+import lzma
 import random
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from itertools import islice
+from itertools import cycle, islice
+from math import log2
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from trm_ray.cli import app
 from trm_ray.data.check import open_datasets
 from trm_ray.data.format import TOKEN_BYTES_NAME, DatasetInfo, read_split, read_token_bytes
 from trm_ray.data.stored import StoredSplit
 from trm_ray.data.stream import RowStream
 from trm_ray.kinds.registry import check_kind, kind_named
-from trm_ray.kinds.text import pack
+from trm_ray.kinds.text import pack, read, yardsticks
 from trm_ray.kinds.text.prepare import prepare_text
 from trm_ray.kinds.text.read import read_documents, text_files
 from trm_ray.kinds.text.tokenizer import BytesTokenizer, open_tokenizer, train_tokenizer
+from trm_ray.kinds.text.yardsticks import xz_bits_per_byte
 
 SEPARATOR, IGNORED = 256, -100
 PLAY = "To be, or not to be, that is the question:\nWhether ’tis nobler in the mind to suffer\n"
@@ -118,6 +124,7 @@ def test_only_the_answer_of_a_prompt_is_learnt_and_each_has_a_row(tmp_path: Path
     assert nine.labels.tolist() == [[IGNORED] * 4 + [*b"10", 256, IGNORED]]
     assert info.text is not None
     assert (info.text.packing, info.text.left_out["repeated"], info.text.total_bytes) == ("prompt", 1, 3)
+    assert (info.text.unigram_bits_per_byte, info.text.xz_bits_per_byte) == (None, None)
     with pytest.raises(ValueError, match="seq_len=6 must be at least 7"):
         prepare_text(tmp_path / "short", inputs=[tmp_path / "sums.jsonl"], seq_len=6, format="prompt")
 
@@ -151,6 +158,36 @@ def test_texts_of_different_tokenizers_are_not_used_together(tmp_path: Path):
 
 def test_bytes_are_drawn_as_characters():
     assert "".join(kind_named("text", 4, 257).symbols(np.array([256, 104, 105, 10]))) == "¶hi·"
+
+
+# ---- what models are measured against ---------------------------------------------------------------------
+
+
+def test_how_often_tokens_are_in_the_training_split_is_what_they_cost_in_the_test_split(tmp_path: Path):
+    info = prepare_text(tmp_path / "made", inputs=[json_lines(tmp_path / "a.jsonl", ["abc", "de"])], seq_len=3)
+    # Of 257 tokens, to each of which one is added, none of a test document's letters was seen, and its end was once.
+    by_train = {"abc": (2 * log2(4 + 257) + log2((4 + 257) / 2)) / 2, "de": (3 * log2(3 + 257) + log2(260 / 2)) / 3}
+    trained = documents_of(tmp_path / "made", "train")[0].decode()
+    assert info.text is not None
+    assert info.text.unigram_bits_per_byte == pytest.approx(by_train[trained], abs=1e-6)
+
+
+def test_what_xz_makes_of_the_test_split_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    texts = [text for text in some_documents(60) if text]
+    info = prepare_text(tmp_path / "made", inputs=[json_lines(tmp_path / "a.jsonl", texts)], seq_len=16, test_share=0.5)
+    documents = documents_of(tmp_path / "made", "test")
+    packed = lzma.compress(b"\0".join(documents), preset=9 | lzma.PRESET_EXTREME)
+    assert info.text is not None
+    assert info.text.xz_bits_per_byte == pytest.approx(8 * len(packed) / sum(map(len, documents)), abs=1e-6)
+    unigram, xz = info.text.unigram_bits_per_byte, info.text.xz_bits_per_byte
+    assert f"; unigram {unigram:.2f} and xz {xz:.2f} bits per byte" in capsys.readouterr().out
+
+
+def test_xz_is_given_so_much_text_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(yardsticks, "_COMPRESSED_BYTES", 10)
+    packed = lzma.compress(b"abcd\0efghi", preset=9 | lzma.PRESET_EXTREME)
+    assert xz_bits_per_byte(cycle([b"abcd", b"efghijk"])) == pytest.approx(8 * len(packed) / 9, abs=1e-6)
+    assert xz_bits_per_byte([]) is None
 
 
 # ---- stopped and gone on with ----------------------------------------------------------------------------
@@ -358,6 +395,8 @@ GOOD_LINE = b'{"text": "one"}\n'
         ("a.jsonl", GOOD_LINE + b"{\n", "line 2, is no JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"line 1, has half a character \('\\ud800'\)"),
         ("a.jsonl", b'{"body": "one"}\n', "line 1, has no `text` and no `content`; it has body"),
+        ("a.jsonl", GOOD_LINE + b'{"text": "\xe9"}\n', r"a\.jsonl, line 2, is not UTF-8 \(byte 0xe9 after 10 bytes\)"),
+        ("a.parquet", b"", r"a\.parquet is not readable Parquet"),
         ("a.parquet", b"no Parquet", r"a\.parquet is not readable Parquet"),
         ("a.bin", b"\0\0", r"a\.bin holds tokens, not text; name the tokenizer that made them"),
         ("a.pdf", b"", r"a\.pdf is not read; .*\.txt.* are: convert it"),
@@ -381,6 +420,10 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(tmp_path: Path, name: 
             [20240520 % 65536, 20240520 // 65536, 1, 0, 7, 0] + [0] * 506 + [1, 2],
             "version 1 and 7 tokens, and there are 2",
         ),
+        (
+            [20240801 % 65536, 20240801 // 65536, 7, 0, 1, 0] + [0] * 506 + [1, 0],
+            "its header says 20240801, version 7 and 1 tokens, and there are 2 of 16 bits; 20240520, version 1 is read",
+        ),
         ([], r"a\.bin has 0 bytes"),
     ],
 )
@@ -390,10 +433,77 @@ def test_tokens_that_are_not_the_tokenizers_are_refused(tmp_path: Path, tokens: 
         prepare_text(tmp_path / "made", inputs=[tmp_path / "a.bin"], tokenizer="bytes")
 
 
+def test_a_file_of_tokens_that_is_cut_in_the_middle_of_one_is_refused(tmp_path: Path):
+    (tmp_path / "a.bin").write_bytes(b"abc")
+    with pytest.raises(ValueError, match=r"a\.bin has 3 bytes; a file of 16-bit tokens has an even number of them"):
+        prepare_text(tmp_path / "made", inputs=[tmp_path / "a.bin"], tokenizer="bytes")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_rows_of_parquet_are_read_in_any_groups_and_none_is_an_empty_document(tmp_path: Path, rows: int):
+    texts = [*some_documents(30), None, "last"]
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / "a.parquet", row_group_size=rows)
+    assert [found.text.decode() for found in read_documents(tmp_path / "a.parquet", 1000)] == [t or "" for t in texts]
+
+
+def test_columns_are_looked_up_in_each_file_and_none_may_lack_them(tmp_path: Path):
+    json_lines(tmp_path / "in/a.jsonl", ["one"])
+    json_lines(tmp_path / "in/b.jsonl", ["two"], column="content")
+    info = prepare_text(tmp_path / "made", inputs=[tmp_path / "in"])
+    assert info.text is not None
+    assert info.text.num_documents == 2
+    json_lines(tmp_path / "in/c.jsonl", ["three"], column="body")
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 1, has no `text` and no `content`; it has id, body"):
+        prepare_text(tmp_path / "again", inputs=[tmp_path / "in"])
+    assert not (tmp_path / "again/dataset.json").exists()
+
+
+def test_a_line_that_is_too_long_is_told_before_all_of_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(read, "_LONGEST_LINE", 1 << 20)
+    json_lines(tmp_path / "a.jsonl", ["short", "long " * (1 << 18)])
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2, is longer than 1 MiB; part it, or use \.txt or \.parquet"):
+        prepare_text(tmp_path / "made", inputs=[tmp_path / "a.jsonl"])
+
+
+def test_a_tokenizer_needs_a_package_and_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "a.txt").write_text(PLAY)
+    with pytest.raises(ValueError, match=r"pip install 'trm-ray\[text\]', or use bytes"):
+        prepare_text(tmp_path / "made", inputs=[tmp_path / "a.txt"], train_vocab=300)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["nothing"], r"nothing holds no \.parquet, .*; name a folder that does"),
+        (["README"], r"README is not read; \.parquet, .* are: convert it"),
+        (["nowhere"], "nowhere does not exist; name files or folders"),
+        (["a.txt", "a.txt"], r"a\.txt is named twice; name it once"),
+        (["https://host/a.txt"], r"https:// is no storage .* download what is to be read with curl -LO URL"),
+        (["mixed"], r"b\.bin holds tokens, not text; name the tokenizer that made them"),
+    ],
+)
+def test_inputs_that_are_none_end_the_command_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: list[str], message: str
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "README", "nothing/README", "mixed/a.txt", "mixed/b.bin"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("some")
+    words = [word for name in inputs for word in ("--input", name)]
+    ended = CliRunner().invoke(app, ["prepare", "text", *words, "--output", "made"])
+    assert ended.exit_code == 2
+    assert re.search(message, ended.output)
+    assert ended.output.count("\n") == 1
+    assert not Path("made").exists()
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         ({"text": [1, 2]}, "column `text` is int64; it must be text"),
+        ({"text": [["a"]]}, "column `text` is list<.*>; it must be text"),
         ({"body": ["a"]}, "has no `text` and no `content`; it has body"),
     ],
 )
@@ -407,6 +517,8 @@ def test_columns_that_hold_no_text_are_refused(tmp_path: Path, table: dict, mess
     ("arguments", "message"),
     [
         ({"inputs": []}, "there is no input"),
+        ({"test_share": 0.0}, "test_share=0 must be above 0 and below 1"),
+        ({"separator": "x"}, "--separator x is for a tokenizer.json; bytes are parted by token 256"),
         ({"seq_len": 0}, "seq_len=0 must be at least 1"),
         ({"test_share": 1.0}, "test_share=1 must be above 0 and below 1"),
         ({"document_bytes": 9}, "document_bytes=9 must be at least 64"),

@@ -1,6 +1,7 @@
 """Text that needs no files: sums and words as prompts with answers, and the documentation of Python."""
 
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,13 @@ def test_the_documentation_of_python_is_running_text_of_so_many_rows(tmp_path: P
     assert info.text is not None
     assert {name: split.rows for name, split in info.splits.items()} == {"train": 200, "test": 20}
     assert info.text.tokens == {"train": 200 * 32, "test": 20 * 32}
-    rows = read_split(tmp_path / "docs", "train")
+    rows, held_out = (read_split(tmp_path / "docs", split) for split in ("train", "test"))
+    text = held_out.labels.ravel()
+    text = np.where(text == 256, 0, text).astype(np.uint8).tobytes().rstrip(b"\0")
+    packed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
+    assert info.text.xz_bits_per_byte == pytest.approx(8 * len(packed) / info.text.bytes["test"], abs=1e-6)
+    assert info.text.unigram_bits_per_byte is not None
+    assert 3 < info.text.unigram_bits_per_byte < 8
     assert np.array_equal(rows.inputs.ravel()[1:], rows.labels.ravel()[:-1])
     assert open_datasets([tmp_path / "docs"], also=check_kind).kind == "text"
 

@@ -5,6 +5,7 @@ from trm_ray.cli import (
     bench,
     checkpoints,
     diagnose,
+    generate,
     plan,
     predict,
     prepare,

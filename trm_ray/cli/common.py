@@ -23,7 +23,7 @@ from trm_ray.training.stopping import stops_at_once
 
 # Typer reads the annotations at run time, so what they name must be there.
 _ORDER: tuple[str, ...] = ("prepare", "train", "schedule", "plan", "sweep", "dashboard", "diagnose", "compare")
-_ORDER += ("report", "replay", "evaluate", "predict", "submit", "jobs")
+_ORDER += ("report", "replay", "evaluate", "predict", "generate", "submit", "jobs")
 
 
 class _InOrderOfUse(TyperGroup):

@@ -187,23 +187,46 @@ def _check_side_files(folder: Path, info: DatasetInfo) -> None:
 
 
 def _check_split(folder: Path, name: str, split: SplitInfo, info: DatasetInfo, hashes: RowHashes | None) -> None:
-    seen, keys = 0, []
+    seen, numbers = 0, _Numbers()
     with progress(f"{name} rows checked", split.rows) as advance:
         for file, table in row_groups(folder, split, checked=True):
             rows = rows_of_table(folder, file, table, info.seq_len)
             check_tokens(name, seen, rows, info)
-            if hashes is not None:
+            if hashes is not None and not info.is_running_text:  # of which whole documents were compared
                 hashes.add(name, rows)
             seen += len(rows)
-            keys.append((rows.puzzles, rows.groups))
+            numbers.add(rows)
             advance(len(rows))
     check_filled(name, seen)
-    puzzles, groups = (np.concatenate(column) for column in zip(*keys, strict=True))
-    check_puzzles(name, puzzles, groups)
-    found = (seen, *puzzle_counts(puzzles, groups))
+    found = (seen, *numbers.checked(name))
     for key, value in zip(("rows", "groups", "mean_puzzle_examples"), found, strict=True):
         if not np.isclose(value, getattr(split, key), rtol=1e-9, atol=0):
             raise DatasetError(f"the {name} split has {key}={value}; dataset.json says {getattr(split, key)}")
+
+
+class _Numbers:
+    """Collect the puzzles and groups of rows, which may be many: nothing is kept while both number the rows."""
+
+    def __init__(self) -> None:
+        self._numbered = 0  # rows, from the first on
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+        own = np.arange(self._numbered, self._numbered + len(rows))
+        if not self._parts and np.array_equal(rows.puzzles, own) and np.array_equal(rows.groups, own):
+            self._numbered += len(rows)
+        else:
+            self._parts.append((rows.puzzles, rows.groups))
+
+    def checked(self, name: str) -> tuple[int, float]:
+        """Check them as `check_puzzles` does, and count them as `puzzle_counts` does."""
+        if not self._parts:
+            return self._numbered, 1.0
+        own = np.arange(self._numbered, dtype=np.int32)
+        puzzles, groups = (np.concatenate([own, *column]) for column in zip(*self._parts, strict=True))
+        check_puzzles(name, puzzles, groups)
+        return puzzle_counts(puzzles, groups)
 
 
 def check_tokens(name: str, first_row: int, rows: Rows, info: DatasetInfo) -> None:

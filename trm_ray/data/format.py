@@ -159,6 +159,11 @@ class DatasetInfo:
             _check_files(folder, files)
         return info
 
+    @property
+    def is_running_text(self) -> bool:
+        """Tell whether rows are cut from documents wherever they end, rather than questions with answers."""
+        return self.text is not None and self.text.packing == "running"
+
     def split(self, name: str) -> SplitInfo:
         """Look a split up.
 
@@ -230,6 +235,19 @@ def read_token_bytes(folder: Path, info: DatasetInfo) -> np.ndarray:
             f"{path} must hold vocab_size={info.vocab_size} numbers of bytes; it holds {len(found)} values"
         )
     return np.array(found, np.int64)
+
+
+def read_tokenizer(folder: Path) -> bytes | None:
+    """Read the tokenizer.json of a text; None where tokens are bytes, and where the data is no text.
+
+    Raises:
+        DatasetError: it is missing, or not what dataset.json says.
+    """
+    expected = DatasetInfo.load(folder).files.get(TOKENIZER_NAME)
+    if expected is None:
+        return None
+    check_checksum(folder / TOKENIZER_NAME, expected)
+    return local_file(folder / TOKENIZER_NAME).read_bytes()
 
 
 def read_json(path: Path, kind: type = dict, hint: str = "") -> Any:

@@ -89,6 +89,7 @@ class _Understood:
     shape: TokenShape
     identifiers: bytes | None
     notes: tuple[str, ...]
+    tokenizer: bytes | None = None
 
 
 def import_checkpoint(
@@ -170,7 +171,7 @@ def _understand(request: _Request) -> _Understood:
     if request.data_paths:
         config = with_overrides(config, {"data_paths": list(request.data_paths)})
     weights = Weights(portable.tensors, None, names, (), state["step"])
-    return _Understood(weights, config, shape, portable.identifiers, ())
+    return _Understood(weights, config, shape, portable.identifiers, (), state["tokenizer"])
 
 
 def _understand_original(weights: Weights, request: _Request) -> _Understood:
@@ -335,7 +336,7 @@ def _write_run(request: _Request, found: _Understood, identifiers: bytes | None)
         "model": weights.model,
         "ema": weights.average,
     }
-    save_checkpoint(output / FINAL_MODEL, state, identifiers)
+    save_checkpoint(output / FINAL_MODEL, state, identifiers, tokenizer=found.tokenizer)
 
 
 def _as_float32(weights: Weights) -> Weights:

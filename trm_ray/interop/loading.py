@@ -25,6 +25,7 @@ class LoadedModel(TinyRecursiveModel):
         config: that of its run; the architecture is always the checkpoint's own.
         identifiers: the identifiers.json of the puzzles that it was trained on.
         averaged: whether these are the averaged weights.
+        tokenizer: the tokenizer.json of the text that it was trained on; None where its tokens are bytes, or no text.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class LoadedModel(TinyRecursiveModel):
         step: int,
         path: Path,
         averaged: bool,
+        tokenizer: bytes | None = None,
     ):
         nn.Module.__init__(self)  # not the network's own, which would draw weights
         self.__dict__.update(model.__dict__)
         self.config, self.shape, self.identifiers = config, shape, identifiers
-        self.step, self.path, self.averaged = step, path, averaged
+        self.step, self.path, self.averaged, self.tokenizer = step, path, averaged, tokenizer
         self.eval()
 
     @property
@@ -86,7 +88,14 @@ def load_model(
         raise ValueError(f"{folder} does not fit its own config ({reason}); name an intact checkpoint") from error
     step = int(state.get("step") or 0)
     return LoadedModel(
-        model.to(device), config=config, shape=shape, identifiers=identifiers, step=step, path=folder, averaged=averaged
+        model.to(device),
+        config=config,
+        shape=shape,
+        identifiers=identifiers,
+        step=step,
+        path=folder,
+        averaged=averaged,
+        tokenizer=state.get("tokenizer"),
     )
 
 

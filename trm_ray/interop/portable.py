@@ -15,7 +15,7 @@ from torch import Tensor
 from trm_ray.config import Config, config_from_values, load_yaml, to_yaml
 from trm_ray.interop.original import contradictions, facts_of
 from trm_ray.storage import local_file, made_elsewhere
-from trm_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_identifiers
+from trm_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_identifiers, load_tokenizer
 from trm_ray.training.state import TokenShape
 
 FORMAT_VERSION = 1
@@ -35,7 +35,7 @@ class Portable:
 
 
 def write_portable(path: Path, state: dict[str, Any], identifiers: bytes | None) -> None:
-    """Write a checkpoint's `model` with its config, token shape, step and identifiers."""
+    """Write a checkpoint's `model` with its config, token shape, step, identifiers and tokenizer."""
     from safetensors.torch import save_file
 
     metadata = {
@@ -47,6 +47,8 @@ def write_portable(path: Path, state: dict[str, Any], identifiers: bytes | None)
     }
     if identifiers is not None:
         metadata["identifiers"] = identifiers.decode()
+    if state.get("tokenizer") is not None:
+        metadata["tokenizer"] = state["tokenizer"].decode()
     with made_elsewhere(path) as temporary:
         save_file(state["model"], temporary, metadata)
 
@@ -76,7 +78,8 @@ def read_model(path: Path) -> tuple[Path, dict[str, Any], bytes | None]:
     """Read a run, a checkpoint's folder or a safetensors file of ours, memory-mapped.
 
     Returns:
-        What was read, its state as `load_checkpoint` returns it, and its identifiers.json if it has one.
+        What was read, its state as `load_checkpoint` returns it, with the tokenizer.json that lies beside it as
+        `tokenizer`, and its identifiers.json if it has one.
 
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
@@ -86,7 +89,8 @@ def read_model(path: Path) -> tuple[Path, dict[str, Any], bytes | None]:
         raise ValueError(f"{path} does not exist; name {kinds}")
     if not path.is_file():
         folder = find_checkpoint(path)
-        return folder, load_checkpoint(folder, mapped=True), load_identifiers(folder)
+        state = {**load_checkpoint(folder, mapped=True), "tokenizer": load_tokenizer(folder)}
+        return folder, state, load_identifiers(folder)
     portable = read_portable(path) if path.suffix == SUFFIX else None
     if portable is None or portable.state is None:
         raise ValueError(f"{path} says nothing of its architecture; make a run of it: trm-ray import-checkpoint {path}")
@@ -106,7 +110,8 @@ def _state(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
     except Exception as error:  # somebody else's text may break every rule
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path} has damaged metadata ({type(error).__name__}: {reason}); write it anew") from error
-    return {"config": config, "shape": shape, "step": step, "model": tensors, "ema": None}
+    tokenizer = metadata["tokenizer"].encode() if "tokenizer" in metadata else None
+    return {"config": config, "shape": shape, "step": step, "model": tensors, "ema": None, "tokenizer": tokenizer}
 
 
 def _are_weights(held: Any) -> bool:

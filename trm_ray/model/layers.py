@@ -19,7 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trm_ray.model.cache import Past
+
 MixerNorm = Literal["positions", "features"]
+# Whom each position looks at, (B, 1, L, L), or what was seen before these positions; None leaves it to the layer.
+Mask = Tensor | Past | None
 
 # A normal truncated at ±2 has this standard deviation; dividing by it restores the one asked for.
 _TRUNCATED_STD = 0.87962566103423978
@@ -143,11 +147,12 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate (B, heads, L, head_size) by position, in float32."""
+    def forward(self, x: Tensor, begin: int = 0) -> Tensor:
+        """Rotate (B, heads, L, head_size) by position, the first of which is `begin`, in float32."""
         first, second = x.chunk(2, dim=-1)
         turned = torch.cat((-second, first), dim=-1)
-        return (x * self.cos + turned * self.sin).to(x.dtype)
+        cos, sin = (table.narrow(0, begin, x.shape[2]) for table in (self.cos, self.sin))
+        return (x * cos + turned * sin).to(x.dtype)
 
 
 class _SiLUGate(torch.autograd.Function):
@@ -227,21 +232,25 @@ class AttentionMixer(nn.Module):
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size, generator=generator)
         self.o_proj = Linear(hidden_size, hidden_size, generator=generator, init_scale=residual_init_scale)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
         """Mix (B, L, D) over L; arguments as those of `update`."""
         return residual_norm(x, self.update(x, mask), self.eps)
 
-    def update(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def update(self, x: Tensor, mask: Mask = None) -> Tensor:
         """Compute what the residual adds.
 
         Args:
-            mask: (B, 1, L, L) whom each position looks at, in place of `causal`'s own, which needs none in memory.
+            mask: (B, 1, L, L) whom each position looks at, in place of `causal`'s own, which needs none in memory; or
+                the past that these positions come after.
         """
         batch, length, size = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3, self.num_heads, size // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        begin = mask.first if isinstance(mask, Past) else 0
         if self.rotary is not None:
-            query, key = self.rotary(query), self.rotary(key)
+            query, key = self.rotary(query, begin), self.rotary(key, begin)
+        if isinstance(mask, Past):
+            (key, value), mask = mask.extended(key, value), mask.mask
         whole = self.causal and mask is None
         attention = functools.partial(F.scaled_dot_product_attention, attn_mask=mask, is_causal=whole)
         mixed = _multiplied(attention, query, key, value)
@@ -283,7 +292,7 @@ class Block(nn.Module):
         super().__init__()
         self.mixer, self.mlp, self.eps = mixer, mlp, eps
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
         """Map (B, L, D) to (B, L, D), where a mask (B, 1, L, L) says whom a position looks at."""
         x = self.mixer(x, mask)
         return residual_norm(x, self.mlp(x), self.eps)
@@ -294,7 +303,7 @@ class PreNormBlock(Block):
 
     mixer: AttentionMixer
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
         x = x + self.mixer.update(rms_norm(x, self.eps), mask)
         return x + self.mlp(rms_norm(x, self.eps))
@@ -311,7 +320,7 @@ class Stack(nn.Sequential):
         super().__init__()
         self.exit_eps = exit_eps
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
         """Map (B, L, D) to (B, L, D)."""
         for block in self:
             x = block(x, mask)

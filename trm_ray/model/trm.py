@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from trm_ray.model.cache import Past
 from trm_ray.model.gradient_path import GradientPath
-from trm_ray.model.layers import Block, Linear, PreNormBlock, Stack, SwiGLU, linear, truncated_normal_
+from trm_ray.model.layers import Block, Linear, Mask, PreNormBlock, Stack, SwiGLU, linear, truncated_normal_
 from trm_ray.model.puzzle_embedding import PuzzleEmbedding
 from trm_ray.model.unread import Unread
 
@@ -213,13 +214,31 @@ class TinyRecursiveModel(nn.Module):
         leaf, rows = self.puzzle_leaf(len(batch)) if puzzle_leaf is None else puzzle_leaf, None
         if self.puzzle_embedding is not None and leaf is not None:
             rows = self.puzzle_embedding.rows(carry.puzzles.puzzle_identifiers, leaf)
-        cycle_logits, halt_logits, answer, latent = self._recur(carry, rows, path)
+        arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, path)
+        cycle_logits, halt_logits, answer, latent = self._recur(*arguments)
         steps = carry.steps + 1
         halted = steps >= self.halt_max_steps
         if min_steps is not None and not self.causal:
             halted = halted | ((halt_logits.detach() > 0) & (steps >= min_steps))
         after = replace(carry, answer=answer.detach(), latent=latent.detach(), steps=steps, halted=halted)
         return SegmentOutput(cycle_logits, halt_logits, after, leaf)
+
+    def extend(self, past: Past, tokens: Tensor, num_cycles: int) -> Unread:
+        """Read the tokens (B, n) of texts that come after a past, to which they are added.
+
+        Args:
+            num_cycles: H-cycles, of all segments: where one ends and the next begins nothing changes.
+
+        Returns:
+            What is to be read of them after the last cycle.
+        """
+        assert self.causal, "what comes later must not matter"
+        past.begin(tokens)
+        begin = (self.answer_init.to(self.forward_dtype), self.latent_init.to(self.forward_dtype))
+        states = (state.expand(*tokens.shape, -1) for state in begin)
+        read, *_ = self._recur(tokens, None, *states, GradientPath.last(num_cycles), past)
+        assert isinstance(read[-1], Unread)
+        return read[-1]
 
     def _refill(self, carry: Carry, batch: Batch) -> Carry:
         """Give halted rows the batch's puzzle and the initial state."""
@@ -231,9 +250,8 @@ class TinyRecursiveModel(nn.Module):
             puzzles=batch.each(lambda new, old: _choose(carry.halted, new, old), carry.puzzles),
         )
 
-    def _recur(self, carry: Carry, rows: Tensor | None, path: GradientPath) -> _Recursed:
+    def _recur(self, *arguments: object) -> _Recursed:
         (recursion,) = self._recursion
-        arguments = (carry.puzzles.inputs, rows, carry.answer, carry.latent, path)
         if self.embed_tokens.dtype == self.forward_dtype:
             return recursion(*arguments)
         # One cast a weight and segment; the recursion uses each weight H_cycles·(L_cycles + 1) times.
@@ -252,7 +270,7 @@ class _Cycle(nn.Module):
         self.model = model
 
     def forward(
-        self, answer: Tensor, latent: Tensor, question: Tensor, mask: Tensor | None, L_cycles: int
+        self, answer: Tensor, latent: Tensor, question: Tensor, mask: Mask, L_cycles: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Update the latent `L_cycles` times and the answer once."""
         model = self.model
@@ -260,7 +278,7 @@ class _Cycle(nn.Module):
         for _ in range(L_cycles):
             latent = model.blocks(latent + injected, mask)
         answer = model.blocks(answer + latent, mask)
-        states = answer.narrow(1, model.prefix_len, model.seq_len)
+        states = answer.narrow(1, model.prefix_len, answer.shape[1] - model.prefix_len)
         return answer, latent, states if model.causal else linear(states, model.head)
 
 
@@ -273,11 +291,17 @@ class _Recursion(nn.Module):
         self._cycle = (_Cycle(model),)  # in a tuple: swapped under two names, no weight would come back
 
     def forward(
-        self, inputs: Tensor, rows: Tensor | None, answer: Tensor, latent: Tensor, path: GradientPath
+        self,
+        inputs: Tensor,
+        rows: Tensor | None,
+        answer: Tensor,
+        latent: Tensor,
+        path: GradientPath,
+        past: Past | None = None,
     ) -> _Recursed:
-        """Run the H-cycles."""
+        """Run the H-cycles, on tokens that come after a `past` if there is one."""
         model = self.model
-        question, mask = self._embed(inputs, rows), self._mask(inputs)
+        question, mask = self._embed(inputs, rows), self._mask(inputs) if past is None else past
         again, read = model.checkpoint_cycles and path.depth > 1, []
         L_cycles = path.L_cycles or model.L_cycles
         for supervised, with_gradient in zip(path.supervised, path.with_gradient, strict=True):
@@ -291,7 +315,7 @@ class _Recursion(nn.Module):
         return tuple(read), halt_logits, answer, latent
 
     def _checkpointed(
-        self, answer: Tensor, latent: Tensor, question: Tensor, mask: Tensor | None, L_cycles: int
+        self, answer: Tensor, latent: Tensor, question: Tensor, mask: Mask, L_cycles: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         # As they are now: swapped weights are the old ones again when the backward pass runs the cycle once more.
         (cycle,) = self._cycle

@@ -84,6 +84,7 @@ def execute(
             log_row,
             sync_log=sync_log,
             identifiers=identifiers.to_bytes(),
+            tokenizer=plan.tokenizer(),
             stop_requested=stop_requested,
             latest=latest,
             text=text_measure(plan.test_paths) if config.arch.causal else None,

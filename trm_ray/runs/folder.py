@@ -23,12 +23,14 @@ from trm_ray.storage import check_is_folder, is_whole, write_whole
 from trm_ray.training.checkpoint import (
     FINAL_MODEL,
     MANIFEST_FILE,
+    TOKENIZER_FILE,
     checkpoint_step,
     final_step,
     has_checkpoint,
     latest_checkpoint,
     load_identifiers,
     load_run_config,
+    load_tokenizer,
 )
 
 # A resumed run may train longer, be watched differently and run elsewhere; anything else makes it another run.
@@ -128,9 +130,9 @@ def _check_not_foreign(plan: RunPlan, *, resume: bool) -> None:
 
 
 def _checked_checkpoint(plan: RunPlan) -> Path | None:
-    """Find the latest checkpoint; refuse another run's, and identifiers that name other puzzles than its own.
+    """Find the latest checkpoint; refuse another run's, and data whose puzzles or tokens mean others than its own.
 
-    With other puzzles vectors would change owners.
+    With other puzzles vectors would change owners, and so they would with other tokens.
     """
     latest, now = latest_checkpoint(plan.folder, verified=True), plan.identifiers()
     if latest is None:
@@ -144,6 +146,9 @@ def _checked_checkpoint(plan: RunPlan) -> Path | None:
             f"data_paths={plan.config.data_paths} has {len(now)} puzzle identifiers that are not the {len(then)} which "
             f"{latest} was trained with; prepare the dataset with the same puzzles, seed and augmentations"
         )
+    if load_tokenizer(latest) not in (None, plan.tokenizer()):
+        rule = f"has another tokenizer than {latest} was trained with; prepare the dataset with that one: --tokenizer"
+        raise ConfigError(f"data_paths={plan.config.data_paths} {rule} {latest / TOKENIZER_FILE}")
     return latest
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trm_ray.config import Config, ConfigError, run_dir, with_overrides
 from trm_ray.config.surroundings import LOCAL, check_surroundings, cluster_address
-from trm_ray.data.format import DatasetInfo, read_identifiers
+from trm_ray.data.format import DatasetInfo, read_identifiers, read_tokenizer
 from trm_ray.data.identifiers import PuzzleIdentifiers
 from trm_ray.data.stream import fits_in_memory
 from trm_ray.runs.data import complete, open_data, tell_own_data
@@ -47,6 +47,10 @@ class RunPlan:
     def identifiers(self) -> PuzzleIdentifiers:
         """Read what the puzzle identifiers stand for."""
         return read_identifiers(*self.train_paths, *self.test_paths)
+
+    def tokenizer(self) -> bytes | None:
+        """Read the tokenizer.json that spells a text; None for bytes, and where the data is no text."""
+        return read_tokenizer(self.train_paths[0])
 
     def vary(self, config: Config, folder: Path) -> RunPlan:
         """Plan another run on the same data."""

@@ -29,6 +29,8 @@ FORMAT_VERSION = 2
 STATE_FILE = "state.pt"
 # Which puzzle each row of the puzzle embedding belongs to. Without it no training on the same puzzles can go on.
 IDENTIFIERS_FILE = "identifiers.json"
+# How a text is spelt, unless its tokens are bytes.
+TOKENIZER_FILE = "tokenizer.json"
 # What differs between two runs of the same steps; without it their states are the same file, byte for byte.
 RUN_FILE = "run.json"
 _RUN_KEYS = ("config", "wall_s", "core_seconds")
@@ -66,7 +68,11 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def save_checkpoint(
-    folder: Path, state: Mapping[str, Any], identifiers: bytes | None = None, score: float | None = None
+    folder: Path,
+    state: Mapping[str, Any],
+    identifiers: bytes | None = None,
+    score: float | None = None,
+    tokenizer: bytes | None = None,
 ) -> Path:
     """Write a checkpoint so that `folder` holds either all of it or what it held before.
 
@@ -77,18 +83,20 @@ def save_checkpoint(
         state: tensors and plain containers.
         identifiers: content of the dataset's identifiers.json.
         score: the evaluation's loss, which `keep_best` goes by.
+        tokenizer: content of the dataset's tokenizer.json.
 
     Raises:
         OSError: the storage fails; nothing is left behind, but on object storage, where it is no checkpoint.
     """
+    beside_state = {IDENTIFIERS_FILE: identifiers, TOKENIZER_FILE: tokenizer}
     if is_remote(folder):
         remove_tree(folder, MANIFEST_FILE)
-        _fill(folder, state, identifiers, score)
+        _fill(folder, state, score, beside_state)
         return folder
     temporary = beside(folder, "tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        _fill(temporary, state, identifiers, score)
+        _fill(temporary, state, score, beside_state)
         _sync_folder(temporary)
         _put_in_place(temporary, folder)
     finally:
@@ -101,11 +109,12 @@ def beside(folder: Path, kind: str) -> Path:
     return folder.with_name(f".{folder.name}.{os.getpid()}.{kind}")
 
 
-def _fill(folder: Path, state: Mapping[str, Any], identifiers: bytes | None, score: float | None) -> None:
+def _fill(folder: Path, state: Mapping[str, Any], score: float | None, others: Mapping[str, bytes | None]) -> None:
     folder.mkdir(parents=True)
     files: dict[str, Any] = {}
-    if identifiers is not None:
-        files[IDENTIFIERS_FILE] = _write(folder / IDENTIFIERS_FILE, lambda file: file.write(identifiers))
+    for name, content in others.items():
+        if content is not None:
+            files[name] = _write(folder / name, functools.partial(_HashingFile.write, data=content))
     of_run = {key: state[key] for key in _RUN_KEYS if key in state}
     files[RUN_FILE] = _write(folder / RUN_FILE, lambda file: file.write(json.dumps(of_run, indent=2).encode()))
     state = {"format_version": FORMAT_VERSION, **{key: value for key, value in state.items() if key not in of_run}}
@@ -230,8 +239,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise ValueError(f"{MANIFEST_FILE} is no manifest") from None
     if version != MANIFEST_VERSION:
         raise ValueError(f"{MANIFEST_FILE} has format_version={version!r}, this trm-ray reads {MANIFEST_VERSION}")
-    if STATE_FILE not in files or not files.keys() <= {STATE_FILE, RUN_FILE, IDENTIFIERS_FILE}:
-        raise ValueError(f"{MANIFEST_FILE} names other files than {STATE_FILE}, {RUN_FILE} and {IDENTIFIERS_FILE}")
+    known = (STATE_FILE, RUN_FILE, IDENTIFIERS_FILE, TOKENIZER_FILE)
+    if STATE_FILE not in files or not files.keys() <= {*known}:
+        raise ValueError(f"{MANIFEST_FILE} names other files than {', '.join(known)}")
     return Manifest(files, step if type(step) is int else None, score if isinstance(score, float) else None)
 
 
@@ -338,6 +348,12 @@ def load_run_config(folder: Path) -> dict[str, Any] | None:
 def load_identifiers(folder: Path) -> bytes | None:
     """Read the identifiers.json that lies with a checkpoint, if there is one."""
     path = folder / IDENTIFIERS_FILE
+    return path.read_bytes() if path.is_file() else None
+
+
+def load_tokenizer(folder: Path) -> bytes | None:
+    """Read the tokenizer.json that lies with a checkpoint, if there is one."""
+    path = folder / TOKENIZER_FILE
     return path.read_bytes() if path.is_file() else None
 
 

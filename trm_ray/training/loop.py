@@ -197,7 +197,7 @@ class _Run:
         tensors = self.state.state_dict(self.session)
         if self.session.rank == 0:
             content = {**tensors, "config": self.config.model_dump(mode="json")}
-            self.store.save(name, content, self.session.identifiers, score)
+            self.store.save(name, content, self.session.identifiers, score, self.session.tokenizer)
 
     def report(self, row: dict[str, float]) -> None:
         """Tell whoever launched the run, once what it may copy is there."""

@@ -73,6 +73,12 @@ LOSSES: dict[str, CellLoss] = {
 }
 
 
+def log_probabilities(loss_type: str, logits: Tensor) -> Tensor:
+    """Take the logarithms of what a loss takes for probabilities: logits (…, V) to (…, V), in float32."""
+    logits = logits.float()
+    return F.log_softmax(logits if loss_type == "softmax_cross_entropy" else log_stable(logits), -1)
+
+
 def puzzle_loss(cell_loss: CellLoss, logits: Tensor | Unread, labels: Tensor) -> Tensor:
     """Average a cell loss over the labelled cells of each puzzle: (B,)."""
     counted = (labels != IGNORED_LABEL).sum(-1).clamp(min=1)

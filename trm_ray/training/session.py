@@ -64,7 +64,7 @@ class Session:
         test_tokens: gives this worker's share of the test split, whole or of the part for a quick look.
         log_row: writes one row of metrics; called on rank 0 alone.
         sync_log: makes sure that rows which were written are on the storage, as far as `log_row` has not.
-        identifiers: the dataset's identifiers.json, which goes into every checkpoint.
+        identifiers, tokenizer: the dataset's identifiers.json and tokenizer.json, which go into every checkpoint.
         text: how the test split is measured where it is a text.
         stop_requested: whether this worker was asked to save and stop; the loop asks once a step.
         latest: the checkpoint to go on from, the latest that is as it was written; rank 0's counts.
@@ -77,6 +77,7 @@ class Session:
     log_row: LogRow
     sync_log: Callable[[], None] = field(default=lambda: None, kw_only=True)
     identifiers: bytes | None = field(default=None, kw_only=True)
+    tokenizer: bytes | None = field(default=None, kw_only=True)
     text: TextMeasure | None = field(default=None, kw_only=True)
     # Whether `report` must find its checkpoint on the storage, since the launcher may end the run there. It costs the
     # time to write one.

@@ -83,10 +83,11 @@ class CheckpointStore:
         finally:
             self._thread.shutdown()
 
-    def save(
-        self, name: str, state: Mapping[str, Any], identifiers: bytes | None = None, score: float | None = None
-    ) -> None:
+    def save(self, name: str, state: Mapping[str, Any], *more: Any) -> None:
         """Begin to save a state as the run's folder `name`; the state may change as soon as this returns.
+
+        Args:
+            more: what else `save_checkpoint` takes.
 
         Raises:
             StorageError: the save before this one failed.
@@ -95,7 +96,7 @@ class CheckpointStore:
         with self._stalling():
             copy = copy_to_host(state)
             copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
-            self._saving = self._thread.submit(self._save, name, copy, copied, identifiers, score)
+            self._saving = self._thread.submit(self._save, name, copy, copied, *more)
 
     def wait(self) -> None:
         """Wait until what was saved is there.

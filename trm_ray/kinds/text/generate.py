@@ -23,10 +23,11 @@ from trm_ray.data.rows import DatasetError, Rows
 from trm_ray.data.write import owns_output
 from trm_ray.kinds.generation import check_least, write_boards
 from trm_ray.kinds.text.encode import encode_documents
-from trm_ray.kinds.text.pack import prompt_rows, running_rows
+from trm_ray.kinds.text.pack import count_labels, prompt_rows, running_rows
 from trm_ray.kinds.text.prepare import side_files
 from trm_ray.kinds.text.read import Document
 from trm_ray.kinds.text.tokenizer import BytesTokenizer
+from trm_ray.kinds.text.yardsticks import told_yardsticks, unigram_bits_per_byte, xz_bits_per_byte
 
 Source = Literal["addition", "reverse", "stdlib"]
 
@@ -205,10 +206,9 @@ def _described(source: str, found: dict[str, list[Document]], rows: dict[str, Ro
     made = [hashlib.sha256(document.prompt + document.text).digest() for part in found.values() for document in part]
     digest = hashlib.sha256(b"".join(made)).hexdigest()
     name = f"Python {platform.python_version()}" if source == "stdlib" else source
-    if source == "stdlib":
-        tell(f"The documentation of {name}, SHA-256 {digest[:16]}…: other versions hold other text")
-    predicted = {name: part.labels[part.labels >= 0] for name, part in rows.items()}
-    return TextInfo(
+    predicted = {split: part.labels[part.labels >= 0] for split, part in rows.items()}
+    yardsticks = _yardsticks(predicted) if source == "stdlib" else {}
+    text = TextInfo(
         separator=_TOKENIZER.separator,
         tokenizer=_TOKENIZER.name,
         tokenizer_sha256=_TOKENIZER.sha256,
@@ -218,4 +218,20 @@ def _described(source: str, found: dict[str, list[Document]], rows: dict[str, Ro
         bytes={name: int(_TOKENIZER.token_bytes[labels].sum()) for name, labels in predicted.items()},
         left_out={},
         sources=[{"name": name, "sha256": digest}],
+        **yardsticks,
     )
+    if source == "stdlib":
+        what = "other versions hold other text"
+        tell(f"The documentation of {name}, SHA-256 {digest[:16]}…: {what}{told_yardsticks(text)}")
+    return text
+
+
+def _yardsticks(predicted: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """Measure what models of running text are measured against."""
+    train, test = (count_labels(predicted[name], _TOKENIZER.vocab_size) for name in ("train", "test"))
+    ends = np.flatnonzero(predicted["test"] == _TOKENIZER.separator)
+    documents = (_TOKENIZER.decode(part).encode() for part in np.split(predicted["test"], ends))
+    return {
+        "unigram_bits_per_byte": unigram_bits_per_byte(train, test, _TOKENIZER.token_bytes),
+        "xz_bits_per_byte": xz_bits_per_byte(filter(None, documents)),
+    }

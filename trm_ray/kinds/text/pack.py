@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,10 @@ class Packing:
         numbers = np.arange(first, last, dtype=np.int32)
         return Rows(inputs, labels, np.zeros_like(numbers), numbers, numbers)
 
+    def documents(self) -> Iterator[np.ndarray]:
+        """Read the tokens of each document, without separators."""
+        return (self._tokens(document)[1:] for document in self._documents)
+
     def _running(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Cut the stream of documents; beyond its end stand separators that are no labels."""
         begin, end = first * self.seq_len, last * self.seq_len + 1
@@ -180,11 +184,25 @@ class Part:
     first: int
     last: int
 
+    @property
+    def counts(self) -> Path:
+        """Name the file that says how often each token (V,) is a label in it."""
+        return self.packing.plan.with_name(f"{self.packing.plan.stem}-{self.path.stem}.npy")
 
-def write_packed(part: Part) -> None:
-    """Write a file of rows, unless it is there."""
-    if part.path.is_file():
-        return
-    temporary = part.packing.plan.with_name(f"{part.path.parent.name}-{part.path.name}.{os.getpid()}")
-    write_part(temporary, part.packing.rows(part.first, part.last), **_AS_BYTES)
-    temporary.replace(part.path)
+    def write(self) -> None:
+        """Write the file of rows, unless it is there."""
+        if self.path.is_file():
+            return
+        rows = self.packing.rows(self.first, self.last)
+        np.save(self.counts, count_labels(rows.labels, self.packing.vocab_size))
+        temporary = self.counts.with_suffix(f".{os.getpid()}")
+        write_part(temporary, rows, **_AS_BYTES)
+        temporary.replace(self.path)
+
+
+def count_labels(labels: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Count how often each token (V,) is one of labels (N, L), some million of them at once."""
+    counts = np.zeros(vocab_size, np.int64)
+    for some in np.array_split(labels, 1 + (labels.size >> 20)):
+        counts += np.bincount(some[some != IGNORED_LABEL], minlength=vocab_size)
+    return counts

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -42,10 +44,10 @@ from trm_ray.kinds.text.pack import (
     in_order,
     part_bounds,
     places,
-    write_packed,
 )
 from trm_ray.kinds.text.read import LEAST_DOCUMENT_BYTES, is_tokens, read_documents, text_files
 from trm_ray.kinds.text.tokenizer import BYTES, Tokenizer, open_tokenizer, tokenizer_file, train_tokenizer
+from trm_ray.kinds.text.yardsticks import Xz, told_yardsticks, unigram_bits_per_byte
 from trm_ray.storage import sha256
 
 Format = Literal["text", "prompt"]
@@ -113,9 +115,15 @@ def prepare_text(
         key = _digest([[shard.key for shard in shards], seq_len, arguments])
         info, parts = _planned(work / f"packed-{key}", encoded, opened, seq_len, test_share, format == "prompt")
         info.arguments.update(arguments)
-        with progress("parts written", len(parts)) as advance:
-            for _ in run_all(write_packed, [part for part in parts if not part.path.is_file()]):
+        assert info.text is not None
+        xz = Xz(parts[-1].packing, work / f"packed-{key}-xz.json", kept, separator)
+        wanted: list[Part | Xz] = [*parts] if format == "prompt" else [xz, *parts]  # which takes longest, first
+        missing = [one for one in wanted if not one.path.is_file()]
+        with progress("parts written", len(missing)) as advance:
+            for _ in run_all(methodcaller("write"), missing):
                 advance(1)
+        if format != "prompt":
+            info = replace(info, text=_measured(info.text, parts, xz, opened))
         _describe_files(info, parts)
         finish_dataset(work / f"packed-{key}", folder, info, side_files(opened))
     assert info.text is not None
@@ -223,7 +231,9 @@ def _planned(
             "repeated": len(documents) - int(taken.sum()),
         },
         sources=[{"name": str(one["name"]), "sha256": str(one["sha256"])} for one in told],
-        **counts,
+        documents=counts["documents"],
+        tokens=counts["tokens"],
+        bytes=counts["bytes"],
     )
     return described(splits, text, seq_len, tokenizer.vocab_size), parts
 
@@ -255,6 +265,15 @@ def described(splits: dict[str, SplitInfo], text: TextInfo, seq_len: int, vocab_
     )
 
 
+def _measured(text: TextInfo, parts: Sequence[Part], xz: Xz, tokenizer: Tokenizer) -> TextInfo:
+    """Add what models of running text are measured against."""
+    counts = {name: np.zeros(tokenizer.vocab_size, np.int64) for name in text.tokens}
+    for part in parts:
+        counts[part.path.parent.name] += np.load(part.counts)
+    unigram = unigram_bits_per_byte(counts["train"], counts["test"], tokenizer.token_bytes)
+    return replace(text, unigram_bits_per_byte=unigram, xz_bits_per_byte=xz.read())
+
+
 def _describe_files(info: DatasetInfo, parts: Iterable[Part]) -> None:
     for part in parts:
         name = part.path.parent.name
@@ -272,4 +291,6 @@ def _told(output: str | Path, info: DatasetInfo, text: TextInfo) -> str:
         for name, split in info.splits.items()
     )
     left_out = ", ".join(f"{number:,} {why}" for why, number in text.left_out.items() if number)
-    return printable(f"Wrote {output}: {splits}" + (f"; documents left out: {left_out}" if left_out else ""))
+    return printable(
+        f"Wrote {output}: {splits}" + (f"; documents left out: {left_out}" if left_out else "") + told_yardsticks(text)
+    )

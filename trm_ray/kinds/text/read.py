@@ -14,13 +14,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from trm_ray.data.rows import DatasetError
 from trm_ray.kinds.text.tokenizer import Tokenizer
 from trm_ray.storage import arrow_filesystem, local_file, storage_key
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 TOKENS = ".bin"
 PACKED = (".gz", ".zst")
@@ -29,7 +33,8 @@ TEXT_COLUMNS = ("text", "content")
 PROMPT_COLUMNS = ("prompt", "answer")
 LEAST_DOCUMENT_BYTES = 64
 _LONGEST_LINE = 1 << 28
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 1024
+_READ_AT_ONCE = 1 << 22  # bytes
 _TOKENS_AT_ONCE = 1 << 22
 _HEADER, _MAGIC = 256, 20240520  # int32s before the tokens, and the first of them
 _MARK = b"\xef\xbb\xbf"  # that some editors put before UTF-8
@@ -156,13 +161,22 @@ def _mapped(path: Path) -> np.ndarray:
     if size == 0 or size % 2:
         raise DatasetError(f"{path} has {size} bytes; a file of 16-bit tokens has an even number of them, and some")
     header = np.fromfile(readable, "<i4", min(_HEADER, size // 4))
-    if not (len(header) == _HEADER and header[0] == _MAGIC):
+    if not _is_header(header, size - 4 * _HEADER):
         return np.memmap(readable, "<u2", "r")
-    told, found = int(header[2]), size // 2 - 2 * _HEADER
-    if header[1] != 1 or told != found:
-        what = f"version {header[1]} and {told} tokens, and there are {found}"
-        raise DatasetError(f"{path}: its header says {what}; version 1 is read, whole: fetch it again")
+    first, version, told = header[:3].tolist()
+    found = size // 2 - 2 * _HEADER
+    if (first, version, told) != (_MAGIC, 1, found):
+        what = f"{first}, version {version} and {told} tokens, and there are {found} of 16 bits"
+        rule = f"{_MAGIC}, version 1 is read, whole"
+        raise DatasetError(f"{path}: its header says {what}; {rule}: convert it, or fetch it again")
     return np.memmap(readable, "<u2", "r", offset=4 * _HEADER)
+
+
+def _is_header(header: np.ndarray, rest: int) -> bool:
+    """Tell a header from tokens: by its first number, or since it says how many tokens follow, and nothing else."""
+    if len(header) < _HEADER:
+        return False
+    return bool(header[0] == _MAGIC or (header[2] in (rest // 2, rest // 4) and rest and not header[3:].any()))
 
 
 @contextmanager
@@ -282,13 +296,24 @@ def _columns(there: Any, where: str) -> tuple[str, ...]:
     return (column,)
 
 
+def _parquet_batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Read so many rows at once as are a few MB, by what a row of theirs takes on average."""
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        fitting = group.num_rows * _READ_AT_ONCE // max(1, group.total_byte_size)
+        some = min(max(fitting, 1), _ROWS_AT_ONCE)
+        yield from file.iter_batches(some, row_groups=[number], columns=columns, use_threads=False)
+
+
 def _parquet_records(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[str, list[bytes]]]:
     """Yield where each row stands, and its values."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(storage_key(path), filesystem=arrow_filesystem(path)) as file:
+        # Without a buffer it would read a whole column of a row group, and there may be one.
+        options = {"filesystem": arrow_filesystem(path), "buffer_size": _READ_AT_ONCE, "pre_buffer": False}
+        with pq.ParquetFile(storage_key(path), **options) as file:
             there = file.schema_arrow
             columns = columns or _columns(there.names, str(path))
             for column in columns:
@@ -297,7 +322,7 @@ def _parquet_records(path: Path, columns: Sequence[str] | None) -> Iterator[tupl
                     told = f"is {kind}" if kind else f"is not there, but {', '.join(there.names)}"
                     raise DatasetError(f"{path}: column `{column}` {told}; it must be text")
             number = 0
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(columns), use_threads=False):
+            for batch in _parquet_batches(file, list(columns)):
                 values = [batch.column(name).cast(pa.large_binary()).to_pylist() for name in columns]
                 for record in zip(*values, strict=True):
                     number += 1

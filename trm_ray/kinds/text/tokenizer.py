@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trm_ray.data.format import TOKENIZER_NAME
 from trm_ray.data.rows import DatasetError
 from trm_ray.storage import as_path
 
@@ -43,7 +44,7 @@ class Tokenizer(Protocol):
     def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens of texts in UTF-8, one after the other, and how many (N,) each has."""
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Return the text of tokens; separators are none of it."""
 
 
@@ -59,9 +60,10 @@ class BytesTokenizer:
         """See `Tokenizer`."""
         return np.frombuffer(b"".join(texts), np.uint8), np.array([len(text) for text in texts], np.int64)
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """See `Tokenizer`; what is no character becomes U+FFFD."""
-        return bytes(token for token in tokens if token < self.separator).decode(errors="replace")
+        known = np.asarray(tokens, np.int64)
+        return known[known < self.separator].astype(np.uint8).tobytes().decode(errors="replace")
 
 
 class FileTokenizer:
@@ -105,7 +107,25 @@ class FileTokenizer:
         lengths = np.array([len(one) for one in found], np.int64)
         return np.concatenate([np.zeros(0, np.int32), *(np.array(one.ids, np.int32) for one in found)]), lengths
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def token(self, number: int) -> str | None:
+        """Name a token; None if there is none of that number."""
+        named: str | None = self._inner.id_to_token(number)
+        return named
+
+    def unknown(self, text: str) -> str:
+        """Return the first part of a text that it would leave out or call unknown; empty if there is none."""
+        model: Mapping[str, Any] = json.loads(self.content)["model"]
+        unk = model.get("unk_id") if model.get("unk_token") is None else self._inner.token_to_id(model["unk_token"])
+        if unk is not None:
+            found = self._inner.encode(text, add_special_tokens=False)
+            places = (at for number, at in zip(found.ids, found.offsets, strict=True) if number == unk)
+            return next((text[first:last] for first, last in places), "")
+        # It leaves out what it does not know, one by one: no offsets tell, but a character alone has no tokens then.
+        characters = [character for character in dict.fromkeys(text) if not character.isspace()]
+        found = self._inner.encode_batch(characters, add_special_tokens=False)
+        return next((c for c, one in zip(characters, found, strict=True) if not "".join(one.tokens).strip("▁")), "")
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """See `Tokenizer`."""
         inner = [int(token) for token in tokens if token != self.separator]
         return str(self._inner.decode(inner, skip_special_tokens=False))
@@ -129,6 +149,31 @@ def open_tokenizer(named: str, separator: str | None = None) -> Tokenizer:
     except OSError as error:
         raise DatasetError(f"--tokenizer {named} cannot be read: {error.strerror}; use bytes, or FILE.json") from error
     return _file_tokenizer(content, path.name, separator)
+
+
+def tokenizer_of(content: bytes | None, separator: int | None, vocab_size: int, source: str) -> Tokenizer:
+    """Open the tokenizer of a model: its tokenizer.json, None = bytes.
+
+    Args:
+        separator, vocab_size: the model's, which must be those of the tokenizer.
+        source: what to call the model.
+
+    Raises:
+        DatasetError: they are not, or see `FileTokenizer`.
+    """
+    if content is None and vocab_size != BytesTokenizer.vocab_size:
+        way_out = f"put the {TOKENIZER_NAME} of its dataset beside its weights"
+        raise DatasetError(
+            f"{source} has {vocab_size} tokens and no {TOKENIZER_NAME} that says what they mean; {way_out}"
+        )
+    tokenizer = BytesTokenizer() if content is None else FileTokenizer(content)
+    if isinstance(tokenizer, FileTokenizer) and separator is not None and separator != tokenizer.separator:
+        tokenizer = FileTokenizer(content or b"", separator=tokenizer.token(separator))
+    if (tokenizer.separator, tokenizer.vocab_size) != (separator, vocab_size):
+        found = f"{tokenizer.vocab_size} tokens and separator {tokenizer.separator}"
+        rule = f"the model has {vocab_size} and {separator}; it needs the one that it was trained with"
+        raise DatasetError(f"the tokenizer of {source} has {found}, {rule}")
+    return tokenizer
 
 
 @functools.lru_cache(2)  # a worker's tasks share one

@@ -67,7 +67,7 @@ def findings(run: Run) -> list[Finding]:
     """Judge a run by every rule that has the numbers it needs, what is bad first."""
     seen = [(rule, found) for rule in RULES if (found := rule.see(run)) is not None]
     made = [
-        Finding(rule.id, found.mark, found.evidence, rule.meaning, found.step, found.remedy, found.changes)
+        Finding(rule.id, found.mark, found.evidence, rule.meaning_of(run), found.step, found.remedy, found.changes)
         for rule, found in seen
     ]
     return sorted(made, key=lambda finding: _ORDER[finding.mark])

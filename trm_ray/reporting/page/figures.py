@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
 
-import csv
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
-from urllib.parse import quote
 
 import matplotlib
 from markupsafe import Markup
@@ -24,6 +22,7 @@ from trm_ray.reporting.numbers.groups import group_runs, spread_over_seeds
 from trm_ray.reporting.numbers.measure import Number
 from trm_ray.reporting.numbers.spending import PART_WORDS, Spending
 from trm_ray.reporting.numbers.summary import reach
+from trm_ray.reporting.page.links import csv_uri
 from trm_ray.reporting.pictures import comparison as drawn
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.run_log import Run
@@ -58,9 +57,7 @@ class PageFigure:
     @property
     def csv_uri(self) -> str:
         """Write the data as a link that holds them."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows)
-        return f"data:text/csv;charset=utf-8,{quote(text.getvalue(), safe=',-._~')}"
+        return csv_uri(self.rows)
 
 
 @dataclass(frozen=True)
