@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -276,10 +277,21 @@ def test_a_line_is_the_mean_of_the_seeds(five: list[Run]) -> None:
 
 
 def test_a_threshold_never_reached_is_told_in_words(five: list[Run]) -> None:
-    told = words(panel(draw_comparison(five, 0.5), "Steps to"))
+    runs = [
+        replace(run, rows=tuple(row | _low(row) for row in run.rows)) if run.name == "linear1" else run for run in five
+    ]
+    told = words(panel(draw_comparison(runs, 0.5), "Steps to"))
     assert "not in 400 steps (best 10.0 %)" in told
-    assert "200 steps · 20 s (1/2 seeds)" in told
-    assert len(panel(draw_comparison(five, 0.5), "Steps to").patches) == 4
+    assert "linear 200 steps · 20 s (1/2 seeds)" in told
+    assert len(panel(draw_comparison(runs, 0.5), "Steps to").patches) == 4
+
+
+def test_runs_that_were_stopped_count_in_no_panel_of_what_was_reached(five: list[Run]) -> None:
+    """Both seeds of constant would make it (1/2 seeds), and its depths those of two runs, in a band."""
+    figure = draw_comparison([run for run in five if run.config_name.endswith("constant")], 0.5)
+    assert "constant 200 steps · 20 s" in words(panel(figure, "Steps to"))
+    assert "seeds" not in words(panel(figure, "Steps to"))
+    assert not panel(figure, "Exact accuracy over depth").collections
 
 
 def test_steps_are_told_without_seconds_where_the_last_were_not_logged(make_run: MakeRun, healthy_rows: Rows) -> None:

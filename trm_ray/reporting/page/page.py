@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from trm_ray import __version__
 from trm_ray.reporting.numbers.groups import Group, group_runs
+from trm_ray.reporting.numbers.measure import Measure
 from trm_ray.reporting.numbers.summary import Comparison
 from trm_ray.reporting.numbers.words import notes, sentences
 from trm_ray.reporting.page import sheets
@@ -55,6 +56,7 @@ class Report:
     config: str
     environment: Sheet | None
     commands: Sequence[Command]
+    measure: Measure
 
     @classmethod
     def of(
@@ -93,6 +95,7 @@ class Report:
             config=config,
             environment=sheets.environment_sheet(groups),
             commands=commands,
+            measure=comparison.measure,
         )
 
 
