@@ -22,10 +22,10 @@ from trm_ray.reporting.rules.seen import (
     smaller_blocks,
     times,
     training_loss,
-    unigram,
     word,
+    yardstick,
 )
-from trm_ray.reporting.run_log import EVAL_FIRST_BITS, EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, Run
+from trm_ray.reporting.run_log import EVAL_FIRST_BITS, EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, YARDSTICKS, Run
 
 EQUAL_LOSS, REVERSED_LOSS, U_LOSS = 0.98, 1.1, 1.05  # last cycle's loss over the first's; the ends' over the middle's
 EQUAL_BITS = 0.995  # the same of a text's bits per byte
@@ -156,12 +156,13 @@ def _cycles(run: Run, *, unsolved_too: bool = False) -> _Cycles | None:
 
 
 def _text_cycles(run: Run) -> _Cycles | None:
-    """Read the cycles of plain text, once it is better known than by how often each of its tokens comes."""
-    bits, known = run.cycle_series(EVAL_FIRST_BITS), unigram(run)
+    """Read the cycles of plain text, once it is better known than by what takes no model."""
+    bits = run.cycle_series(EVAL_FIRST_BITS)
+    known = [bits for name in YARDSTICKS if (bits := yardstick(run, name)) is not None]
     if len(bits) < 2 or converging(run) is None:
         return None
     found = np.array([one.values[-1] for one in bits])
-    if not np.isfinite(found).all() or (known is not None and found.min() >= known):
+    if not np.isfinite(found).all() or found.min() >= min(known, default=math.inf):
         return None
     return _Cycles(int(bits[0].steps[-1]), found, np.full(len(found), np.nan))
 

@@ -18,9 +18,9 @@ from trm_ray.reporting.rules.seen import (
     percent,
     times,
     training_loss,
-    unigram,
+    yardstick,
 )
-from trm_ray.reporting.run_log import EVAL_FIRST_LOSS, TRAIN_FIRST_LOSS, YARDSTICKS, Run
+from trm_ray.reporting.run_log import EVAL_FIRST_LOSS, TRAIN_FIRST_LOSS, Run
 
 BEST_SLACK = 0.05  # the best of many evaluations is by chance so much above the others
 BEST_BITS, ROW_BITS = 1.02, 0.3  # last bits per byte over the best ones; by what share of them rows differ
@@ -110,7 +110,7 @@ def solving(run: Run) -> Seen | None:
 @lasting
 def worse_than_unigram(run: Run) -> Seen | None:
     """Look whether a text is known no better than by how often each of its tokens comes, once the rate is warmed up."""
-    bits, known = finite(run.series("eval/bits_per_byte")), unigram(run)
+    bits, known = finite(run.series("eval/bits_per_byte")), yardstick(run, "unigram")
     if known is None or not len(bits.values) or bits.steps[-1] < (run.config.get("lr_warmup_steps") or 0):
         return None
     if bits.values[-1] < known:
@@ -121,13 +121,13 @@ def worse_than_unigram(run: Run) -> Seen | None:
 
 def leak(run: Run) -> Seen | None:
     """Look whether plain text is guessed better than it can be; an answer to a prompt may well be known for sure."""
-    bits, xz = finite(run.series("eval/bits_per_byte")), finite(run.series(YARDSTICKS["xz"])).values
+    bits, xz = finite(run.series("eval/bits_per_byte")), yardstick(run, "xz")
     if not run.is_plain_text or not len(bits.values):
         return None
-    least = min(LEAK_MOST, LEAK_SHARE * float(xz[-1])) if len(xz) else LEAK_UNKNOWN
+    least = LEAK_UNKNOWN if xz is None else min(LEAK_MOST, LEAK_SHARE * xz)
     if bits.values[-1] >= least:
         return None
-    beside = f", of xz {xz[-1]:.3g}" if len(xz) else ""
+    beside = "" if xz is None else f", of xz {xz:.3g}"
     told = f"held-out bits per byte {bits.values[-1]:.2g}{beside}: less than a model of text can come to"
     remedy = "look for held-out text that was trained on too, and for a model that sees what it is to guess"
     return Seen("bad", told, int(bits.steps[-1]), remedy)

@@ -106,9 +106,9 @@ def steady(run: Run, tag: str) -> float | None:
     return float(np.mean(values)) if len(values) >= MIN_LOGS - 1 else None
 
 
-def unigram(run: Run) -> float | None:
-    """Read the bits per byte of token frequencies alone; None where they are not known."""
-    values = run.series(YARDSTICKS["unigram"]).values
+def yardstick(run: Run, name: str) -> float | None:
+    """Read the bits per byte of what takes no model, `unigram` or `xz`; None where they are not known."""
+    values = finite(run.series(YARDSTICKS[name])).values
     return float(values[-1]) if len(values) else None
 
 
