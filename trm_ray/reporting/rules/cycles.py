@@ -158,7 +158,7 @@ def _cycles(run: Run, *, unsolved_too: bool = False) -> _Cycles | None:
 def _text_cycles(run: Run) -> _Cycles | None:
     """Read the cycles of plain text, once it is better known than by what takes no model."""
     bits = run.cycle_series(EVAL_FIRST_BITS)
-    known = [bits for name in YARDSTICKS if (bits := yardstick(run, name)) is not None]
+    known = [told for name in YARDSTICKS if (told := yardstick(run, name)) is not None]
     if len(bits) < 2 or converging(run) is None:
         return None
     found = np.array([one.values[-1] for one in bits])
