@@ -246,11 +246,15 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         ],
     ),
     "past-its-best": (
-        [a_run({"eval/exact_accuracy": [0.9, 0.84]}), a_run(text(2.0, 2.05), **TEXT)],
+        [
+            a_run({"eval/exact_accuracy": [0.9, 0.84]}),
+            a_run(text(2.0, 2.05), **TEXT),
+            a_run(text(2.0, 2.05, 1.5), eval_quick_puzzles=64, **TEXT),
+        ],
         [
             a_run(text(2.0, 2.03), **TEXT),
             a_run(text(2.0, 2.05), last_step=399, **TEXT),
-            a_run(text(2.0, 2.18), eval_quick_puzzles=64, **TEXT),  # 2·0.3 / √64 = 0.075
+            a_run(text(2.0, 2.03, 2.5), eval_quick_puzzles=64, **TEXT),  # the last one is of other text
             a_run({"eval/exact_accuracy": [0.9, 0.86]}),
             a_run({"eval/exact_accuracy": [0.9, 0.84]}, last_step=399),
             a_run({"eval/exact_accuracy": [0.9, 0.84]}, eval_quick_puzzles=64),  # 2·√(0.9·0.1 / 64) = 0.075
