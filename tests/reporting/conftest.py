@@ -13,6 +13,7 @@ from trm_ray.programs.compare import compare
 from trm_ray.programs.report import Drawn, write_report
 from trm_ray.reporting.page.figures import draw_figures
 from trm_ray.reporting.page.gallery import Answer, Gallery, Puzzle, stages
+from trm_ray.reporting.page.passage import Passage, Piece, Reader, Reading
 from trm_ray.reporting.pictures.boards import Board
 from trm_ray.reporting.run_log import Run, read_run
 
@@ -206,3 +207,26 @@ def gallery_of_hand() -> Gallery:
     bad, good = (board("1331", "0110"), 2), (board("1221"), 0)
     answers = (Answer("baseline", stages([bad] * 6)), Answer(EVIL, stages([bad, bad, good, good, good, good])))
     return Gallery("sudoku2", ("By hand.",), (Puzzle("Puzzle 1", board("1..1"), answers),), 6, 3)
+
+
+@pytest.fixture(scope="session")
+def text_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report of two scenarios of a text, and of a passage that is made by hand."""
+    folder = tmp_path_factory.mktemp("text_page")
+    for name in SCENARIOS[:2]:
+        written_run(folder / "runs", text_rows(), name, config_name=name, **TEXT)
+    compared = compare([folder / "runs"])
+    return write_report(compared, Drawn(None, [passages_of_hand()]), folder / "report.html", [folder / "runs"])
+
+
+def passages_of_hand() -> Gallery:
+    """A line break and a tag after a beginning that was not asked for; at each depth a bit is saved."""
+
+    def reading(depth: int, num_wrong: int | None) -> Reading:
+        asked = [Piece("¶", None), Piece("a", None)]
+        pieces = [Piece("<b>", 9.5 - depth, "”<i>"), Piece("\n", 3 - depth), Piece("’", 0.25)]
+        return Reading(depth, (*asked, *pieces), 4.25 - depth, num_wrong)
+
+    plain = Reader("baseline", tuple(reading(depth, None) for depth in (1, 2, 3)))
+    answer = Reader(EVIL, tuple(reading(depth, wrong) for depth, wrong in ((1, 2), (2, 1), (3, 0))))
+    return Gallery("text", ("By hand.",), (), 3, 3, (Passage("Passage 1", (plain, answer)),))
