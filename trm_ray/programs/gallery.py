@@ -106,14 +106,16 @@ def _shown(shelf: _Shelf, words: Sequence[str], most_flops: float | None) -> Gal
     if not shelf.folders:
         raise ValueError("nothing here tells which puzzles the runs are of")
     if missing := [folder for folder in shelf.folders if not (folder / "dataset.json").is_file()]:
-        raise ValueError(f"the held-out puzzles are not in {missing[0]}; write the report where the runs were started")
+        what = "text is" if any(run.is_text for run in shelf.runs.values()) else "puzzles are"
+        raise ValueError(f"the held-out {what} not in {missing[0]}; write the report where the runs were started")
     info = DatasetInfo.load(shelf.folders[0])  # not all of it is checked, as training does: it would take minutes
     check_kind(info)
     models = {label: load_model(run.folder) for label, run in shelf.runs.items()}
     if any(
         (model.shape.seq_len, model.shape.vocab_size) != (info.seq_len, info.vocab_size) for model in models.values()
     ):
-        raise ValueError(f"{shelf.folders[0]} holds other boards than the models were trained on")
+        what = "rows" if info.text else "boards"
+        raise ValueError(f"{shelf.folders[0]} holds other {what} than the models were trained on")
     first = next(iter(models.values()))
     cost = sum(map(_puzzle_flops, models.values()))
     looked_at = int(np.clip(LOOKING_FLOPS / _puzzle_flops(first), NUM_PUZZLES, MOST_LOOKED_AT))
