@@ -305,6 +305,7 @@ CASES: dict[str, tuple[list[Run], list[Run]]] = {
         ],
         [
             a_run({**text_cycles(2.4, 2.3, 2.2), **text(2.21)}, arch={"causal": True}),
+            a_run({**text_cycles(3.4, 3.3, 3.2), **text(3.4)}, arch={"causal": True}),  # no better than xz
             a_run({"eval/exact_accuracy_first": [0.96], "eval/exact_accuracy": [0.945]}),
             a_run({"eval/exact_accuracy_first": [0.09], "eval/exact_accuracy": [0.03]}),  # hardly any is solved
             # 2·√(0.5·0.5 / 64) = 0.125

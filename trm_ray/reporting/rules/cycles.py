@@ -18,14 +18,14 @@ from trm_ray.reporting.rules.seen import (
     SOLVES_SOME,
     Seen,
     has_ended,
+    knows_more,
     lasting,
     smaller_blocks,
     times,
     training_loss,
     word,
-    yardstick,
 )
-from trm_ray.reporting.run_log import EVAL_FIRST_BITS, EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, YARDSTICKS, Run
+from trm_ray.reporting.run_log import EVAL_FIRST_BITS, EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, Run
 
 EQUAL_LOSS, REVERSED_LOSS, U_LOSS = 0.98, 1.1, 1.05  # last cycle's loss over the first's; the ends' over the middle's
 EQUAL_BITS = 0.995  # the same of a text's bits per byte
@@ -158,11 +158,10 @@ def _cycles(run: Run, *, unsolved_too: bool = False) -> _Cycles | None:
 def _text_cycles(run: Run) -> _Cycles | None:
     """Read the cycles of plain text, once it is better known than by what takes no model."""
     bits = run.cycle_series(EVAL_FIRST_BITS)
-    known = [told for name in YARDSTICKS if (told := yardstick(run, name)) is not None]
     if len(bits) < 2 or converging(run) is None:
         return None
     found = np.array([one.values[-1] for one in bits])
-    if not np.isfinite(found).all() or found.min() >= min(known, default=math.inf):
+    if not np.isfinite(found).all() or not knows_more(run, float(found.min())):
         return None
     return _Cycles(int(bits[0].steps[-1]), found, np.full(len(found), np.nan))
 

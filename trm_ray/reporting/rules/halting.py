@@ -12,6 +12,7 @@ from trm_ray.reporting.rules.seen import (
     SOLVES_SOME,
     Seen,
     has_ended,
+    knows_more,
     lasting,
     percent,
     times,
@@ -94,10 +95,13 @@ def segments_hurt(run: Run) -> Seen | None:
 def _segments_hurt_text(run: Run) -> Seen | None:
     """Compare the bits per byte of the first segment's last H-cycle with those at the end."""
     cycles, last = run.cycle_series(EVAL_FIRST_BITS), run.series("eval/bits_per_byte")
-    if not cycles or not len(last.values) or last.values[-1] <= (1 + BITS_SLACK) * cycles[-1].values[-1]:
+    if not cycles or not len(last.values):
+        return None
+    first = float(cycles[-1].values[-1])
+    if last.values[-1] <= (1 + BITS_SLACK) * first or not knows_more(run, first):
         return None
     most = run.arch.get("halt_max_steps", "all")
-    told = f"{cycles[-1].values[-1]:.3g} bits per byte after one segment, {last.values[-1]:.3g} after {most}"
+    told = f"{first:.3g} bits per byte after one segment, {last.values[-1]:.3g} after {most}"
     return Seen("warn", told, int(last.steps[-1]), "train with fewer", (word("arch.halt_max_steps", 1),))
 
 

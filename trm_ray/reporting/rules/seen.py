@@ -112,6 +112,11 @@ def yardstick(run: Run, name: str) -> float | None:
     return float(values[-1]) if len(values) else None
 
 
+def knows_more(run: Run, bits: float) -> bool:
+    """Tell whether so many bits per byte are fewer than what takes no model needs; those of less differ by chance."""
+    return all(bits < known for name in YARDSTICKS if (known := yardstick(run, name)) is not None)
+
+
 def percent(share: float) -> str:
     """Write a share."""
     return f"{100 * share:.1f} %"
