@@ -71,7 +71,7 @@ def test_a_sweep_gives_its_folder_and_ranking(data: Path, tmp_path: Path, monkey
     assert result.folder == tmp_path / "sweep"
     assert sorted(summary.scenario for summary in result.ranking) == ["baseline", "linear"]
     first, second = result.ranking
-    assert first.final_exact_accuracy.mean >= second.final_exact_accuracy.mean
+    assert first.final.mean >= second.final.mean
     assert {(verdict.scenario, verdict.claim, verdict.n) for verdict in result.verdicts} == {("linear", "none", 1)}
     report = json.loads((result.folder / "report" / "summary.json").read_text())
     assert [summary["scenario"] for summary in report["scenarios"]] == [first.scenario, second.scenario]

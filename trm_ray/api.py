@@ -39,7 +39,7 @@ class TrainResult:
 class SweepResult:
     """A sweep: its folder, its trials compared, and the reasons of those that failed.
 
-    ranking: groups of trials, the one that solves most puzzles first.
+    ranking: groups of trials, the best first: by exact accuracy, or by bits per byte where there is only text.
     verdicts: what may be said of each scenario against the baseline.
     """
 
@@ -147,12 +147,15 @@ def sweep(
     return SweepResult(swept.plan.folder, ranking, swept.outcome.failed, verdicts)
 
 
-def compare(*places: str | os.PathLike[str], threshold: float = 0.5, baseline: str = "baseline") -> dict[str, Any]:
-    """Compare runs on held-out puzzles: finished ones with each other, and each scenario with the baseline.
+def compare(
+    *places: str | os.PathLike[str], threshold: float | None = None, baseline: str = "baseline"
+) -> dict[str, Any]:
+    """Compare runs on held-out puzzles or text: finished ones with each other, and each scenario with the baseline.
 
     Args:
         places: folders or URLs of runs, of sweeps, or of TensorBoard's event files with the same tags.
-        threshold: exact accuracy that steps and seconds count to.
+        threshold: exact accuracy that steps and seconds count to, 0.5 if not given; of text bits per byte, those of
+            `xz` or unigrams if not given.
         baseline: scenario that the others are compared with.
 
     Returns:

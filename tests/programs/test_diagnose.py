@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import trm_ray
 from trm_ray.cli import app
+from trm_ray.kinds.text.prepare import prepare_text
 from trm_ray.programs.diagnose import diagnose
 from trm_ray.programs.train import train
 from trm_ray.training.optim import NonFiniteError
@@ -64,6 +66,37 @@ def test_what_was_broken_is_what_is_told_with_the_way_back(trained: Train, words
     found = told(trained(*words))
     assert list(found) == [name]
     assert found[name].endswith(f": {changes}")
+
+
+TEXT = [
+    "arch.causal=true",
+    "arch.mixer=attention",
+    "arch.pos_encodings=rope",
+    "arch.num_heads=2",
+    "arch.hidden_size=32",
+]
+TEXT += ["arch.halt_max_steps=1", "ray.num_workers=0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("lr=1e-9 max_steps=8 eval_interval=4", "worse-than-unigram"),
+        (
+            "lr=2e-2 max_steps=90 eval_interval=90 log_interval=30",
+            "leak",
+        ),  # held out is what was trained on, but for a number: that is not looked for
+    ],
+)
+def test_what_is_wrong_with_a_text_is_told(tmp_path: Path, words: str, name: str):
+    draw = random.Random(0)
+    text = "".join(draw.choices("abcdefghijklmnop", k=60))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"{n} {text}"}) + "\n" for n in range(12)))
+    prepare_text(tmp_path / "text", inputs=[tmp_path / "texts.jsonl"], seq_len=32, test_share=0.01)
+    train(run_config(tmp_path / "text", tmp_path / "run", *TEXT, *words.split()))
+    found = told(tmp_path / "run")
+    assert name in found
+    assert found.keys() <= {name, "not-learning", "past-its-best"}
 
 
 def test_a_scenario_that_trains_what_the_baseline_does_shows_no_difference(trained: Train, tmp_path: Path):

@@ -13,6 +13,7 @@ from trm_ray.programs.compare import compare
 from trm_ray.programs.report import Drawn, write_report
 from trm_ray.reporting.page.figures import draw_figures
 from trm_ray.reporting.page.gallery import Answer, Gallery, Puzzle, stages
+from trm_ray.reporting.page.passage import Passage, Piece, Reader, Reading
 from trm_ray.reporting.pictures.boards import Board
 from trm_ray.reporting.run_log import Run, read_run
 
@@ -45,7 +46,13 @@ FIRST_CYCLE = "eval/first_segment/step_0_exact_accuracy"
 
 
 def depth_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Let the puzzles solved grow from those of the first cycle to all of the row's over eight segments of three."""
+    """Let the puzzles solved grow from those of the first cycle to all of the row's over eight segments of three.
+
+    Of plain text, bits per byte fall over the three H-cycles of its segment.
+    """
+    if FIRST_CYCLE not in row:
+        bits = [row[f"eval/first_segment/step_{i}_bits_per_byte"] for i in range(3)]
+        return {"step": row["step"], "wall_s": row["wall_s"], "loss": bits, "accuracy": bits, "bits_per_byte": bits}
     solved = [row[FIRST_CYCLE] + (row["eval/exact_accuracy"] - row[FIRST_CYCLE]) * d / 23 for d in range(24)]
     return {"step": row["step"], "wall_s": row["wall_s"], "exact_accuracy": solved, "loss": solved, "accuracy": solved}
 
@@ -70,7 +77,7 @@ def written_run(
     (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
     written = [dict(row) for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
-    depths = [depth_row(row) for row in written if FIRST_CYCLE in row]
+    depths = [depth_row(row) for row in written if FIRST_CYCLE in row or "eval/bits_per_byte" in row]
     (folder / "depths.jsonl").write_text("".join(json.dumps(row) + "\n" for row in depths))
     if environment is not None:
         (folder / "environment.json").write_text(json.dumps(dict(environment)))
@@ -135,6 +142,29 @@ def healthy_rows() -> Callable[..., list[dict[str, float]]]:
     return falling_rows
 
 
+TEXT = {"task": "text_bytes_tiny", "arch": {"H_cycles": 3, "L_cycles": 3, "halt_max_steps": 1, "causal": True}}
+
+
+def text_rows(**changes: Any) -> list[dict[str, float]]:
+    """A healthy run of plain text: what says nothing of it is not logged, and bits per byte fall to below xz's."""
+    said = ("exact_accuracy", "act_steps", "train/act/steps", "anytime_accuracy", "q_halt")
+    rows = [
+        {tag: value for tag, value in row.items() if not any(word in tag for word in said)}
+        for row in falling_rows(**changes)
+    ]
+    for row in (row for row in rows if "eval/loss" in row):
+        bits = row["eval/loss"] + 2
+        row |= {f"eval/first_segment/step_{i}_bits_per_byte": bits * (1.1 - 0.05 * i) for i in range(3)}
+        row |= {"eval/bits_per_byte": bits, "eval/anytime_bits_per_byte": 1.05 * bits, "eval/perplexity": 4.0}
+        row |= {"eval/unigram_bits_per_byte": 4.8, "eval/xz_bits_per_byte": 2.71}
+    return rows
+
+
+@pytest.fixture
+def text_run(make_run: MakeRun) -> Run:
+    return make_run(text_rows(), **TEXT)
+
+
 # ---- a report: 25 runs of five scenarios, one of which does its best to break the page
 
 EVIL = """deep_supervision_<script>alert('it "ran"')</script>&amp;"""
@@ -177,3 +207,26 @@ def gallery_of_hand() -> Gallery:
     bad, good = (board("1331", "0110"), 2), (board("1221"), 0)
     answers = (Answer("baseline", stages([bad] * 6)), Answer(EVIL, stages([bad, bad, good, good, good, good])))
     return Gallery("sudoku2", ("By hand.",), (Puzzle("Puzzle 1", board("1..1"), answers),), 6, 3)
+
+
+@pytest.fixture(scope="session")
+def text_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report of two scenarios of a text, and of a passage that is made by hand."""
+    folder = tmp_path_factory.mktemp("text_page")
+    for name in SCENARIOS[:2]:
+        written_run(folder / "runs", text_rows(), name, config_name=name, **TEXT)
+    compared = compare([folder / "runs"])
+    return write_report(compared, Drawn(None, [passages_of_hand()]), folder / "report.html", [folder / "runs"])
+
+
+def passages_of_hand() -> Gallery:
+    """A line break and a tag after a beginning that was not asked for; at each depth a bit is saved."""
+
+    def reading(depth: int, num_wrong: int | None) -> Reading:
+        asked = [Piece("¶", None), Piece("a", None)]
+        pieces = [Piece("<b>", 9.5 - depth, "”<i>"), Piece("\n", 3 - depth), Piece("’", 0.25)]
+        return Reading(depth, (*asked, *pieces), 4.25 - depth, num_wrong)
+
+    plain = Reader("baseline", tuple(reading(depth, None) for depth in (1, 2, 3)))
+    answer = Reader(EVIL, tuple(reading(depth, wrong) for depth, wrong in ((1, 2), (2, 1), (3, 0))))
+    return Gallery("text", ("By hand.",), (), 3, 3, (Passage("Passage 1", (plain, answer)),))

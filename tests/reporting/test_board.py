@@ -103,11 +103,22 @@ def test_the_picture_shows_where_the_puzzles_that_are_solved_are(share: float, r
     assert (columns.min(), columns.max()) == (pytest.approx(52, abs=2), pytest.approx(SIZE[0] - 14, abs=2))
 
 
+@pytest.mark.parametrize(("bits", "row"), [([2.2, 2.6, 3.0], 34), ([3.0, 2.6, 2.2], 260)])
+def test_bits_per_byte_are_drawn_on_a_scale_of_their_own(bits: list[float], row: int):
+    """From 2.2 to 3.0 by fifths, so that both ends are at an end of the scale."""
+    depths = {"bits_per_byte": bits, "loss": bits, "accuracy": bits}
+    pixels = np.asarray(Image.open(io.BytesIO(depth_curve(depths, num_cycles=3, step=7)))).astype(int)
+    rows, columns = np.nonzero((abs(pixels - BLUE).sum(2) < 60)[25:])
+    assert abs(rows[columns == columns.max()] + 25 - row).max() <= 2
+    assert (rows.min() + 25, rows.max() + 25) == (pytest.approx(34, abs=2), pytest.approx(260, abs=2))
+
+
 def test_the_same_evaluation_gives_the_same_picture_and_one_without_labels_gives_one():
     nan = float("nan")
     assert depth_curve(DEPTHS, num_cycles=2, step=7) == depth_curve(DEPTHS, num_cycles=2, step=7)
     for empty in ([], [nan], [nan] * 48):
         assert depth_curve({"exact_accuracy": empty, "accuracy": empty}, num_cycles=3, step=1)[:4] == b"\x89PNG"
+        assert depth_curve({"bits_per_byte": empty}, num_cycles=3, step=1)[:4] == b"\x89PNG"
 
 
 def test_a_picture_that_fails_is_told_once_and_leaves_the_numbers(

@@ -189,6 +189,24 @@ def test_a_sweep_without_a_terminal_is_a_line_an_event(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("is_prompt", [False, True])
+def test_a_sweep_of_text_tells_bits_per_byte(tmp_path: Path, is_prompt: bool):
+    row = {"step": 50, "wall_s": 1.0, "eval/loss": 1.5, "eval/bits_per_byte": 2.3456}
+    row |= {"eval/exact_accuracy": 0.5} if is_prompt else {}
+    lines, table = recording(), recording(terminal=True)
+    for console in (lines, table):
+        with sweep_display(console, tmp_path) as display:
+            display.started("good", tmp_path / "good", 100)
+            display.reported("good", row)
+            append(tmp_path / "good", row)
+    assert printed(lines).splitlines()[1].split("of 100  ")[1] == (
+        "eval loss 1.5000  exact  50.0 %  bits/byte 2.3456" if is_prompt else "eval loss 1.5000  bits/byte 2.3456"
+    )
+    headings, *rows = (line for line in printed(table).splitlines() if line.startswith(("trial", "good")))
+    assert ("exact" in headings, "bits/byte" in headings) == (is_prompt, True)
+    assert "2.3456" in rows[-1]
+
+
 def test_a_sweep_on_a_terminal_is_a_table_that_stays(tmp_path: Path):
     console = recording(terminal=True)
     with sweep_display(console, tmp_path) as display:

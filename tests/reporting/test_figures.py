@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,40 @@ def test_the_depth_panels_show_every_depth_and_evaluation(make_run: MakeRun, hea
     assert curves.lines[-1].get_ydata()[[0, -1]] == pytest.approx([1 / 3, 1])
 
 
+def test_the_dashboard_of_a_text_draws_bits_per_byte_beside_unigram_and_xz(text_run: Run) -> None:
+    figure = draw_dashboard(text_run)
+    changed = {
+        "Refinement: solved by each H-cycle": "Refinement: bits per byte by each H-cycle",
+        "Mean ACT steps": "Bits per byte",
+        "Solved by depth and step": "Bits per byte by depth and step",
+        "Solved by depth": "Bits per byte by depth",
+    }
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [changed.get(title, title) for title in TITLES]
+    check_text(figure)
+    bits = dict(zip(titles, figure.axes, strict=True))
+    lines = {line.get_label(): list(line.get_ydata()) for line in bits["Bits per byte"].lines}
+    last = 1.1 * 1.8 * 0.993**400 + 2
+    assert lines["held out"][-1] == pytest.approx(last)
+    assert (lines["unigram 4.80"], lines["xz 2.71"]) == ([4.8, 4.8], [2.71, 2.71])
+    by_cycle = [line.get_ydata()[-1] for line in bits["Refinement: bits per byte by each H-cycle"].lines]
+    assert by_cycle == pytest.approx([1.1 * last, 1.05 * last, last])
+    (image,) = bits["Bits per byte by depth and step"].child_axes[0].images
+    assert list(image.get_array()[:, -1]) == pytest.approx(by_cycle)
+    assert list(bits["Bits per byte by depth"].lines[-1].get_ydata()) == pytest.approx(by_cycle)
+    summary = words(bits["Summary"])
+    assert "(unigram 4.80, xz 2.71)" in summary
+    assert "exact accuracy" not in summary
+
+
+def test_the_dashboard_of_prompts_draws_answers_solved_and_bits_per_byte(make_run: MakeRun, healthy_rows: Rows) -> None:
+    rows = [row | ({"eval/bits_per_byte": 1.5} if "eval/loss" in row else {}) for row in healthy_rows()]
+    figure = draw_dashboard(make_run(rows, arch={"H_cycles": 3, "causal": True}))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [title.replace("Mean ACT steps", "Bits per byte") for title in TITLES]
+    assert panel(figure, "Refinement").get_ylabel() == "held-out prompts solved"
+
+
 def test_the_clip_line_stands_at_the_configured_norm(make_run: MakeRun, healthy_rows: Rows) -> None:
     figure = draw_dashboard(make_run(healthy_rows(), grad_clip_norm=0.7))
     lines = {line.get_label(): line.get_ydata() for line in panel(figure, "Gradient norm").lines}
@@ -242,10 +277,21 @@ def test_a_line_is_the_mean_of_the_seeds(five: list[Run]) -> None:
 
 
 def test_a_threshold_never_reached_is_told_in_words(five: list[Run]) -> None:
-    told = words(panel(draw_comparison(five, 0.5), "Steps to"))
+    runs = [
+        replace(run, rows=tuple(row | _low(row) for row in run.rows)) if run.name == "linear1" else run for run in five
+    ]
+    told = words(panel(draw_comparison(runs, 0.5), "Steps to"))
     assert "not in 400 steps (best 10.0 %)" in told
-    assert "200 steps · 20 s (1/2 seeds)" in told
-    assert len(panel(draw_comparison(five, 0.5), "Steps to").patches) == 4
+    assert "linear 200 steps · 20 s (1/2 seeds)" in told
+    assert len(panel(draw_comparison(runs, 0.5), "Steps to").patches) == 4
+
+
+def test_runs_that_were_stopped_count_in_no_panel_of_what_was_reached(five: list[Run]) -> None:
+    """Both seeds of constant would make it (1/2 seeds), and its depths those of two runs, in a band."""
+    figure = draw_comparison([run for run in five if run.config_name.endswith("constant")], 0.5)
+    assert "constant 200 steps · 20 s" in words(panel(figure, "Steps to"))
+    assert "seeds" not in words(panel(figure, "Steps to"))
+    assert not panel(figure, "Exact accuracy over depth").collections
 
 
 def test_steps_are_told_without_seconds_where_the_last_were_not_logged(make_run: MakeRun, healthy_rows: Rows) -> None:

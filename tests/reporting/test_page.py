@@ -16,6 +16,7 @@ import pytest
 from trm_ray.programs.report import is_ours, report
 from trm_ray.reporting.numbers.spending import Spending
 from trm_ray.reporting.page.gallery import Drawing, stages
+from trm_ray.reporting.page.passage import Piece, legend
 from trm_ray.reporting.page.sheets import cost_sheet
 from trm_ray.reporting.pictures.boards import Board
 from trm_ray.reporting.run_log import Run
@@ -153,6 +154,38 @@ def test_the_page_tells_verdict_cost_configs_environment_and_commands(parsed: Pa
         "5 scenarios · 5 seeds · 25 runs · 24 finished",
     ):
         assert words in parsed.text
+
+
+# ---- a text
+
+
+def test_a_passage_is_text_with_a_colour_and_words_for_each_token(text_page: Path):
+    parsed = Page(text_page.read_text(encoding="utf-8"))
+    spans = [span for span in parsed.all("span") if span["class"].startswith(("asked", "s"))]
+    legend, first = spans[:8], spans[8:12]
+    assert [one["class"] for one in legend] == [f"s{number}" for number in range(8)]
+    assert [(one["class"], one.get("title")) for one in first] == [
+        ("asked", None), ("s7 missed", "8.50 bits, likelier: ”<i>"), ("s3", "2.00 bits"), ("s0", "0.25 bits")
+    ]  # fmt: skip
+    assert "¶a <b> ↵ ’ 3.250 bits per byte" in parsed.text
+    assert "✗ 2 wrong, 3.250 bits per byte" in parsed.text
+    assert "✓ solved, 1.250 bits per byte" in parsed.text
+    assert "puzzle" not in parsed.text[parsed.text.index("By hand.") : parsed.text.index("Cost")]
+
+
+def test_a_link_of_a_passage_holds_all_its_numbers(text_page: Path):
+    rows = data_of(Page(text_page.read_text(encoding="utf-8")), "passage")
+    assert len(rows) == 2 * 3 * 3
+    assert rows[0] == {
+        **{"scenario": "baseline", "depth": "1", "place": "2", "text": "<b>", "bits": "8.500", "likelier": "”<i>"},
+    }
+
+
+def test_how_surprising_a_token_is_decides_its_colour():
+    looks = [Piece("x", bits).look for bits in (0.0, 0.49, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 30.0)]
+    assert looks == ["s0", "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s7"]
+    assert [words for _, words in legend()][:2] == ["under 0.5 bits", "0.5–1"]
+    assert (Piece("x\ty\n\x00", None).shown, Piece("x", 1.0, "y").words) == ("x→\ty↵\n␀", "1.00 bits, likelier: y")
 
 
 # ---- unusual runs

@@ -37,6 +37,15 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser, page: Path) -> Iterator[Browser]:
+    yield from watched(browser, page)
+
+
+@pytest.fixture
+def opened_text(browser: Browser, text_page: Path) -> Iterator[Browser]:
+    yield from watched(browser, text_page)
+
+
+def watched(browser: Browser, page: Path) -> Iterator[Browser]:
     """The report on a wide screen; whatever a test does with it, the browser has nothing to complain of."""
     look(browser, width=1200)
     browser.get_log("performance")
@@ -87,6 +96,35 @@ def test_a_wrong_cell_is_red_and_underlined_and_a_given_one_bold(opened: Browser
     assert {
         one.value_of_css_property("font-weight") for one in opened.find_elements(By.CSS_SELECTOR, ".stage.now .given")
     } == {"700"}
+
+
+def test_the_slider_moves_the_colours_of_a_passage_by_depth(opened_text: Browser):
+    slider = opened_text.find_element(By.CSS_SELECTOR, ".slider input")
+    assert words(opened_text, ".stage > p:last-child") == ["3.250 bits per byte", "✗ 2 wrong, 3.250 bits per byte"]
+    colours = []
+    for _ in range(3):
+        colours.append(all_of(opened_text, ".text .missed")[0].value_of_css_property("background-color"))
+        slider.send_keys(Keys.ARROW_RIGHT)
+    assert words(opened_text, ".stage > p:last-child")[1] == "✓ solved, 1.250 bits per byte"
+    assert colours[0] == "rgba(0, 34, 78, 1)"
+    assert len(set(colours)) == 2  # 8.5 bits, then 7.5 and 6.5 of one class
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_more_surprise_is_further_from_the_paper_and_every_colour_is_read(opened_text: Browser, scheme: str):
+    """By the contrast of WCAG, which whoever tells no colours sees."""
+    look(opened_text, 400, scheme)
+    assert opened_text.execute_script("return document.documentElement.scrollWidth") <= 400
+
+    def light(element: Any, key: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", element.value_of_css_property(key))[:3]]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    shown = all_of(opened_text, ".surprise span")[1:]  # the first has the paper's colour
+    papers, inks = ([light(one, key) for one in shown] for key in ("background-color", "color"))
+    assert papers == sorted(papers, reverse=scheme == "light")
+    assert all(max(pair) / min(pair) >= 4.5 for pair in zip(papers, inks, strict=True))
 
 
 # ---- tables

@@ -211,6 +211,25 @@ def test_the_evaluation_line_leaves_out_what_was_not_measured() -> None:
     assert evaluation_line(row) == "Eval    200 | Loss: 0.5000 | Exact: 25.0 %"
 
 
+def test_the_lines_of_a_text_tell_bits_per_byte_beside_what_takes_no_model_and_nothing_of_halting() -> None:
+    row = {
+        "step": 200,
+        "eval/loss": 1.6011,
+        "eval/bits_per_byte": 2.3104,
+        "eval/perplexity": 4.958,
+        "eval/accuracy": 0.512,
+    }
+    known = {"eval/unigram_bits_per_byte": 4.8, "eval/xz_bits_per_byte": 2.71}
+    assert evaluation_line(row | known) == (
+        "Eval    200 | Loss: 1.6011 | Bits/byte: 2.31 (unigram 4.80, xz 2.71) | Perplexity: 4.96 | Top-1: 51.2 %"
+    )
+    assert "| Bits/byte: 2.31 | Perplexity" in evaluation_line(row)
+    prompts = row | {"eval/exact_accuracy": 0.45, "eval/exact_accuracy_first": 0.4}
+    assert "| Exact: 45.0 % (first segment 40.0 %) | Bits/byte: 2.31 |" in evaluation_line(prompts)
+    tags = ("total_loss", "act_loss", "supervised_loss", "learning_rate", "grad_norm")
+    assert step_line({"step": 1, **{f"train/{tag}": 1.0 for tag in tags}}).endswith("| GradNorm: 1.0000")
+
+
 # ---- reading
 
 

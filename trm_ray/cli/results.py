@@ -11,6 +11,10 @@ from rich.console import Console
 from trm_ray.cli.common import app, check_place, is_given, reported, write_text
 from trm_ray.reporting.terminal import say, show
 
+_THRESHOLD = (
+    "Exact accuracy that steps count to, by default 0.5; of text bits per byte, by default those of xz or unigrams."
+)
+
 
 @app.command()
 @reported
@@ -111,15 +115,13 @@ def compare(
     ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs, such as a sweep's.")],
     save: Annotated[Path, typer.Option(help="Picture to write.")] = Path("comparison.png"),
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Held-out exact accuracy that steps and seconds count to.")
-    ] = 0.5,
+    threshold: Annotated[float | None, typer.Option(min=0, help=_THRESHOLD)] = None,
     baseline: Annotated[str, typer.Option(help="Scenario that the others are compared with.")] = "baseline",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="File for all numbers and verdicts.")
     ] = None,
 ) -> None:
-    """Say what runs tell about each other on held-out puzzles, rank them, and draw them beside each other.
+    """Say what runs tell about each other on held-out puzzles or text, rank them, and draw them beside each other.
 
     Example: `trm-ray compare runs/five_scenarios --save comparison.png`
     """
@@ -146,9 +148,7 @@ def report(
     ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs, such as a sweep's.")],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Held-out exact accuracy that steps and seconds count to.")
-    ] = 0.5,
+    threshold: Annotated[float | None, typer.Option(min=0, help=_THRESHOLD)] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Scenario that the others are compared with; by default `baseline`.")
     ] = None,

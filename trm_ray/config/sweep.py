@@ -38,6 +38,9 @@ Metric = Literal[
     "eval/exact_accuracy",
     "eval/anytime_accuracy",
     "eval/first_segment/step_0_exact_accuracy",
+    "eval/bits_per_byte",
+    "eval/anytime_bits_per_byte",
+    "eval/first_segment/step_0_bits_per_byte",
 ]
 
 
@@ -57,7 +60,7 @@ class Distribution:
 
 def best_mode(metric: str) -> Literal["min", "max"]:
     """Tell whether less or more of a metric is better."""
-    return "min" if metric == "eval/loss" else "max"
+    return "min" if metric == "eval/loss" or metric.endswith("bits_per_byte") else "max"
 
 
 class AshaConfig(Settings):
@@ -66,8 +69,8 @@ class AshaConfig(Settings):
     enabled: bool = True  # false = every trial runs to its end
     # what competes: each trial by itself, or a group (a scenario or variant) by the mean over its seeds
     unit: Literal["trial", "group"] = "trial"
-    metric: Metric = "eval/loss"  # what trials are judged by, on held-out puzzles
-    mode: Literal["min", "max"] = "min"  # min for eval/loss, max for the others
+    metric: Metric = "eval/loss"  # what trials are judged by, on held-out puzzles or text
+    mode: Literal["min", "max"] = "min"  # min for eval/loss and bits per byte, max for the others
     grace_period: Positive = 1000  # optimizer steps that every trial gets: past the warm-up
     reduction_factor: AboveOne = 2.0  # one trial in so many goes on past each rung
     max_t: PositiveOrNull = None  # most steps of a trial that is not kept; null = the trials' max_steps
@@ -109,7 +112,8 @@ class SweepConfig(Settings):
     stop_on: Reasons = ["non_finite", "diverging"]
     asha: AshaConfig = AshaConfig()
     final: FinalConfig = FinalConfig()
-    threshold: Share = 0.5  # exact accuracy that "steps to threshold" counts to
+    # exact accuracy that "steps to threshold" counts to; where there is only text, that is what `xz` or unigrams take
+    threshold: Share = 0.5
     max_concurrent_trials: PositiveOrNull = None  # at once; null = as many as the resources hold
     log_dir: Folder = "runs/sweep"  # filled in when loading: runs/NAME
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from trm_ray.ownership import holder
 from trm_ray.programs.stages import counted
 from trm_ray.reporting.aside import aside
-from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, Comparison, compare_runs
+from trm_ray.reporting.numbers.summary import Comparison, compare_runs
 from trm_ray.reporting.numbers.tables import comparison_json, comparison_markdown
 from trm_ray.reporting.numbers.unfinished import nobody_writes
 from trm_ray.reporting.numbers.verdicts import BASELINE
@@ -28,7 +28,7 @@ class Compared:
     def of(
         cls,
         runs: Sequence[Run],
-        threshold: float = DEFAULT_THRESHOLD,
+        threshold: float | None = None,
         baseline: str = BASELINE,
         is_written: Callable[[Path], bool] = nobody_writes,
     ) -> Compared:
@@ -76,7 +76,7 @@ def check_baseline(comparison: Comparison, baseline: str) -> None:
         raise ValueError(f"--baseline {baseline} is no scenario of these runs; use one of {', '.join(sorted(names))}")
 
 
-def compare(places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE) -> Compared:
+def compare(places: Sequence[Path], threshold: float | None = None, baseline: str = BASELINE) -> Compared:
     """Read and compare the runs at or below some paths; of a sweep with a second stage those that count.
 
     Raises:
@@ -86,7 +86,7 @@ def compare(places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseli
 
 
 def compare_found(
-    found: Sequence[Run], places: Sequence[Path], threshold: float = DEFAULT_THRESHOLD, baseline: str = BASELINE
+    found: Sequence[Run], places: Sequence[Path], threshold: float | None = None, baseline: str = BASELINE
 ) -> Compared:
     """Compare runs that were found at or below some paths, as `compare` does."""
     by_sweep: dict[Path, list[Run]] = {}

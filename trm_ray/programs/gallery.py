@@ -1,4 +1,4 @@
-"""Let the models of some runs solve the same held-out puzzles, and keep their answers depth by depth."""
+"""Let the models of some runs solve the same held-out puzzles, or read the same text, and keep it depth by depth."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from trm_ray.kinds.registry import check_kind, kind_named, kind_of
 from trm_ray.model.gradient_path import GradientPath
 from trm_ray.model.trm import Batch
 from trm_ray.programs.evaluate import embedding_rows
+from trm_ray.programs.passages import Guesses, Script, guesses
 from trm_ray.reporting.numbers.groups import Group
 from trm_ray.reporting.page.gallery import Answer, Gallery, Puzzle, stages
+from trm_ray.reporting.page.passage import Passage, Reader
 from trm_ray.reporting.pictures.boards import Board
 from trm_ray.reporting.run_log import Run
 from trm_ray.storage import as_path
@@ -32,6 +34,8 @@ NUM_PUZZLES = 6
 MOST_SCENARIOS = 8  # beside each other
 MOST_LOOKED_AT = 128  # puzzles that the shown ones are chosen from
 MOST_CELLS = 300_000  # of all boards of a gallery: about two megabytes of page
+MOST_PIECES = 20_000  # of all passages of a gallery, each token at each depth: about two megabytes, too
+LEAST_TOKENS, MOST_TOKENS = 64, 384  # of a passage
 LOOKING_FLOPS = 3e10  # for choosing puzzles: a few seconds of a processor
 
 
@@ -102,14 +106,16 @@ def _shown(shelf: _Shelf, words: Sequence[str], most_flops: float | None) -> Gal
     if not shelf.folders:
         raise ValueError("nothing here tells which puzzles the runs are of")
     if missing := [folder for folder in shelf.folders if not (folder / "dataset.json").is_file()]:
-        raise ValueError(f"the held-out puzzles are not in {missing[0]}; write the report where the runs were started")
+        what = "text is" if any(run.is_text for run in shelf.runs.values()) else "puzzles are"
+        raise ValueError(f"the held-out {what} not in {missing[0]}; write the report where the runs were started")
     info = DatasetInfo.load(shelf.folders[0])  # not all of it is checked, as training does: it would take minutes
     check_kind(info)
     models = {label: load_model(run.folder) for label, run in shelf.runs.items()}
     if any(
         (model.shape.seq_len, model.shape.vocab_size) != (info.seq_len, info.vocab_size) for model in models.values()
     ):
-        raise ValueError(f"{shelf.folders[0]} holds other boards than the models were trained on")
+        what = "rows" if info.text else "boards"
+        raise ValueError(f"{shelf.folders[0]} holds other {what} than the models were trained on")
     first = next(iter(models.values()))
     cost = sum(map(_puzzle_flops, models.values()))
     looked_at = int(np.clip(LOOKING_FLOPS / _puzzle_flops(first), NUM_PUZZLES, MOST_LOOKED_AT))
@@ -119,6 +125,8 @@ def _shown(shelf: _Shelf, words: Sequence[str], most_flops: float | None) -> Gal
         raise ValueError("on this machine it would take minutes; trm-ray report draws it all the same")
     rows = _first_rows(shelf.folders[0], info, looked_at)
     with progress("models", len(models)) as advance:
+        if info.text is not None:
+            return _read(shelf, words, models, rows, Script.of(shelf.folders[0], info), advance)
         return _solved(shelf, words, models, rows, _kind(info, shelf), advance)
 
 
@@ -172,13 +180,57 @@ def _solved(
     )
 
 
+def _read(
+    shelf: _Shelf, words: Sequence[str], models: Mapping[str, LoadedModel], rows: Rows, script: Script, advance: Advance
+) -> Gallery:
+    """Choose passages by the first model, let the others read the same, and lay all of it out."""
+    (leader, first), deepest = next(iter(models.items())), max(map(_num_depths, models.values()))
+    found = guesses(first, _batch(first, rows, shelf.folders))
+    needed, told = _needed(script, leader, found, rows.labels)
+    room = MOST_PIECES // (deepest * len(models))
+    length = min(rows.inputs.shape[1], int(np.clip(room, LEAST_TOKENS, MOST_TOKENS)))
+    chosen = spread_out(needed, min(int(np.clip(room // length, 1, NUM_PUZZLES)), len(rows)))
+    by_label = {leader: found.of(chosen)}
+    advance(1)
+    for label, model in list(models.items())[1:]:
+        by_label[label] = guesses(model, _batch(model, rows[chosen], shelf.folders))
+        advance(1)
+    passages = []
+    for number, at in enumerate(chosen):
+        row = rows.inputs[at], rows.labels[at]
+        readers = (Reader(label, script.readings(*row, one.of(number), length)) for label, one in by_label.items())
+        passages.append(
+            Passage(f"{'Prompt' if script.prompts else 'Passage'} {number + 1}: {told[at]}", tuple(readers))
+        )
+    cycles = {model.H_cycles for model in models.values()}
+    told_of = _about(shelf, models, leader, len(rows), "prompts" if script.prompts else "rows")
+    num_cycles = cycles.pop() if len(cycles) == 1 else None
+    return Gallery(shelf.title, (*words, told_of), (), deepest, num_cycles, tuple(passages))
+
+
+def _needed(script: Script, leader: str, found: Guesses, labels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Say what a model needs for each row (B,), and in words: H-cycles to solve a prompt, bits per byte of a text."""
+    if script.prompts:
+        needed = solved_at(found.likeliest, labels)
+        return needed, [f"{leader} {_told(int(depth), len(found.bits))}" for depth in needed]
+    needed = script.bits_per_byte(found.bits[-1], labels)
+    return needed, [f"{leader} needs {bits:.2f} bits per byte" for bits in needed]
+
+
+def _num_depths(model: LoadedModel) -> int:
+    return model.halt_max_steps * model.H_cycles
+
+
 @torch.inference_mode()
 def _answers(model: LoadedModel, rows: Rows, folders: Sequence[Path]) -> np.ndarray:
     """Solve puzzles: their tokens (D, B, L) after each H-cycle."""
-    embedded = embedding_rows(model, read_identifiers(*folders), folders)[rows.puzzle_identifiers]
-    batch = Batch(*map(torch.from_numpy, (rows.inputs, rows.labels, embedded))).to(model.device)
-    outputs = run_segments(model, batch)
+    outputs = run_segments(model, _batch(model, rows, folders))
     return np.stack([logits.argmax(-1).cpu().numpy() for output in outputs for logits in output.cycle_logits])
+
+
+def _batch(model: LoadedModel, rows: Rows, folders: Sequence[Path]) -> Batch:
+    embedded = embedding_rows(model, read_identifiers(*folders), folders)[rows.puzzle_identifiers]
+    return Batch(*map(torch.from_numpy, (rows.inputs, rows.labels, embedded))).to(model.device)
 
 
 def _wrong(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -204,13 +256,18 @@ def _told(depth: int, deepest: int) -> str:
     return f"solves it after {depth} H-cycle{'s' * (depth != 1)}"
 
 
-def _about(shelf: _Shelf, models: Mapping[str, LoadedModel], leader: str, num_rows: int) -> str:
+def _about(shelf: _Shelf, models: Mapping[str, LoadedModel], leader: str, num_rows: int, what: str = "puzzles") -> str:
     seeds = sorted({run.seed for run in shelf.runs.values()})
     weights = "averaged weights" if any(model.averaged for model in models.values()) else "weights as they are"
     steps = sorted({model.step for model in models.values()})
+    by = (
+        f"bits per byte {leader} needs for them"
+        if what == "rows"
+        else f"H-cycles {leader} needs to solve them for good"
+    )
     return (
-        f"Of the first {num_rows} held-out puzzles, ordered by how many H-cycles {leader} needs to solve them for "
-        f"good, these stand at equal distances, from the first to the last. Models of seed "
+        f"Of the first {num_rows} held-out {what}, ordered by how many {by}, these stand at equal distances, from the "
+        f"first to the last. Models of seed "
         f"{_listed([*map(str, seeds)])} after {_listed([f'{step:,}' for step in steps])} steps, {weights}."
     )
 

@@ -117,8 +117,17 @@ def load(path: Path, *, averaged: bool = True) -> LoadedModel:
 
 
 def kind_for(loaded: LoadedModel) -> Kind:
-    """Tell what sort of puzzle a model was trained on: what its dataset says, or where that is not here its tokens."""
+    """Tell what sort of puzzle a model was trained on: what its dataset says, or where that is not here its tokens.
+
+    Raises:
+        ValueError: it was trained on text.
+    """
     config, shape = loaded.config, loaded.shape
+    if loaded.causal:
+        raise ValueError(
+            f"{loaded.path} is a model of text: `trm-ray generate` continues text and answers prompts, "
+            "`trm-ray evaluate` measures held-out text"
+        )
     with suppress(ValueError, OSError):
         if name := DatasetInfo.load(config.train_folders[0]).kind:
             return kind_named(name, shape.seq_len, shape.vocab_size)

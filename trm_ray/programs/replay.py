@@ -17,8 +17,8 @@ from trm_ray.config.keys import flatten
 from trm_ray.config.sweep import Metric, best_mode
 from trm_ray.programs.stages import SWEEP_FILE
 from trm_ray.reporting.numbers.groups import Group, group_runs
+from trm_ray.reporting.numbers.measure import Measure, measure_of
 from trm_ray.reporting.numbers.replay import (
-    SOLVED,
     Compute,
     Replay,
     Replayed,
@@ -76,44 +76,49 @@ def replay(
     Raises:
         ValueError: a run was not trained to its end, there is nothing to compare, or a value does not fit.
     """
-    groups = _groups(find_runs(paths))
+    found = find_runs(paths)
+    measure = measure_of(found)
+    groups = _groups(found, measure)
     rules = _rules(groups, paths, keep, group_by, slots)
-    settings = _settings(_runs(groups), grace, reduction, metrics, units)
-    field = _Field(groups, rules, orders, seed)
+    settings = _settings(found, measure, grace, reduction, metrics, units)
+    field = _Field(groups, measure, rules, orders, seed)
     return Replay(
+        measure=measure,
         finals=field.finals,
         kept=tuple(group.label for group in groups if _is_kept(group.runs[0], rules)),
         num_steps=max(run.last_step for run in _runs(groups)),
         num_orders=orders + 1,
         slots=slots,
         settings=tuple(field.replayed(asha) for asha in shown(settings)),
-        omens=tuple(omens(groups)),
+        omens=tuple(omens(groups, measure)),
     )
 
 
 # ---- the runs --------------------------------------------------------------------------------------------
 
 
-def _groups(runs: Sequence[Run]) -> list[Group]:
+def _groups(runs: Sequence[Run], measure: Measure) -> list[Group]:
     for run in runs:
-        _check_end(run)
+        _check_end(run, measure)
     groups = group_runs(runs)
     if len(groups) < 2:
         way_out = "name at least two, such as those of a sweep's folder"
         raise ConfigError(f"all {len(runs)} runs are of one group, {groups[0].label}; {way_out}")
-    if len(shared_steps(runs)) < 2:
-        rule = f"must all be evaluated at two steps or more, and share {shared_steps(runs) or 'none'}"
+    if len(steps := shared_steps(runs, measure.final.tag)) < 2:
+        rule = f"must all be evaluated at two steps or more, and share {steps or 'none'}"
         raise ConfigError(f"the {len(runs)} runs {rule}; name runs with the same eval_interval")
     return groups
 
 
-def _check_end(run: Run) -> None:
+def _check_end(run: Run, measure: Measure) -> None:
     if run.stopped_early:
         way_out = "train with asha.enabled=false, or name other runs"
         place = f"step {run.last_step} of {run.planned_steps}"
         raise ConfigError(f"{run.folder} ends at {place} and must be trained to its end to be replayed; {way_out}")
-    if not len(run.series(SOLVED).steps):
-        raise ConfigError(f"{run.folder} has no {SOLVED} and must be evaluated to be replayed; name other runs")
+    if not measure.is_logged_by(run):
+        raise ConfigError(
+            f"{run.folder} has no {measure.final.tag} and must be evaluated to be replayed; name other runs"
+        )
 
 
 def _runs(groups: Iterable[Group]) -> list[Run]:
@@ -123,11 +128,11 @@ def _runs(groups: Iterable[Group]) -> list[Run]:
 class _Field:
     """Runs that compete, over and over."""
 
-    def __init__(self, groups: Sequence[Group], rules: Rules, orders: int, seed: int):
+    def __init__(self, groups: Sequence[Group], measure: Measure, rules: Rules, orders: int, seed: int):
         self._groups, self._rules, self._orders, self._seed = groups, rules, orders, seed
-        self._entrants = {run.folder: _entrant(run, group, rules) for group in groups for run in group.runs}
+        self._entrants = {run.folder: _entrant(run, group, measure, rules) for group in groups for run in group.runs}
         self._compute = Compute(_runs(groups))
-        self.finals = finals(groups)
+        self.finals = finals(groups, measure)
 
     def replayed(self, asha: AshaConfig) -> Replayed:
         """Replay a setting in all orders, which are the same for all settings."""
@@ -158,13 +163,13 @@ def _flat(rows: Iterable[Sequence[Run | None]]) -> list[Run]:
     return [run for row in rows for run in row if run is not None]
 
 
-def _entrant(run: Run, group: Group, rules: Rules) -> Entrant:
+def _entrant(run: Run, group: Group, measure: Measure, rules: Rules) -> Entrant:
     from trm_ray.distributed.replay import Entrant
     from trm_ray.distributed.scheduler import Contender
 
     league = "" if rules.group_by is None else str(flatten(run.config)[rules.group_by])
     contender = Contender(league, _is_kept(run, rules), group.label, len(group.runs))
-    return Entrant(contender, [row for row in run.rows if SOLVED in row])
+    return Entrant(contender, [row for row in run.rows if measure.final.tag in row])
 
 
 def _is_kept(run: Run, rules: Rules) -> bool:
@@ -203,15 +208,16 @@ def _sweep_keys(paths: Sequence[Path]) -> dict[str, Any]:
 
 def _settings(
     runs: Sequence[Run],
+    measure: Measure,
     grace: Sequence[int] | None,
     reduction: Sequence[float],
     metrics: Sequence[str] | None,
     units: Sequence[str],
 ) -> list[AshaConfig]:
-    usable = [tag for tag in shared_tags(runs) if tag in get_args(Metric)]
+    usable = [tag for tag in shared_tags(runs, measure) if tag in get_args(Metric)]
     for metric in metrics or ():
         _check_metric(metric, usable)
-    steps = shared_steps(runs)
+    steps = shared_steps(runs, measure.final.tag)
     for value in grace or ():
         if not 1 <= value < max(steps):
             way_out = f"use {','.join(map(str, _some(steps)))}"

@@ -19,8 +19,8 @@ from trm_ray.programs.compare import Compared, check_baseline, compare
 from trm_ray.programs.stages import CORE_SECONDS_FILE, SWEEP_FILE
 from trm_ray.reporting.aside import aside
 from trm_ray.reporting.numbers.groups import Group, group_runs
+from trm_ray.reporting.numbers.measure import goal_of
 from trm_ray.reporting.numbers.spending import Spending
-from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD
 from trm_ray.reporting.numbers.verdicts import BASELINE
 from trm_ray.reporting.page.page import Command, Report, baseline_of, render
 from trm_ray.reporting.run_log import find_runs
@@ -51,7 +51,7 @@ def report(
     places: Sequence[Path],
     output: Path,
     *,
-    threshold: float = DEFAULT_THRESHOLD,
+    threshold: float | None = None,
     baseline: str | None = None,
     gallery: bool = True,
 ) -> Path:
@@ -142,7 +142,8 @@ def _commands(compared: Compared, output: Path, places: Sequence[Path]) -> list[
         for file in sweeps
     ]
     found += [command for group in group_runs(compared.runs) if (command := _training(group)) is not None]
-    given = [] if compared.comparison.threshold == DEFAULT_THRESHOLD else ["--threshold", compared.comparison.threshold]
+    goal, usual = compared.comparison.threshold, goal_of(compared.comparison.measure, compared.runs, None)
+    given = [] if goal == usual else ["--threshold", goal]
     given += [] if compared.comparison.baseline == BASELINE else ["--baseline", compared.comparison.baseline]
     return [*found, Command("This report", _line("report", *places, "--output", output, *given))]
 

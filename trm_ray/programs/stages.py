@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from trm_ray.config import Config, SweepConfig, flat
 from trm_ray.config.keys import flatten
 from trm_ray.config.trials import TrialNames
+from trm_ray.reporting.numbers.measure import Measure, measure_of
 from trm_ray.reporting.run_log import Run, is_run, read_run
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import write_whole
@@ -95,18 +97,20 @@ def _told(key: list[Any]) -> str:
 
 
 def _choose(first: Stage, folder: Path) -> list[list[Any]]:
-    """Choose the best groups by exact accuracy, and those to keep, in the order of the sweep."""
-    groups: dict[str, list[Path]] = {}
+    """Choose the best groups by what runs are ranked by, and those to keep, in the order of the sweep."""
+    groups: dict[str, list[Run]] = {}
     for run, place in zip(first.runs, first.folders(folder), strict=True):
-        groups.setdefault(json.dumps(_key(first.sweep, run.config)), []).append(place)
-    best = sorted(groups, key=lambda name: _score(groups[name]), reverse=True)[: first.sweep.final.top_k]
+        found = groups.setdefault(json.dumps(_key(first.sweep, run.config)), [])
+        found += [read_run(place)] if is_run(place) else []
+    measure = measure_of(run for runs in groups.values() for run in runs)
+    best = sorted(groups, key=lambda name: _score(groups[name], measure), reverse=True)[: first.sweep.final.top_k]
     keys = [json.loads(name) for name in groups if name in best or json.loads(name)[0] in first.sweep.keep]
     return keys
 
 
-def _score(places: Sequence[Path]) -> tuple[bool, float]:
+def _score(runs: Sequence[Run], measure: Measure) -> tuple[bool, float]:
     """Rank a group by the mean of its finished seeds; one without any comes after all that have one."""
-    runs = [read_run(place) for place in places if is_run(place)]
     finished = [run for run in runs if run.finished]
-    last = [series.values[-1] for run in finished or runs if len((series := run.series("eval/exact_accuracy")).steps)]
-    return bool(finished), sum(last) / len(last) if last else -1.0
+    last = [series.values[-1] for run in finished or runs if len((series := run.series(measure.final.tag)).steps)]
+    mean = sum(last) / len(last) if last else math.nan
+    return bool(finished), measure.unit.better(mean) if math.isfinite(mean) else -math.inf

@@ -200,6 +200,7 @@ def compare_trials(
     from trm_ray.programs.report import ASIDE_FLOPS, REPORT_FILE, draw, write_report
     from trm_ray.reporting.aside import aside
     from trm_ray.reporting.marks import told_marks
+    from trm_ray.reporting.numbers.measure import PUZZLES, measure_of
     from trm_ray.reporting.numbers.spending import Spending
     from trm_ray.reporting.numbers.tables import show_comparison
     from trm_ray.reporting.run_log import find_runs, is_run
@@ -209,7 +210,8 @@ def compare_trials(
     if not any(is_run(folder) for folder in plan.folder.iterdir()):
         return None
     runs = find_runs([plan.folder])
-    compared = Compared.of(counted(runs, plan.folder), plan.sweep.threshold)
+    shown = counted(runs, plan.folder)
+    compared = Compared.of(shown, plan.sweep.threshold if measure_of(shown) is PUZZLES else None)
     report = plan.folder / "report"
     report.mkdir(exist_ok=True)
     picture = compared.draw_aside(report)  # first, since it belongs to what the sweep has cost

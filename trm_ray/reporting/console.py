@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +147,7 @@ class _Trial:
     offset: int = 0
     loss: float | None = None
     exact: float | None = None
+    bits: float | None = None
     next_look: float = 0.0
     onlooker: Onlooker | None = None
 
@@ -170,6 +171,7 @@ class _Trial:
                 self._see(row)
                 self.step = int(row["step"])
                 self.loss, self.exact = row.get("eval/loss", self.loss), row.get("eval/exact_accuracy", self.exact)
+                self.bits = row.get("eval/bits_per_byte", self.bits)
 
     def _see(self, row: Row) -> None:
         if self.onlooker is not None:
@@ -224,8 +226,12 @@ class SweepDisplay:
     def reported(self, name: str, row: Row) -> None:
         """Note an evaluation."""
         place = f"step {row['step']:>5} of {self._trials[name].num_steps}"
-        exact = f"exact {100 * row['eval/exact_accuracy']:5.1f} %"
-        self._say(name, f"{place}  eval loss {row['eval/loss']:.4f}  {exact}")
+        found = [f"eval loss {row['eval/loss']:.4f}"]
+        if "eval/exact_accuracy" in row:
+            found.append(f"exact {100 * row['eval/exact_accuracy']:5.1f} %")
+        if "eval/bits_per_byte" in row:
+            found.append(f"bits/byte {row['eval/bits_per_byte']:.4f}")
+        self._say(name, "  ".join([place, *found]))
 
     def ended(self, name: str, state: str) -> None:
         """Note that a trial is over: finished, stopped early, or failed."""
@@ -238,20 +244,31 @@ class SweepDisplay:
             say(self._console, f"{name:<{width}}  {text}")
 
     def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False)
+        table, trials = Table(box=None, pad_edge=False), self._trials.values()
         table.add_column("trial", overflow="fold")
         table.add_column("state", no_wrap=True)
-        for heading in ("step", "eval loss", "exact"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for trial in self._trials.values():
+        for trial in trials:
             trial.refresh()
-        if any(trial.marks for trial in self._trials.values()):
+        numbers = self._numbers()
+        for heading in numbers:
+            table.add_column(heading, justify="right", no_wrap=True)
+        if has_marks := any(trial.marks for trial in trials):
             table.add_column(HEADING, overflow="fold")
         for name, trial in self._trials.items():
-            loss = "–" if trial.loss is None else f"{trial.loss:.4f}"
-            exact = "–" if trial.exact is None else f"{100 * trial.exact:.1f} %"
-            cells = (name, trial.state, f"{trial.step} / {trial.num_steps}", loss, exact, trial.marks)[
-                : len(table.columns)
-            ]
+            cells = [name, trial.state, *(told(trial) for told in numbers.values()), *[trial.marks][:has_marks]]
             table.add_row(*(Text(as_it_is(cell)) for cell in cells))
         return table
+
+    def _numbers(self) -> dict[str, Callable[[_Trial], str]]:
+        """Choose the columns of numbers, and how a trial fills each: bits per byte are for text."""
+        trials = self._trials.values()
+        has_bits, has_exact = (any(getattr(trial, of) is not None for trial in trials) for of in ("bits", "exact"))
+        found: dict[str, Callable[[_Trial], str]] = {
+            "step": lambda trial: f"{trial.step} / {trial.num_steps}",
+            "eval loss": lambda trial: "–" if trial.loss is None else f"{trial.loss:.4f}",
+        }
+        if has_exact or not has_bits:
+            found["exact"] = lambda trial: "–" if trial.exact is None else f"{100 * trial.exact:.1f} %"
+        if has_bits:
+            found["bits/byte"] = lambda trial: "–" if trial.bits is None else f"{trial.bits:.4f}"
+        return found

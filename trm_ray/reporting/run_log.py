@@ -35,6 +35,9 @@ EVAL_CYCLE_LOSS = "eval/step_{i}_loss"
 TRAIN_FIRST_LOSS = "train/first_segment/step_{i}_loss"
 EVAL_FIRST_LOSS = "eval/first_segment/step_{i}_loss"
 EVAL_FIRST_EXACT = "eval/first_segment/step_{i}_exact_accuracy"
+EVAL_FIRST_BITS = "eval/first_segment/step_{i}_bits_per_byte"
+# What a text's bits per byte are to be seen beside: neither of the two knows the language.
+YARDSTICKS = {"unigram": "eval/unigram_bits_per_byte", "xz": "eval/xz_bits_per_byte"}
 
 Row = dict[str, float]
 _LOG = logging.getLogger("trm_ray")
@@ -94,7 +97,7 @@ class RunLog:
         Args:
             wall_s: training seconds so far, those before a resume included.
             metrics: value by tag. JSON has no NaN and no infinity: both are written as null, and read back as NaN.
-            depths: an evaluation's `loss`, `accuracy` and `exact_accuracy` after every H-cycle.
+            depths: an evaluation's `loss`, `accuracy` and the like after every H-cycle.
         """
         numbers = {tag: float(value) for tag, value in metrics.items()}
         place = {"step": int(step), "wall_s": round(float(wall_s), 3)}
@@ -160,12 +163,13 @@ def _drop_rows_after(path: Path, last_step: int) -> None:
 def step_line(row: Mapping[str, float]) -> str:
     """Tell one training row: `Step    100 | Loss: 2.3421 (ACT: 2.1234, Sup: 0.2187) | LR: 5.00e-05 | …`."""
     parts = f"ACT: {row['train/act_loss']:.4f}, Sup: {row['train/supervised_loss']:.4f}"
-    # No puzzle may have been finished since the last log.
+    # No puzzle may have been finished since the last log; a text has no halting.
     steps = f"{row['train/act/steps']:.2f}" if "train/act/steps" in row else "–"
+    has_halting = "train/act/steps" in row or "train/act/q_halt_loss" in row
     return (
         f"Step {int(row['step']):6d} | Loss: {row['train/total_loss']:.4f} ({parts}) | "
         f"LR: {row['train/learning_rate']:.2e} | "
-        f"GradNorm: {row['train/grad_norm']:.4f} | Steps: {steps}"
+        f"GradNorm: {row['train/grad_norm']:.4f}" + (f" | Steps: {steps}" if has_halting else "")
     )
 
 
@@ -181,8 +185,13 @@ def evaluation_line(row: Mapping[str, float]) -> str:
         parts.append(f"Loss: {row['eval/loss']:.4f}")
     if "eval/exact_accuracy" in row:
         parts.append(f"Exact: {100 * row['eval/exact_accuracy']:.1f} %{_other_segments(row)}")
+    if "eval/bits_per_byte" in row:
+        parts.append(f"Bits/byte: {row['eval/bits_per_byte']:.2f}{_yardsticks(row)}")
+    if "eval/perplexity" in row:
+        parts.append(f"Perplexity: {row['eval/perplexity']:.2f}")
     if "eval/accuracy" in row:
-        parts.append(f"Cells: {100 * row['eval/accuracy']:.1f} %")
+        name = "Top-1" if "eval/bits_per_byte" in row else "Cells"
+        parts.append(f"{name}: {100 * row['eval/accuracy']:.1f} %")
     if "eval/act_steps" in row:
         parts.append(f"Steps: {row['eval/act_steps']:.2f}")
     return " | ".join(parts)
@@ -195,6 +204,11 @@ def _other_segments(row: Mapping[str, float]) -> str:
         "halting": "eval/exact_accuracy_halting",
     }
     parts = [f"{name} {100 * row[tag]:.1f} %" for name, tag in tags.items() if tag in row]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _yardsticks(row: Mapping[str, float]) -> str:
+    parts = [f"{name} {row[tag]:.2f}" for name, tag in YARDSTICKS.items() if tag in row]
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -211,13 +225,17 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class DepthRow:
-    """What an evaluation found after each of the D H-cycles since the puzzle was taken up: (D,) each."""
+    """What an evaluation found after each of the D H-cycles since the puzzle was taken up: (D,) each.
+
+    A text alone has bits per byte, and no exact accuracy where no row of it is right as a whole: (0,) then.
+    """
 
     step: int
     wall_s: float
     loss: np.ndarray
     accuracy: np.ndarray
     exact_accuracy: np.ndarray
+    bits_per_byte: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -250,6 +268,21 @@ class Run:
     def arch(self) -> dict[str, Any]:
         """Section `arch` of the config."""
         return self.config.get("arch") or {}
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is of text, whose rows are read from left to right."""
+        return bool(self.arch.get("causal"))
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether it is of text without prompts, of which no row is right as a whole: bits per byte measure it."""
+        return self.is_text and not any("eval/exact_accuracy" in row for row in self.rows)
+
+    @property
+    def material(self) -> str:
+        """What it is of, in a word."""
+        return "text" if self.is_plain_text else "prompts" if self.is_text else "puzzles"
 
     @property
     def last_step(self) -> int:
@@ -425,10 +458,10 @@ def _is_number(value: Any) -> bool:
 def _read_depths(path: Path) -> tuple[DepthRow, ...]:
     """Read the numbers by depth, in the order of the steps; an older run has none."""
     rows = {int(row["step"]): row for row in _raw_rows(path)} if path.is_file() else {}
-    names = ("loss", "accuracy", "exact_accuracy")
+    names = ("loss", "accuracy", "exact_accuracy", "bits_per_byte")
     return tuple(
-        DepthRow(step, float(rows[step]["wall_s"]), *(np.array(rows[step][name], dtype=np.float64) for name in names))
-        for step in sorted(rows)
+        DepthRow(step, float(row["wall_s"]), *(np.array(row.get(name, ()), dtype=np.float64) for name in names))
+        for step, row in sorted(rows.items())
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from simulated import SCENARIOS, sweep
 
 from trm_ray.reporting.numbers.curves import seconds_per_step
+from trm_ray.reporting.numbers.measure import EXACT
 from trm_ray.reporting.numbers.summary import Comparison, compare_runs, reach, summarise
 from trm_ray.reporting.numbers.tables import (
     comparison_content,
@@ -76,8 +77,8 @@ def test_a_summary_agrees_with_numbers_worked_by_hand(two_scenarios: list[Run]) 
     assert linear.final_loss.mean == pytest.approx(0.3)
     assert linear.final_loss.sd == pytest.approx(0.2 / math.sqrt(2))
     assert linear.best_loss.mean == pytest.approx((0.2 + 0.35) / 2)
-    assert linear.final_exact_accuracy.mean == pytest.approx(0.7)
-    assert linear.best_exact_accuracy.mean == pytest.approx((0.8 + 0.65) / 2)
+    assert linear.final.mean == pytest.approx(0.7)
+    assert linear.best.mean == pytest.approx((0.8 + 0.65) / 2)
     # seed 0 reaches 0.5 at step 200 (100 s), seed 1 two fifths of the way from 200 to 300
     assert (linear.steps_to_threshold.mean, linear.steps_to_threshold.count) == (pytest.approx(220.0), 2)
     assert linear.steps_to_threshold.median == pytest.approx(220.0)
@@ -126,8 +127,8 @@ def test_seconds_a_step_are_the_median_of_the_logs_or_else_the_mean_of_the_run(m
 
 def test_a_series_reaches_a_threshold_between_two_evaluations(make_run: MakeRun) -> None:
     series = make_run(evaluated([1.0, 1.0], [0.2, 0.6])).series("eval/exact_accuracy")
-    assert reach(series, 0.5) == (175.0, 87.5)
-    assert reach(series, 0.7) is None
+    assert reach(series, EXACT, 0.5) == (175.0, 87.5)
+    assert reach(series, EXACT, 0.7) is None
 
 
 def deep(run: Run, *exact: Sequence[float]) -> Run:
@@ -144,7 +145,7 @@ def test_depths_are_the_means_over_the_seeds_at_evaluations_that_all_have(make_r
     found = summarise(runs)[0].depths
     assert found is not None
     assert found.steps == (100,)
-    assert found.exact_accuracy[0] == pytest.approx((0.2, 0.3))
+    assert found.value[0] == pytest.approx((0.2, 0.3))
     assert found.loss[0] == pytest.approx((0.8, 0.7))
     assert summarise([make_run(rows, "old")])[0].depths is None
 
@@ -238,7 +239,7 @@ def test_a_run_that_somebody_writes_is_running_and_another_was_interrupted(make_
 def test_a_run_that_has_not_been_evaluated_has_a_step_alone(make_run: MakeRun) -> None:
     (run,) = compare_runs([make_run([{"step": 10, "wall_s": 1.0}], "early", finished=False)]).unfinished
     assert (run.step, run.ahead) == (10, None)
-    assert math.isnan(run.exact_accuracy)
+    assert math.isnan(run.value)
 
 
 # ---- words -----------------------------------------------------------------------------------------------
@@ -387,7 +388,7 @@ def test_words_stand_before_the_table_and_runs_that_were_stopped_after_it(two_sc
 
 
 def test_a_stopped_run_s_row_says_all_of_it(two_scenarios: list[Run]) -> None:
-    (table,) = [unfinished_table(compare_runs(two_scenarios).unfinished)]
+    (table,) = [unfinished_table(compare_runs(two_scenarios))]
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     assert cells == [["baseline"], ["0"], ["stopped early"], ["200 of 400"], ["30.0"], ["0.500"], ["linear by 20.0"]]
 

@@ -9,26 +9,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from trm_ray.reporting.numbers.measure import LOGGED, NUMBERS, Number
 from trm_ray.reporting.run_log import Run, Series
 
 Axis = Literal["steps", "seconds", "flops"]
 AXES: tuple[Axis, ...] = ("steps", "seconds", "flops")
-
-
-@dataclass(frozen=True)
-class Number:
-    """A held-out number by which runs are compared: its name in files, its tag in a log, which way is better."""
-
-    name: str
-    tag: str
-    higher_is_better: bool = True
-
-
-EXACT = Number("exact_accuracy", "eval/exact_accuracy")
-ANYTIME = Number("anytime_accuracy", "eval/anytime_accuracy")
-FIRST_CYCLE = Number("first_cycle_exact_accuracy", "eval/first_segment/step_0_exact_accuracy")
-LOSS = Number("loss", "eval/loss", higher_is_better=False)
-NUMBERS = (EXACT, ANYTIME, FIRST_CYCLE, LOSS)
 
 
 class Crossing(NamedTuple):
@@ -82,7 +67,7 @@ class Curves:
         found = self._curve(number, at)
         if found is None:
             return None
-        where = first_crossing(*found, threshold)
+        where = first_crossing(NUMBERS[number], *found, threshold)
         return Crossing(float(found[0][-1]), False) if where is None else Crossing(where, True)
 
     def _curve(self, number: str, at: Axis) -> tuple[np.ndarray, np.ndarray] | None:
@@ -95,7 +80,7 @@ class Curves:
 
 def curves_of(run: Run) -> Curves:
     """Collect a run's numbers and costs; what its log does not hold is left out."""
-    found = {number.name: run.series(number.tag) for number in NUMBERS}
+    found = {number.name: run.series(number.tag) for number in LOGGED}
     numbers = {name: series for name, series in found.items() if len(series.steps)}
     steps = np.array([0.0, run.last_step])
     costs: dict[Axis, tuple[np.ndarray, np.ndarray]] = {"steps": (steps, steps), "seconds": _seconds(run)}
@@ -119,15 +104,15 @@ def _from_zero(steps: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.concatenate([[0.0], steps]), np.concatenate([[0.0], costs])
 
 
-def first_crossing(places: np.ndarray, values: np.ndarray, threshold: float) -> float | None:
-    """Find where values first reach a threshold, on the line between two evaluations; None if they never do.
+def first_crossing(number: Number, places: np.ndarray, values: np.ndarray, threshold: float) -> float | None:
+    """Find where values first are as good as a threshold, on the line between two evaluations; None if they never are.
 
     Args:
         places, values: (n,); values that are not finite are passed over.
     """
     finite = np.isfinite(values)
     places, values = places[finite], values[finite]
-    above = np.flatnonzero(values >= threshold)
+    above = np.flatnonzero(number.unit.better(values) >= number.unit.better(threshold))
     if not len(above):
         return None
     i = int(above[0])

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trm_ray.reporting.numbers.curves import NUMBERS
+from trm_ray.reporting.numbers.measure import LOGGED, MEASURES, NUMBERS
 from trm_ray.reporting.numbers.statistics import MIN_SEEDS
 from trm_ray.reporting.numbers.verdicts import Verdict
 from trm_ray.reporting.rules.seen import Mark
@@ -67,7 +67,7 @@ def findings(run: Run) -> list[Finding]:
     """Judge a run by every rule that has the numbers it needs, what is bad first."""
     seen = [(rule, found) for rule in RULES if (found := rule.see(run)) is not None]
     made = [
-        Finding(rule.id, found.mark, found.evidence, rule.meaning, found.step, found.remedy, found.changes)
+        Finding(rule.id, found.mark, found.evidence, rule.meaning_of(run), found.step, found.remedy, found.changes)
         for rule, found in seen
     ]
     return sorted(made, key=lambda finding: _ORDER[finding.mark])
@@ -118,26 +118,29 @@ def group_findings(verdicts: Sequence[Verdict]) -> dict[str, list[Finding]]:
     Returns:
         Findings by the label of the scenario; only scenarios that have one.
     """
-    names = [number.name for number in NUMBERS]
+    names, final = {number.name for number in LOGGED}, {measure.final.name for measure in MEASURES}
     found: dict[str, list[Finding]] = {}
     for scenario in dict.fromkeys(verdict.scenario for verdict in verdicts):
         of_it = [one for one in verdicts if one.scenario == scenario and one.at == "steps" and one.number in names]
         tested = [one for one in of_it if one.n >= MIN_SEEDS and math.isfinite(one.p)]
-        if tested and tested[0].number == names[0] and all(one.claim == "none" for one in tested):
+        if tested and tested[0].number in final and all(one.claim == "none" for one in tested):
             found[scenario] = [_no_difference(tested)]
     return found
 
 
 def _no_difference(tested: Sequence[Verdict]) -> Finding:
-    exact = tested[0]
-    evidence = (
-        f"{100 * exact.difference:+.1f} points of exact accuracy at equal steps ({exact.n} seeds, p = {exact.p:.2g})"
+    first = tested[0]
+    unit = NUMBERS[first.number].unit
+    size, of = (
+        f"{unit.scale * first.difference:+.{unit.digits}f}",
+        next(one.loses for one in MEASURES if one.final.name == first.number),
     )
-    evidence = evidence.replace("-", "−", 1) if exact.difference < 0 else evidence
+    evidence = f"{size} {of} at equal steps ({first.n} seeds, p = {first.p:.2g})"
+    evidence = evidence.replace("-", "−", 1) if first.difference < 0 else evidence
     others = ", ".join(one.number.replace("_", " ") for one in tested[1:])
-    evidence += f" against {exact.baseline}, and no difference in {others}" if others else f" against {exact.baseline}"
+    evidence += f" against {first.baseline}, and no difference in {others}" if others else f" against {first.baseline}"
     remedy = "take the cheaper of the two"
-    if exact.more_seeds is not None:
-        remedy = f"{exact.more_seeds} more seeds would show a difference of this size; without them, {remedy}"
+    if first.more_seeds is not None:
+        remedy = f"{first.more_seeds} more seeds would show a difference of this size; without them, {remedy}"
     meaning = "What this scenario changes has not been shown to change anything at equal steps."
     return Finding(NO_DIFFERENCE, "warn", evidence, meaning, None, remedy)

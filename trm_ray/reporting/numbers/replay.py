@@ -15,23 +15,24 @@ from scipy import stats
 from trm_ray.config.sweep import AshaConfig, best_mode
 from trm_ray.reporting.numbers.groups import Group
 from trm_ray.reporting.numbers.json_text import json_text
+from trm_ray.reporting.numbers.measure import LOSS, SHARE, Measure
 from trm_ray.reporting.run_log import Run
 from trm_ray.reporting.terminal import number_table
 
-SOLVED = "eval/exact_accuracy"
-# What may foretell the end, in the words of the tables.
-OMENS = {
-    "eval/loss": "loss",
-    "eval/accuracy": "cells",
-    SOLVED: "exact",
-    "eval/first_segment/step_0_exact_accuracy": "first cycle",
-    "eval/anytime_accuracy": "anytime",
-}
 # In so many orders a setting must keep the winner, or a group that cannot be told from it, to be advised.
 ENOUGH = 0.95
-# Differences of exact accuracy that a single seed cannot show.
-NOISE = 0.05
 _WITHOUT = "Take asha.enabled=false, or let variants compete within a scenario: group_by=config_name"
+
+
+def omen_words(measure: Measure) -> dict[str, str]:
+    """Name what may foretell the end, by its tag, in the words of the tables."""
+    return {
+        LOSS.tag: "loss",
+        "eval/accuracy": measure.cells,
+        measure.final.tag: "exact" if measure.unit is SHARE else measure.noun,
+        measure.first_cycle.tag: "first cycle",
+        measure.anytime.tag: "anytime",
+    }
 
 
 # ---- where the groups ended ------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ _WITHOUT = "Take asha.enabled=false, or let variants compete within a scenario: 
 
 @dataclass(frozen=True)
 class Finals:
-    """Exact accuracy at the end, over the seeds of each group.
+    """What runs are measured by at the end, over the seeds of each group.
 
     Args:
         winner: number of the best group.
@@ -53,27 +54,27 @@ class Finals:
     equals: frozenset[int]
 
 
-def final_exact(run: Run) -> float:
-    """Give the exact accuracy of a run's last evaluation, 0 where it is not finite."""
-    value = float(run.series(SOLVED).values[-1])
-    return value if math.isfinite(value) else 0.0
+def final_of(run: Run, measure: Measure) -> float:
+    """Give what a run is measured by at its last evaluation, the worst where it is not finite."""
+    value = float(run.series(measure.final.tag).values[-1])
+    return value if math.isfinite(value) else measure.worst
 
 
-def finals(groups: Sequence[Group]) -> Finals:
+def finals(groups: Sequence[Group], measure: Measure) -> Finals:
     """Find the best group by its mean over the seeds, and those that cannot be told from it."""
-    values = [{run.seed: final_exact(run) for run in group.runs} for group in groups]
+    values = [{run.seed: final_of(run, measure) for run in group.runs} for group in groups]
     means = tuple(float(np.mean(list(one.values()))) for one in values)
-    winner = int(np.argmax(means))
-    equals = frozenset(number for number, one in enumerate(values) if not _told_apart(values[winner], one))
+    winner = int(np.argmax([measure.unit.better(mean) for mean in means]))
+    equals = frozenset(number for number, one in enumerate(values) if not _told_apart(values[winner], one, measure))
     sizes = tuple(len(group.runs) for group in groups)
     return Finals(tuple(group.label for group in groups), sizes, means, winner, equals)
 
 
-def _told_apart(best: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    """Tell by a t interval of 95 %, paired by seed where that can be; for a single seed by `NOISE`."""
+def _told_apart(best: Mapping[int, float], other: Mapping[int, float], measure: Measure) -> bool:
+    """Tell by a t interval of 95 %, paired by seed where that can be; for a single seed by the measure's noise."""
     seeds = sorted(best.keys() & other.keys())
     if len(seeds) < 2:
-        return bool(np.mean(list(best.values())) - np.mean(list(other.values())) > NOISE)
+        return bool(abs(np.mean(list(best.values())) - np.mean(list(other.values()))) > measure.noise)
     differences = np.array([best[seed] - other[seed] for seed in seeds])
     if np.ptp(differences) < 1e-12:
         return bool(abs(differences[0]) > 1e-12)
@@ -89,7 +90,7 @@ class Outcome:
 
     saved_steps, saved_flops: share of the training that was not done; None where no operations were logged.
     winner, equal: 1 where at least half the seeds of the best group were trained to their end; of it or an equal one.
-    regret: exact accuracy of the best group less that of the best group that was trained to its end, from 0 to 1.
+    regret: by how much the best group is better than the best group that was trained to its end.
     """
 
     saved_steps: float
@@ -147,7 +148,7 @@ def outcome(groups: Sequence[Group], found: Finals, compute: Compute, last: Mapp
         saved_flops=compute.saved_flops(last),
         winner=float(found.winner in left),
         equal=float(bool(found.equals & left)),
-        regret=found.means[found.winner] - max(found.means[number] for number in left),
+        regret=min(abs(found.means[found.winner] - found.means[number]) for number in left),
     )
 
 
@@ -181,9 +182,9 @@ def advised(settings: Sequence[Replayed]) -> Replayed | None:
 
 @dataclass(frozen=True)
 class Omen:
-    """Spearman's correlation of an early number with the exact accuracy at the end: over trials, and over group means.
+    """Spearman's correlation of an early number with the measure at the end: over trials, and over group means.
 
-    Higher is better for the loss, too, whose sign is turned. NaN where all are equal.
+    Higher is better for all of them: what is lower when it is better has its sign turned. NaN where all are equal.
     """
 
     tag: str
@@ -192,23 +193,23 @@ class Omen:
     groups: float
 
 
-def omens(groups: Sequence[Group]) -> list[Omen]:
+def omens(groups: Sequence[Group], measure: Measure) -> list[Omen]:
     """Correlate every number that all runs have, at every evaluation but the last that all have made."""
     runs = [run for group in groups for run in group.runs]
     found = []
-    for tag in shared_tags(runs):
+    for tag in shared_tags(runs, measure):
         for step in shared_steps(runs, tag)[:-1]:
             early = {id(run): _at(run, tag, step) for run in runs}
-            found.append(Omen(tag, step, *_correlations(groups, early)))
+            found.append(Omen(tag, step, *_correlations(groups, early, measure)))
     return found
 
 
-def shared_tags(runs: Sequence[Run]) -> list[str]:
+def shared_tags(runs: Sequence[Run], measure: Measure) -> list[str]:
     """List what may foretell the end and is logged by all runs."""
-    return [tag for tag in OMENS if all(len(run.series(tag).steps) for run in runs)]
+    return [tag for tag in omen_words(measure) if all(len(run.series(tag).steps) for run in runs)]
 
 
-def shared_steps(runs: Sequence[Run], tag: str = SOLVED) -> list[int]:
+def shared_steps(runs: Sequence[Run], tag: str) -> list[int]:
     """List the steps at which all runs have a tag."""
     return sorted(set.intersection(*({int(step) for step in run.series(tag).steps} for run in runs)))
 
@@ -219,8 +220,9 @@ def _at(run: Run, tag: str, step: int) -> float:
     return -value if best_mode(tag) == "min" else value
 
 
-def _correlations(groups: Sequence[Group], early: Mapping[int, float]) -> tuple[float, float]:
-    pairs = [[(early[id(run)], final_exact(run)) for run in group.runs] for group in groups]
+def _correlations(groups: Sequence[Group], early: Mapping[int, float], measure: Measure) -> tuple[float, float]:
+    better = measure.unit.better
+    pairs = [[(early[id(run)], better(final_of(run, measure))) for run in group.runs] for group in groups]
     over_trials = [pair for group in pairs for pair in group]
     return _spearman(over_trials), _spearman([np.mean(group, axis=0) for group in pairs])
 
@@ -248,10 +250,12 @@ class Replay:
     """Early stopping replayed: where the groups ended, what every setting would have done, what foretells the end.
 
     Args:
+        measure: what the groups are ranked by.
         kept: labels of the groups that are never stopped.
         num_orders: orders that the means are over, the one of arrival included.
     """
 
+    measure: Measure
     finals: Finals
     kept: tuple[str, ...]
     num_steps: int
@@ -266,6 +270,22 @@ class Replay:
         return len(self.finals.equals) == len(self.finals.labels)
 
     @property
+    def omen_words(self) -> dict[str, str]:
+        """Name what may foretell the end, by its tag."""
+        return omen_words(self.measure)
+
+    @property
+    def final_words(self) -> str:
+        """What the best group ended at."""
+        final = self.finals.means[self.finals.winner]
+        return f"{100 * final:.1f} % exact" if self.measure.unit is SHARE else f"{final:.3f} {self.measure.noun}"
+
+    def regret_words(self, regret: float) -> str:
+        """Write a regret in the measure's unit."""
+        unit = self.measure.unit
+        return f"{unit.scale * regret:.{unit.digits}f}"
+
+    @property
     def advised(self) -> Replayed | None:
         """The setting to take, None where early stopping is better left alone."""
         return None if self.is_open else advised(self.settings)
@@ -275,7 +295,7 @@ def replay_lines(replay: Replay) -> list[str]:
     """Say in words where the groups ended, what foretells that, and which setting to take."""
     found = replay.finals
     trials, groups = sum(found.num_seeds), len(found.labels)
-    best = f"{found.labels[found.winner]} ({100 * found.means[found.winner]:.1f} % exact at the end)"
+    best = f"{found.labels[found.winner]} ({replay.final_words} at the end)"
     equals = ", ".join(found.labels[number] for number in sorted(found.equals - {found.winner})) or "no other"
     return [
         f"{trials} trials in {groups} groups, {replay.num_steps} steps each.",
@@ -298,7 +318,7 @@ def _omen_lines(replay: Replay) -> list[str]:
     if omen is None:
         return ["Nothing that was measured in the first half foretells the end."]
     over_groups = f", {omen.groups:.2f} over groups" if math.isfinite(omen.groups) else ""
-    told = f"{OMENS[omen.tag]} at step {omen.step} (Spearman {omen.trials:.2f} over trials{over_groups})"
+    told = f"{replay.omen_words[omen.tag]} at step {omen.step} (Spearman {omen.trials:.2f} over trials{over_groups})"
     return [f"Of the first half, what foretells the end best is {told}."]
 
 
@@ -318,7 +338,7 @@ def _advice_lines(replay: Replay) -> list[str]:
     return [
         f"Take {chosen.words}",
         f"It saves {100 * got.saved_steps:.0f} % of the steps{flops} and {kept}; "
-        f"expected regret {100 * got.regret:.1f} points.",
+        f"expected regret {replay.regret_words(got.regret)} {replay.measure.unit.difference}.",
     ]
 
 
@@ -328,22 +348,24 @@ def settings_table(replay: Replay) -> Table:
     legend = (
         f"→: take it. Means over {replay.num_orders} orders of the trials. best kept: how often the best group reaches "
         "the end with half its seeds; as good kept: that group or one not to be told from it; regret: by how many "
-        "points of exact accuracy the best that reaches the end falls short of it."
+        f"{replay.measure.loses} the best that reaches the end falls short of it."
     )
     table = number_table("metric", headings, **_told("Settings that save more or lose less than all others", legend))
     line = pareto(replay.settings)
     chosen = replay.advised
     for one in line if chosen is None or chosen in line else [chosen, *line]:
-        table.add_row(*_cells(one, "→ " if one is chosen else ""))
+        table.add_row(
+            *_cells(one, replay.omen_words, "→ " if one is chosen else ""), replay.regret_words(one.mean.regret)
+        )
     return table
 
 
-def _cells(one: Replayed, mark: str) -> list[str]:
+def _cells(one: Replayed, words: Mapping[str, str], mark: str) -> list[str]:
     got, flops = one.mean, one.mean.saved_flops
     shares = (got.saved_steps, flops, got.winner, got.equal)
     percent = ["–" if share is None else f"{100 * share:.0f} %" for share in shares]
     grace, factor = str(one.asha.grace_period), f"{one.asha.reduction_factor:g}"
-    return [mark + OMENS[one.asha.metric], one.asha.unit, grace, factor, *percent, f"{100 * got.regret:.1f}"]
+    return [mark + words[one.asha.metric], one.asha.unit, grace, factor, *percent]
 
 
 def omens_table(replay: Replay) -> Table:
@@ -354,11 +376,11 @@ def omens_table(replay: Replay) -> Table:
         "Spearman's rank correlation with it, over trials / over groups: 1 where they end in the "
         "order that this number has them in at that step, 0 where it tells nothing."
     )
-    told = _told("What foretells exact accuracy at the end", legend)
+    told = _told(f"What foretells {replay.measure.noun} at the end", legend)
     table = number_table("measured at step", [f"{step:,}" for step in steps], **told)
     for tag in dict.fromkeys(omen.tag for omen in replay.omens):
         at = {omen.step: omen for omen in replay.omens if omen.tag == tag}
-        table.add_row(OMENS[tag], *(_pair(at[step]) if step in at else "–" for step in steps))
+        table.add_row(replay.omen_words[tag], *(_pair(at[step]) if step in at else "–" for step in steps))
     return table
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from trm_ray.reporting.numbers.json_text import json_text
+from trm_ray.reporting.numbers.measure import LOSS, Measure, Number
 from trm_ray.reporting.numbers.statistics import Spread
 from trm_ray.reporting.numbers.summary import Comparison, ScenarioSummary, Waited
 from trm_ray.reporting.numbers.unfinished import Unfinished
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT_VERSION = 2
-RANKED_BY = "exact_accuracy"
 Cells = tuple[list[str], list[list[str]]]  # headings and rows
+BEHIND, BELOW = "Behind", "Below"  # how headings begin whose cells are words
 _WIDEST = 110  # of a line of words
 
 
@@ -36,35 +37,58 @@ class _Column:
 
 def _columns(comparison: Comparison) -> list[_Column]:
     """Choose the columns: what no run has measured has none."""
-    goal, ranked = f"{100 * comparison.threshold:g} %", _ranked(comparison)
+    measure, ranked = comparison.measure, _ranked(comparison)
     columns = [
         _Column("#", lambda one: "–" if one.rank is None else str(one.rank), lambda one: one.rank is not None),
         _Column("Scenario", lambda one: one.label),
         _Column("n", lambda one: str(one.num_seeds)),
-        _Column("Exact|%", lambda one: _number(one.final_exact_accuracy, "{:.1f}", 100)),
+        _Column(measure.final.heading, lambda one: _number(one.final, measure.final)),
         _Column(
-            "Anytime|%",
-            lambda one: _number(one.final_anytime_accuracy, "{:.1f}", 100),
-            lambda one: one.final_anytime_accuracy.count > 0,
+            measure.anytime.heading,
+            lambda one: _number(one.final_anytime, measure.anytime),
+            lambda one: one.final_anytime.count > 0,
         ),
         _Column(
-            "1st|cycle|%",
-            lambda one: _number(one.final_first_cycle_exact_accuracy, "{:.1f}", 100, with_sd=False),
-            lambda one: one.final_first_cycle_exact_accuracy.count > 0,
+            measure.first_cycle.heading,
+            lambda one: _number(one.final_first_cycle, measure.first_cycle, with_sd=False),
+            lambda one: one.final_first_cycle.count > 0,
         ),
-        _Column("Loss", lambda one: _number(one.final_loss, "{:.3f}", with_sd=False)),
-        _Column(f"Steps to|{goal}", lambda one: _waited(one.steps_to_threshold)),
-        _Column(f"s to|{goal}", lambda one: _waited(one.seconds_to_threshold, with_count=False)),
-        _Column("s per|step", lambda one: _number(one.seconds_per_step, "{:.3f}", with_sd=False)),
+        _Column(LOSS.heading, lambda one: _number(one.final_loss, LOSS, False), lambda one: LOSS in measure.numbers),
+        *_yardstick_columns(comparison.yardsticks),
+        *_goal_columns(measure, comparison.threshold),
+        _Column("s per|step", lambda one: _written(one.seconds_per_step, "{:.3f}", with_sd=False)),
     ]
     return [column for column in columns if any(map(column.is_there, ranked))]
+
+
+def _yardstick_columns(yardsticks: Mapping[str, float]) -> list[_Column]:
+    """Say of each yardstick whether a scenario is better."""
+
+    def column(name: str, value: float) -> _Column:
+        return _Column(f"{BELOW}|{name}|{value:.2f}", lambda one: "yes" if one.final.mean < value else "no")
+
+    return [column(name, value) for name, value in yardsticks.items()]
+
+
+def _goal_columns(measure: Measure, goal: float | None) -> list[_Column]:
+    if goal is None:
+        return []
+    words = measure.goal_words(goal)
+    return [
+        _Column(f"Steps to|{words}", lambda one: _waited(one.steps_to_threshold)),
+        _Column(f"s to|{words}", lambda one: _waited(one.seconds_to_threshold, with_count=False)),
+    ]
 
 
 def _ranked(comparison: Comparison) -> list[ScenarioSummary]:
     return [summary for summary in comparison.ranking if summary.is_ranked]
 
 
-def _number(numbers: Spread, pattern: str, scale: float = 1, with_sd: bool = True) -> str:
+def _number(numbers: Spread, number: Number, with_sd: bool = True) -> str:
+    return _written(numbers, f"{{:.{number.unit.digits}f}}", number.unit.scale, with_sd)
+
+
+def _written(numbers: Spread, pattern: str, scale: float = 1, with_sd: bool = True) -> str:
     if numbers.count == 0:
         return "–"
     if not math.isfinite(numbers.mean):
@@ -94,7 +118,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         table = ranking_table(comparison)
         show(console, table, names=2 if str(table.columns[0].header) == "#" else 1)
     if comparison.unfinished:
-        show(console, unfinished_table(comparison.unfinished), names=2)
+        show(console, unfinished_table(comparison), names=2)
     for note in notes(comparison):
         for line in textwrap.wrap(note, min(console.width, _WIDEST)):
             say(console, line)
@@ -111,7 +135,7 @@ def ranking_table(comparison: Comparison) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.title, table.title_style, table.title_justify = "Ranking by puzzles solved", "bold", "left"
+    table.title, table.title_style, table.title_justify = ranking_title(comparison), "bold", "left"
     columns = _columns(comparison)
     for column in columns:
         is_name, heading = column.heading == "Scenario", column.heading.replace("|", "\n")
@@ -121,7 +145,12 @@ def ranking_table(comparison: Comparison) -> Table:
     return table
 
 
-def unfinished_table(runs: Sequence[Unfinished]) -> Table:
+def ranking_title(comparison: Comparison) -> str:
+    """Name the ranking."""
+    return f"Ranking by {comparison.measure.by}"
+
+
+def unfinished_table(comparison: Comparison) -> Table:
     """Lay out where the runs stand that have not finished."""
     from rich import box
     from rich.table import Table
@@ -129,23 +158,26 @@ def unfinished_table(runs: Sequence[Unfinished]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.title, table.title_style, table.title_justify = "Not finished, each at its last evaluation", "bold", "left"
-    for heading in _UNFINISHED:
-        is_text = heading in ("Scenario", "Behind (points)")
+    headings, rows = unfinished_cells(comparison)
+    for heading in headings:
+        is_text = _is_text(heading)
         table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
-    for run in runs:
-        table.add_row(*(Text(as_it_is(cell)) for cell in _unfinished_cells(run)))
+    for row in rows:
+        table.add_row(*(Text(as_it_is(cell)) for cell in row))
     return table
 
 
-_UNFINISHED = ("Scenario", "Seed", "State", "Step", "Exact %", "Loss", "Behind (points)")
+def _is_text(heading: str) -> bool:
+    return heading == "Scenario" or heading.startswith(BEHIND)
 
 
-def _unfinished_cells(run: Unfinished) -> list[str]:
-    behind = "–" if run.ahead is None else f"{run.ahead} by {100 * run.behind:.1f}"
+def _unfinished_cells(run: Unfinished, number: Number) -> list[str]:
+    unit = number.unit
+    behind = "–" if run.ahead is None else f"{run.ahead} by {unit.scale * run.behind:.{unit.digits}f}"
     step = f"{run.step:,}" if run.planned_steps is None else f"{run.step:,} of {run.planned_steps:,}"
     numbers = [
-        _number(Spread(value, math.nan, 1), pattern, scale) if math.isfinite(value) else "–"
-        for value, pattern, scale in ((run.exact_accuracy, "{:.1f}", 100.0), (run.loss, "{:.3f}", 1.0))
+        _number(Spread(value, math.nan, 1), one) if math.isfinite(value) else "–"
+        for value, one in ((run.value, number), (run.loss, LOSS))
     ]
     return [run.label, str(run.seed), run.state, step, *numbers, behind]
 
@@ -173,11 +205,14 @@ def ranking_cells(comparison: Comparison) -> Cells:
 
 def unfinished_cells(comparison: Comparison) -> Cells:
     """Write where the runs stand that have not finished, as headings and rows of text."""
-    return [*_UNFINISHED], [_unfinished_cells(run) for run in comparison.unfinished]
+    number = comparison.measure.final
+    heading, behind = number.heading.replace("|", " "), f"{BEHIND} ({number.unit.difference})"
+    headings = ["Scenario", "Seed", "State", "Step", heading, LOSS.heading, behind]
+    return headings, [_unfinished_cells(run, number) for run in comparison.unfinished]
 
 
 def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = [":--" if heading in ("Scenario", "Behind (points)") else "--:" for heading in headings]
+    rule = [":--" if _is_text(heading) else "--:" for heading in headings]
     cells = [[as_it_is(cell).replace("|", "\\|") for cell in row] for row in rows]
     return ["| " + " | ".join(row) + " |" for row in (headings, rule, *cells)]
 
@@ -189,15 +224,25 @@ def comparison_json(comparison: Comparison) -> str:
 
 def comparison_content(comparison: Comparison) -> dict[str, Any]:
     """Give what the JSON of a comparison holds; its fields are those of the classes that it is made of."""
+    names = comparison.measure.field_names
     return {
         "format_version": FORMAT_VERSION,
-        "ranked_by": RANKED_BY,
+        "ranked_by": comparison.measure.final.name,
         "threshold": comparison.threshold,
         "baseline": comparison.baseline,
         "words": sentences(comparison),
         "notes": notes(comparison),
         "verdicts": [asdict(verdict) for verdict in comparison.verdicts],
-        "scenarios": [asdict(summary) for summary in comparison.ranking],
-        "unfinished": [asdict(run) for run in comparison.unfinished],
+        "scenarios": [_named(asdict(summary), names) for summary in comparison.ranking],
+        "unfinished": [_named(asdict(run), names) for run in comparison.unfinished],
+        **({"yardsticks": dict(comparison.yardsticks)} if comparison.yardsticks else {}),
         "core_seconds": comparison.spending.content(),
+    }
+
+
+def _named(content: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Call what is measured by its own name, here and in the parts."""
+    return {
+        names.get(key, key): _named(value, names) if isinstance(value, dict) else value
+        for key, value in content.items()
     }

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from trm_ray.reporting.numbers.curves import EXACT, LOSS, Curves, curves_of
+from trm_ray.reporting.numbers.curves import Curves, curves_of
 from trm_ray.reporting.numbers.groups import Group
+from trm_ray.reporting.numbers.measure import LOSS, Number
 from trm_ray.reporting.numbers.verdicts import Finished, finished_of
 from trm_ray.reporting.run_log import Run
 
@@ -28,8 +29,9 @@ def nobody_writes(folder: Path) -> bool:
 class Unfinished:
     """A run that has not finished, at its last evaluation, and the run that was furthest ahead of it there.
 
-    ahead: label of that run's group; None where no other run got there, or none solved more.
-    behind: share of puzzles that it solved more at that step.
+    value: of the number that ranks.
+    ahead: label of that run's group; None where no other run got there, or none was better.
+    behind: by how much it was better at that step.
     """
 
     run: str
@@ -38,7 +40,7 @@ class Unfinished:
     state: State
     step: int
     planned_steps: int | None
-    exact_accuracy: float
+    value: float
     loss: float
     ahead: str | None = None
     behind: float = math.nan
@@ -89,24 +91,24 @@ def _planned(run: Run, total_steps: int | None) -> int:
     return max(run.last_step, run.planned_steps or total_steps or 0)
 
 
-def placed(curves: Curves, group: ReadGroup, groups: Sequence[ReadGroup]) -> Unfinished:
+def placed(curves: Curves, group: ReadGroup, groups: Sequence[ReadGroup], number: Number) -> Unfinished:
     """Say where a run stands, and who was ahead of it at that step: of the same seed where there is one."""
-    run = curves.run
-    step = curves.end(EXACT.name, "steps") or curves.end(LOSS.name, "steps") or run.last_step
-    exact, loss = known(curves.final(EXACT.name)), known(curves.final(LOSS.name))
+    run, better = curves.run, number.unit.better
+    step = curves.end(number.name, "steps") or curves.end(LOSS.name, "steps") or run.last_step
+    own, loss = known(curves.final(number.name)), known(curves.final(LOSS.name))
     planned = group.planned[run.folder] or None
     label, state = group.finished.label, group.states[run.folder]
-    told = Unfinished(str(run.folder), label, run.seed, state, int(step), planned, exact, loss)
+    told = Unfinished(str(run.folder), label, run.seed, state, int(step), planned, own, loss)
     others = [(other.finished.label, one) for other in groups if other is not group for one in other.all]
     same_seed = [entry for entry in others if entry[1].run.seed == run.seed]
-    solved = _solved(same_seed, step) or _solved(others, step)
-    best, ahead = max(solved, key=lambda entry: entry[0], default=(math.nan, None))
-    return replace(told, ahead=ahead, behind=best - exact) if best > exact else told
+    found = _values(same_seed, number, step) or _values(others, number, step)
+    best, ahead = max(found, key=lambda entry: better(entry[0]), default=(math.nan, None))
+    return replace(told, ahead=ahead, behind=abs(best - own)) if better(best) > better(own) else told
 
 
-def _solved(runs: Sequence[tuple[str, Curves]], step: float) -> list[tuple[float, str]]:
-    """Read what runs solved at a step, of those that got there."""
-    return [(value, label) for label, one in runs if (value := one.value(EXACT.name, "steps", step)) is not None]
+def _values(runs: Sequence[tuple[str, Curves]], number: Number, step: float) -> list[tuple[float, str]]:
+    """Read a number of runs at a step, of those that got there."""
+    return [(value, label) for label, one in runs if (value := one.value(number.name, "steps", step)) is not None]
 
 
 def known(value: float | None) -> float:

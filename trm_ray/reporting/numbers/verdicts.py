@@ -9,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from trm_ray.reporting.numbers.curves import AXES, NUMBERS, Axis, Curves, Number
+from trm_ray.reporting.numbers.curves import AXES, Axis, Curves
 from trm_ray.reporting.numbers.groups import Group, num_differences
+from trm_ray.reporting.numbers.measure import SECONDS_TO, STEPS_TO, Measure, Number
 from trm_ray.reporting.numbers.statistics import (
     ALPHA,
     Claim,
@@ -22,11 +23,11 @@ from trm_ray.reporting.numbers.statistics import (
 )
 
 BASELINE = "baseline"
-THRESHOLD_NUMBERS: tuple[tuple[str, Axis], ...] = (("steps_to_threshold", "steps"), ("seconds_to_threshold", "seconds"))
+_WAITS: dict[Axis, Number] = {"steps": STEPS_TO, "seconds": SECONDS_TO}
 
 Both = tuple[float, float]  # the number of a scenario and of its baseline
 # Takes a seed's runs of both sides; None where they lack the number, NaN where they have none to compare.
-Measure = Callable[[Sequence[Curves], Sequence[Curves]], Both | None]
+Read = Callable[[Sequence[Curves], Sequence[Curves]], Both | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class Verdict:
     low, high: 95 % interval of this difference alone.
     p: corrected (Holm) for all scenarios that were compared in this number at this axis; it decides the claim.
     p_uncorrected, p_permutation: of the paired t test, and of swapping the sides of the pairs.
-    n: pairs of runs of the same seed; `unpaired_seeds` are those that only one side has.
+    n: pairs of runs of the same seed; `unpaired_seeds` are those of which one side has no run, or no such number there.
     num_censored: pairs of which a side never reached the threshold: they are in no difference, and forbid a claim.
     more_seeds: to be added so that a true difference of this size would be claimed in four of five cases; None where
         it is claimed already, cannot be, or would take more than a hundred seeds.
@@ -101,11 +102,13 @@ def finished_of(group: Group, runs: Iterable[Curves]) -> Finished:
     return Finished(group, dict(sorted(by_seed.items())))
 
 
-def judge(groups: Sequence[Finished], threshold: float, baseline: str = BASELINE) -> list[Verdict]:
+def judge(
+    groups: Sequence[Finished], measure: Measure, threshold: float | None, baseline: str = BASELINE
+) -> list[Verdict]:
     """Compare every scenario with its baseline in every number on every axis.
 
     Args:
-        threshold: exact accuracy that steps and seconds count to.
+        threshold: what steps and seconds count to, of the number that ranks; None = nothing.
         baseline: the scenario, or the label of the one group, that the others are compared with.
     """
     theirs = [group for group in groups if baseline in (group.group.scenario, group.label)]
@@ -113,11 +116,10 @@ def judge(groups: Sequence[Finished], threshold: float, baseline: str = BASELINE
     found: list[Verdict] = []
     for at in AXES:
         pairs = [(group, rival) for group in ours if (rival := rival_of(group, theirs, at)) is not None]
-        for number in NUMBERS:
+        for number in measure.numbers:
             found += _family(pairs, number, at, _at_equal(number.name, at))
-        for name in (name for name, axis in THRESHOLD_NUMBERS if axis == at):
-            waited = Number(name, NUMBERS[0].tag, higher_is_better=False)
-            found += _family(pairs, waited, at, _to_threshold(at, threshold))
+        if threshold is not None and at in _WAITS:
+            found += _family(pairs, _WAITS[at], at, _to_threshold(measure.final.name, at, threshold))
     return found
 
 
@@ -133,30 +135,30 @@ def rival_of(group: Finished, baselines: Sequence[Finished], at: Axis) -> Finish
     return min(alike, key=distance, default=None)
 
 
-def _at_equal(number: str, at: Axis) -> Measure:
+def _at_equal(number: str, at: Axis) -> Read:
     """Read a number of both sides where both had spent what the shorter one did in all."""
 
-    def measure(ours: Sequence[Curves], theirs: Sequence[Curves]) -> Both | None:
+    def read(ours: Sequence[Curves], theirs: Sequence[Curves]) -> Both | None:
         ends = [end for curves in (*ours, *theirs) if (end := curves.end(number, at)) is not None]
         if len(ends) < len(ours) + len(theirs):
             return None
         sides = [[curves.value(number, at, min(ends)) for curves in side] for side in (ours, theirs)]
         return _means(sides)
 
-    return measure
+    return read
 
 
-def _to_threshold(at: Axis, threshold: float) -> Measure:
-    """Read where both sides reached a threshold of exact accuracy; NaN for a side that did not."""
+def _to_threshold(number: str, at: Axis, threshold: float) -> Read:
+    """Read where both sides reached a threshold; NaN for a side that did not."""
 
-    def measure(ours: Sequence[Curves], theirs: Sequence[Curves]) -> Both | None:
+    def read(ours: Sequence[Curves], theirs: Sequence[Curves]) -> Both | None:
         sides = []
         for side in (ours, theirs):
-            found = [curves.crossing(NUMBERS[0].name, at, threshold) for curves in side]
+            found = [curves.crossing(number, at, threshold) for curves in side]
             sides.append([None if one is None else one.at if one.reached else math.nan for one in found])
         return _means(sides)
 
-    return measure
+    return read
 
 
 def _means(sides: Sequence[Sequence[float | None]]) -> Both | None:
@@ -166,19 +168,20 @@ def _means(sides: Sequence[Sequence[float | None]]) -> Both | None:
     return float(np.mean(known[0])), float(np.mean(known[1]))
 
 
-def _family(pairs: Sequence[tuple[Finished, Finished]], number: Number, at: Axis, measure: Measure) -> list[Verdict]:
+def _family(pairs: Sequence[tuple[Finished, Finished]], number: Number, at: Axis, read: Read) -> list[Verdict]:
     """Compare all scenarios in one number at one axis, and correct for how many they are."""
-    drafts = [draft for ours, theirs in pairs if (draft := _compared(ours, theirs, number, at, measure)) is not None]
+    drafts = [draft for ours, theirs in pairs if (draft := _compared(ours, theirs, number, at, read)) is not None]
     corrected = holm([draft.p_uncorrected for draft in drafts])
     num_tests = sum(math.isfinite(p) for p in corrected)
     return [_decided(draft, number, p, num_tests) for draft, p in zip(drafts, corrected, strict=True)]
 
 
-def _compared(ours: Finished, theirs: Finished, number: Number, at: Axis, measure: Measure) -> Verdict | None:
+def _compared(ours: Finished, theirs: Finished, number: Number, at: Axis, read: Read) -> Verdict | None:
     common = [seed for seed in ours.by_seed if seed in theirs.by_seed]
-    measured = [measure(ours.by_seed[seed], theirs.by_seed[seed]) for seed in common]
+    measured = [read(ours.by_seed[seed], theirs.by_seed[seed]) for seed in common]
+    unread = [seed for seed, pair in zip(common, measured, strict=True) if pair is None]
     both = np.array([pair for pair in measured if pair is not None]).reshape(-1, 2)
-    waits = number.name.endswith("_to_threshold")
+    waits = number in _WAITS.values()
     censored = int(np.isnan(both).any(axis=1).sum()) if waits else 0
     both = both[~np.isnan(both).any(axis=1)] if waits else both
     if not len(both):
@@ -189,13 +192,13 @@ def _compared(ours: Finished, theirs: Finished, number: Number, at: Axis, measur
         *(math.nan, len(both), "none", float(both[:, 0].mean()), float(both[:, 1].mean()), found.sd),
         p_uncorrected=math.nan if censored else found.p,
         p_permutation=math.nan if censored else p,
-        unpaired_seeds=tuple(sorted(ours.by_seed.keys() ^ theirs.by_seed.keys())),
+        unpaired_seeds=tuple(sorted({*(ours.by_seed.keys() ^ theirs.by_seed.keys()), *unread})),
         num_censored=censored,
     )
 
 
 def _decided(draft: Verdict, number: Number, p: float, num_tests: int) -> Verdict:
-    found = claim(draft.difference, p, number.higher_is_better)
+    found = claim(draft.difference, p, number.unit.higher_is_better)
     more = None
     if found == "none" and math.isfinite(p):
         needed = seeds_needed(draft.difference, draft.sd, ALPHA / num_tests)

@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from trm_ray.reporting.numbers.curves import ANYTIME, AXES, EXACT, FIRST_CYCLE, LOSS
+from trm_ray.reporting.numbers.curves import AXES
+from trm_ray.reporting.numbers.measure import LOSS, NUMBERS, Measure, Unit
 from trm_ray.reporting.numbers.statistics import MIN_SEEDS
 from trm_ray.reporting.numbers.summary import Comparison, ScenarioSummary
 from trm_ray.reporting.numbers.verdicts import Verdict
@@ -41,14 +42,15 @@ def _why_no_verdict(comparison: Comparison) -> str | None:
 
 def _of_scenario(summary: ScenarioSummary, comparison: Comparison) -> str | None:
     numbers: dict[str, Told] = {}
+    measure = comparison.measure
     for verdict in comparison.verdicts:
         if verdict.scenario == summary.label:
             numbers.setdefault(verdict.number, {})[verdict.at] = verdict
-    main = numbers.get(EXACT.name) or numbers.get(LOSS.name)
+    main = numbers.get(measure.final.name) or numbers.get(LOSS.name)
     if main is None:
         return None
-    parts = [_main(summary.label, main), _first_cycle(numbers.get(FIRST_CYCLE.name, {}))]
-    parts += [_anytime(numbers.get(ANYTIME.name, {})), _by_depth(summary, main, comparison)]
+    parts = [_main(summary.label, main), _first_cycle(numbers.get(measure.first_cycle.name, {}), measure)]
+    parts += [_anytime(numbers.get(measure.anytime.name, {}), measure), _by_depth(summary, main, comparison)]
     return " ".join(part for part in (*parts, _to_add(main), _left_out(main)) if part)
 
 
@@ -56,12 +58,13 @@ def _of_scenario(summary: ScenarioSummary, comparison: Comparison) -> str | None
 
 
 def _main(label: str, told: Told) -> str:
-    """Say axis by axis how many more puzzles a scenario solves; without accuracies, how its loss differs."""
+    """Say axis by axis how much better a scenario is; without the number that ranks, how its loss differs."""
     first, *rest = (told[at] for at in AXES if at in told)
     if all(map(_is_open, told.values())):
         sizes = ", ".join(f"{_size(one, signed=True)} {_AXIS_WORDS[one.at]}" for one in (first, *rest))
-        points = "" if first.number == LOSS.name else "points: "
-        return f"{label} and {first.baseline} cannot be told apart ({points}{sizes}; {_seeds(first)}, {_p(first.p)})."
+        unit = _unit(first).difference
+        sizes = f"{unit}: {sizes}" if unit else sizes
+        return f"{label} and {first.baseline} cannot be told apart ({sizes}; {_seeds(first)}, {_p(first.p)})."
     lead = f"{label} against {first.baseline}:" if _is_open(first) else label
     words = [_on_axis(first, f" than {first.baseline}"), *map(_on_axis, rest)]
     return f"{lead} {'; '.join(words)}."
@@ -75,9 +78,13 @@ def _on_axis(verdict: Verdict, than: str = "") -> str:
 
 
 def _outcome(verdict: Verdict) -> str:
-    if verdict.number == LOSS.name:
-        return f"has a loss {_size(verdict)} {'lower' if verdict.difference < 0 else 'higher'}"
-    return f"solves {_size(verdict)} points {'more' if verdict.difference >= 0 else 'fewer'}"
+    unit = _unit(verdict)
+    ours, way = f"{unit.scale * verdict.ours:.{unit.digits}f}", unit.ways[verdict.difference >= 0]
+    return unit.outcome.format(ours=ours, size=_size(verdict), way=way)
+
+
+def _unit(verdict: Verdict) -> Unit:
+    return NUMBERS[verdict.number].unit
 
 
 def _basis(verdict: Verdict) -> str:
@@ -98,7 +105,7 @@ def _seeds(verdict: Verdict) -> str:
 
 def _size(verdict: Verdict, signed: bool = False) -> str:
     """Write a difference with the half of its interval, accuracies in points."""
-    scale, digits = (1, 3) if verdict.number == LOSS.name else (100, 1)
+    scale, digits = _unit(verdict).scale, _unit(verdict).digits
     value = scale * verdict.difference
     half = f" ± {scale * (verdict.high - verdict.low) / 2:.{digits}f}" if math.isfinite(verdict.high) else ""
     return f"{value:+.{digits}f}{half}".replace("-", "−") if signed else f"{abs(value):.{digits}f}{half}"
@@ -108,15 +115,16 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.095 else f"p = {p:.2f}"
 
 
-def _first_cycle(told: Told) -> str:
-    """Say what the very first H-cycle solves, on both sides."""
+def _first_cycle(told: Told, measure: Measure) -> str:
+    """Say what the very first H-cycle comes to, on both sides."""
     if not told:
         return ""
     first, *rest = (told[at] for at in AXES if at in told and at != "flops")
     already = "already " if first.claim == "better" else ""
     theirs = f"{first.baseline}'s" if " " not in first.baseline else f"that of {first.baseline}"
-    words = f"Its first cycle {already}solves {_percent(first.ours)} where {theirs} solves {_percent(first.theirs)}"
-    others = [f"{_AXIS_WORDS[one.at]} {_percent(one.ours)} and {_percent(one.theirs)}{_doubt(one)}" for one in rest]
+    does, rough = measure.does, measure.unit.rough
+    words = f"Its first cycle {already}{does} {rough(first.ours)} where {theirs} {does} {rough(first.theirs)}"
+    others = [f"{_AXIS_WORDS[one.at]} {rough(one.ours)} and {rough(one.theirs)}{_doubt(one)}" for one in rest]
     return "; ".join([words + _doubt(first), *others]) + "."
 
 
@@ -124,24 +132,25 @@ def _doubt(verdict: Verdict) -> str:
     return " (no claim)" if _is_open(verdict) else ""
 
 
-def _anytime(told: Told) -> str:
+def _anytime(told: Told, measure: Measure) -> str:
     """Say how the mean over depths differs."""
     shown = [told[at] for at in AXES if at in told and at != "flops"]
     words = [f"{_size(one, signed=True)} {_AXIS_WORDS[one.at]}{_doubt(one)}" for one in shown]
-    return f"Anytime accuracy: {', '.join(words)}." if words else ""
+    return f"{measure.anytime.title}: {', '.join(words)}." if words else ""
 
 
 def _by_depth(summary: ScenarioSummary, told: Told, comparison: Comparison) -> str:
-    """Say what both solve with equally many H-cycles: what an answer costs once the training is over."""
+    """Say what both come to with equally many H-cycles: what an answer costs once the training is over."""
     baseline = next(iter(told.values())).baseline
     theirs = next((other for other in comparison.ranking if other.label == baseline), None)
     if theirs is None or summary.depths is None or theirs.depths is None:
         return ""
-    sides = [one.depths.exact_accuracy[-1] for one in (summary, theirs) if one.depths is not None]
+    sides = [one.depths.value[-1] for one in (summary, theirs) if one.depths is not None]
     deepest = min(map(len, sides))
     depths = [depth for depth in _DEPTHS if depth < deepest] + [deepest]
-    ours, others = (" / ".join(f"{100 * side[depth - 1]:.0f}" for depth in depths) for side in sides)
-    return f"After {' / '.join(map(str, depths))} H-cycles it solves {ours} %, {baseline} {others} %."
+    measure = comparison.measure
+    ours, others = (measure.unit.rough(*(side[depth - 1] for depth in depths)) for side in sides)
+    return f"After {' / '.join(map(str, depths))} H-cycles it {measure.does} {ours}, {baseline} {others}."
 
 
 def _to_add(told: Told) -> str:
@@ -156,12 +165,19 @@ def _to_add(told: Told) -> str:
 
 def _left_out(told: Told) -> str:
     """Name the seeds that are in no pair."""
-    seeds = next(iter(told.values())).unpaired_seeds
-    return f"In no pair, as only one side has them: seed{'s' * (len(seeds) > 1)} {_listed(seeds)}." if seeds else ""
+    first, *rest = (told[at] for at in AXES if at in told)
+    words = [f"In no pair, as only one side has them: {_seeds_named(first.unpaired_seeds)}."] * bool(
+        first.unpaired_seeds
+    )
+    for one in rest:
+        if more := sorted({*one.unpaired_seeds} - {*first.unpaired_seeds}):
+            where = _AXIS_WORDS[one.at].capitalize().replace("flops", "FLOPs")
+            words.append(f"{where} in no pair, as one side has no number there: {_seeds_named(more)}.")
+    return " ".join(words)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+def _seeds_named(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}"
 
 
 def _listed(items: Sequence[object], most: int = 6) -> str:
@@ -179,19 +195,35 @@ def notes(comparison: Comparison) -> list[str]:
         found.append(
             "Claims: paired t test over the seeds, p corrected for all scenarios (Holm); ±: 95 % of one alone."
         )
-    found += [*_about_ranks(ranked), *_about_threshold(ranked), *_about_loss(ranked), *_about_seconds(comparison)]
+    found += [*_about_ranks(ranked, comparison.measure), *_about_yardsticks(comparison), *_about_threshold(ranked)]
+    found += [*_about_loss(ranked, comparison.measure), *_about_seconds(comparison)]
     found += [*_about_stops(comparison), *_about_folders(comparison)]
     return [*found, *filter(None, [comparison.spending.told()])]
 
 
-def _about_ranks(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
+def _about_ranks(ranked: Sequence[ScenarioSummary], measure: Measure) -> Iterator[str]:
     if any(summary.num_seeds < MIN_SEEDS for summary in ranked):
-        yield "Fewer than 3 seeds get no rank and no verdict: gaps under 3 to 5 points are noise."
+        noise = f": gaps {measure.noise_words} are noise" if measure.noise_words else ""
+        yield f"Fewer than 3 seeds get no rank and no verdict{noise}."
     ranks = [summary.rank for summary in ranked if summary.rank is not None]
     if len(set(ranks)) < len(ranks):
-        yield "#: 1 + how many are shown to solve more (95 %, all pairs); who shares a rank cannot be told apart."
+        better = measure.does_better
+        yield f"#: 1 + how many are shown to {better} (95 %, all pairs); who shares a rank cannot be told apart."
     if len({round(summary.training_steps.mean) for summary in ranked}) > 1:
         yield "The runs are not equally long: the table has them at their ends, the words above at equal cost."
+
+
+def _about_yardsticks(comparison: Comparison) -> Iterator[str]:
+    """Say what the same takes without a model, and who is better than the best of that."""
+    if comparison.elsewhere:
+        why = "measured in bits per byte alone, which is not to be compared with puzzles solved"
+        yield f"Not ranked here: {_listed(comparison.elsewhere)}: {why}; compare them by themselves."
+    if not comparison.yardsticks:
+        return
+    told = ", ".join(f"{name} {value:.3f}" for name, value in comparison.yardsticks.items())
+    name, hardest = min(comparison.yardsticks.items(), key=lambda item: item[1])
+    below = [one.label for one in comparison.ranking if one.final.mean < hardest]
+    yield f"Without a model the same text takes, in bits per byte: {told}. Below {name}: {_listed(below) or 'none'}."
 
 
 def _about_threshold(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
@@ -199,17 +231,15 @@ def _about_threshold(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
         yield "(k/n): k of n seeds got there, medians count the others as longer; >: half of them did not."
 
 
-def _about_loss(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
+def _about_loss(ranked: Sequence[ScenarioSummary], measure: Measure) -> Iterator[str]:
     """Say where loss and accuracy name different winners, and why that can be."""
-    both = [
-        one for one in ranked if math.isfinite(one.final_loss.mean) and math.isfinite(one.final_exact_accuracy.mean)
-    ]
-    if len(both) < 2:
+    both = [one for one in ranked if math.isfinite(one.final_loss.mean) and math.isfinite(one.final.mean)]
+    if len(both) < 2 or LOSS not in measure.numbers:
         return
     by_loss, by_exact = min(both, key=lambda one: one.final_loss.mean), both[0]
-    if by_loss is not by_exact and by_loss.final_exact_accuracy.mean < by_exact.final_exact_accuracy.mean:
+    if by_loss is not by_exact and by_loss.final.mean < by_exact.final.mean:
         yield (
-            f"By loss {by_loss.label} comes first ({by_loss.final_loss.mean:.3f}), by puzzles solved {by_exact.label} "
+            f"By loss {by_loss.label} comes first ({by_loss.final_loss.mean:.3f}), by {measure.by} {by_exact.label} "
             f"(loss {by_exact.final_loss.mean:.3f}): a wrong answer costs the more loss the surer the model is of it."
         )
 
@@ -217,7 +247,7 @@ def _about_loss(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:
 def _about_seconds(comparison: Comparison) -> Iterator[str]:
     """Say that who is read before its end is read with a high learning rate, and what would be fair."""
     groups = {summary.label: summary for summary in comparison.ranking}
-    read = [one for one in comparison.verdicts if (one.at, one.number) == ("seconds", EXACT.name)]
+    read = [one for one in comparison.verdicts if (one.at, one.number) == ("seconds", comparison.measure.final.name)]
     pairs = [(groups[one.scenario], groups[one.baseline]) for one in read]
     pairs = [(ours, theirs) for ours, theirs in pairs if theirs.training_seconds.mean > 0]
     if not pairs:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
 
-import csv
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
-from urllib.parse import quote
 
 import matplotlib
 from markupsafe import Markup
@@ -19,11 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from trm_ray.reporting.numbers.depth import exact_by_depth
-from trm_ray.reporting.numbers.groups import Group, group_runs, spread_over_seeds
+from trm_ray.reporting.numbers.depth import number_by_depth
+from trm_ray.reporting.numbers.groups import group_runs, spread_over_seeds
+from trm_ray.reporting.numbers.measure import Number
 from trm_ray.reporting.numbers.spending import PART_WORDS, Spending
 from trm_ray.reporting.numbers.summary import reach
-from trm_ray.reporting.numbers.unfinished import ReadGroup
+from trm_ray.reporting.page.links import csv_uri
 from trm_ray.reporting.pictures import comparison as drawn
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.run_log import Run
@@ -58,9 +57,7 @@ class PageFigure:
     @property
     def csv_uri(self) -> str:
         """Write the data as a link that holds them."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows)
-        return f"data:text/csv;charset=utf-8,{quote(text.getvalue(), safe=',-._~')}"
+        return csv_uri(self.rows)
 
 
 @dataclass(frozen=True)
@@ -81,16 +78,16 @@ class Figures:
 
 
 def draw_figures(
-    runs: Sequence[Run], threshold: float, advance: Callable[[int], None] = lambda amount: None
+    runs: Sequence[Run], threshold: float | None, advance: Callable[[int], None] = lambda amount: None
 ) -> Figures:
     """Draw runs for the page.
 
     Args:
-        threshold: exact accuracy that steps and seconds count to.
+        threshold: of the number that ranks, which steps count to; as of `compare_runs`.
         advance: told of each figure.
     """
     with style.styled(), matplotlib.rc_context(_SVG):
-        groups = drawn.coloured(group_runs(runs), runs)
+        groups, scale = drawn.coloured(group_runs(runs), runs), drawn.Scale.of(runs, threshold)
 
         def all_of(figures: Iterable[PageFigure]) -> list[PageFigure]:
             found = []
@@ -99,70 +96,64 @@ def draw_figures(
                 advance(1)
             return found
 
-        counted = [(_counted(group), look) for group, look in groups]
-        curves = all_of(chain(_curves(groups, threshold), _steps(counted, threshold), _depths(counted)))
+        counted = [(drawn.counted_runs(group), look) for group, look in groups]
+        curves = all_of(chain(_curves(groups, scale), _steps(counted, scale), _depths(counted, scale)))
         return Figures(list(_legend(groups)), curves, all_of(_costs(counted)))
 
 
 NUM_FIGURES = 9  # at most, for a bar of progress
 
 
-def _counted(group: Group) -> Group:
-    """Keep the runs that the ranking counts: the finished ones, or all where none is."""
-    done = tuple(curves.run for curves in ReadGroup.of(group, None).finished.curves)
-    return replace(group, runs=done or group.runs)
-
-
 # ---- what is drawn ---------------------------------------------------------------------------------------
 
 
-def _curves(groups: Sequence[drawn.Styled], threshold: float) -> Iterator[PageFigure]:
+def _curves(groups: Sequence[drawn.Styled], scale: drawn.Scale) -> Iterator[PageFigure]:
+    alt = "mean over the seeds of each scenario, lowest to highest"
     for over in ("steps", "time"):
-        for number, (title, tag, kind) in enumerate(drawn.LINES):
+        for number in scale.measure.panels:
             figure, axes = _panel()
-            name, over_time = f"{title} over {over}", over == "time"
-            drawn.draw_lines(axes, "", groups, drawn.reader(tag), kind, over_time=over_time)
-            if number == 1:
-                drawn.draw_threshold(axes, threshold)
-            yield _figure(figure, name, "mean over the seeds of each scenario, lowest to highest", _lines(groups, tag))
+            drawn.draw_lines(axes, "", groups, number, over_time=over == "time")
+            if number is scale.number:
+                drawn.draw_levels(axes, scale)
+            yield _figure(figure, f"{number.title} over {over}", alt, _lines(groups, number))
 
 
-def _steps(groups: Sequence[drawn.Styled], threshold: float) -> Iterator[PageFigure]:
+def _steps(groups: Sequence[drawn.Styled], scale: drawn.Scale) -> Iterator[PageFigure]:
     figure, axes = _panel()
-    drawn.draw_steps_to(axes, groups, threshold)
+    drawn.draw_steps_to(axes, groups, scale)
     axes.set_title("")
-    title = f"Steps to {100 * threshold:g} % exact accuracy"
-    yield _figure(figure, title, "a bar a scenario, a dot a seed", _steps_to(groups, threshold))
+    yield _figure(figure, scale.steps_title, "a bar a scenario, a dot a seed", _steps_to(groups, scale))
 
 
-def _lines(groups: Sequence[drawn.Styled], tag: str) -> Rows:
+def _lines(groups: Sequence[drawn.Styled], number: Number) -> Rows:
     rows: Rows = [("scenario", "step", "training_s", "mean", "lowest", "highest", "seeds")]
     for group, _ in groups:
-        band = spread_over_seeds([drawn.reader(tag)(run) for run in group.runs])
+        band = spread_over_seeds([drawn.reader(number.tag)(run) for run in group.runs])
         columns = (band.steps, band.wall_s, band.mean, band.low, band.high, band.count)
         rows += [(group.label, *_rounded(row)) for row in zip(*columns, strict=True)]
     return rows
 
 
-def _steps_to(groups: Sequence[drawn.Styled], threshold: float) -> Rows:
+def _steps_to(groups: Sequence[drawn.Styled], scale: drawn.Scale) -> Rows:
     rows: Rows = [("scenario", "seed", "steps", "training_s")]
     for group, _ in groups:
         for run in group.runs:
-            found = reach(drawn.reader("eval/exact_accuracy")(run), threshold)
+            series = drawn.reader(scale.number.tag)(run)
+            found = None if scale.goal is None else reach(series, scale.number, scale.goal)
             rows.append((group.label, run.seed, *(_rounded(found) if found else ("", ""))))
     return rows
 
 
-def _depths(groups: Sequence[drawn.Styled]) -> Iterator[PageFigure]:
+def _depths(groups: Sequence[drawn.Styled], scale: drawn.Scale) -> Iterator[PageFigure]:
     figure, axes = _panel()
-    drawn.draw_depths(axes, groups)
+    drawn.draw_depths(axes, groups, scale)
     axes.set_title("")
     rows: Rows = [("scenario", "depth", "mean", "lowest", "highest", "seeds")]
     for group, _ in groups:
-        band = exact_by_depth(group.runs)
+        band = number_by_depth(group.runs, scale.number.name)
         columns = (band.depths, band.mean, band.low, band.high)
         rows += [(group.label, *_rounded(row), band.num_seeds) for row in zip(*columns, strict=True)]
-    yield _figure(figure, "Exact accuracy over depth", "puzzles solved after so many H-cycles, at the end", rows)
+    yield _figure(figure, scale.depth_title, f"{scale.measure.by} after so many H-cycles, at the end", rows)
 
 
 def _costs(groups: Sequence[drawn.Styled]) -> Iterator[PageFigure]:

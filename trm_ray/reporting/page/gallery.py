@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trm_ray.reporting.page.passage import KEPT_DEPTHS, Passage
 from trm_ray.reporting.pictures.boards import FILLS, Board, ink
-
-KEPT_DEPTHS = (1, 2, 4, 8, 16, 32, 64)  # shown on paper, where nothing slides
 
 
 class Path(NamedTuple):
@@ -164,7 +163,7 @@ class Puzzle:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Puzzles of one dataset under several scenarios.
+    """Puzzles of one dataset under several scenarios, or passages of a text.
 
     title: name of the task.
     num_depths, num_cycles: H-cycles of the deepest, and a segment; None where they differ.
@@ -176,6 +175,7 @@ class Gallery:
     puzzles: tuple[Puzzle, ...] = ()
     num_depths: int = 0
     num_cycles: int | None = None
+    passages: tuple[Passage, ...] = ()
 
 
 def stages(boards: Sequence[tuple[Board, int]]) -> tuple[Stage, ...]:

@@ -13,11 +13,13 @@ from markupsafe import Markup
 
 from trm_ray import __version__
 from trm_ray.reporting.numbers.groups import Group, group_runs
+from trm_ray.reporting.numbers.measure import Measure
 from trm_ray.reporting.numbers.summary import Comparison
 from trm_ray.reporting.numbers.words import notes, sentences
 from trm_ray.reporting.page import sheets
 from trm_ray.reporting.page.figures import Figures
 from trm_ray.reporting.page.gallery import Gallery
+from trm_ray.reporting.page.passage import legend
 from trm_ray.reporting.page.sheets import Diagnosis, Sheet
 from trm_ray.reporting.run_log import Run
 
@@ -54,6 +56,7 @@ class Report:
     config: str
     environment: Sheet | None
     commands: Sequence[Command]
+    measure: Measure
 
     @classmethod
     def of(
@@ -92,6 +95,7 @@ class Report:
             config=config,
             environment=sheets.environment_sheet(groups),
             commands=commands,
+            measure=comparison.measure,
         )
 
 
@@ -131,4 +135,6 @@ def render(report: Report, date: str) -> str:
     # The one script that a browser may run here: whatever a run is called, its name stays text.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = environment.get_template(_TEMPLATE)
-    return template.render(report=report, date=date, version=__version__, script=Markup(script), digest=digest)
+    return template.render(
+        report=report, date=date, version=__version__, script=Markup(script), digest=digest, legend=legend()
+    )

@@ -10,22 +10,16 @@ from typing import Any
 
 from trm_ray.reporting.numbers.diagnosis import findings, group_findings
 from trm_ray.reporting.numbers.groups import Group, differences
+from trm_ray.reporting.numbers.measure import NUMBERS
 from trm_ray.reporting.numbers.spending import PART_WORDS, Spending
 from trm_ray.reporting.numbers.summary import Comparison
-from trm_ray.reporting.numbers.tables import Cells, ranking_cells, unfinished_cells
+from trm_ray.reporting.numbers.tables import BEHIND, BELOW, Cells, ranking_cells, ranking_title, unfinished_cells
 from trm_ray.reporting.numbers.verdicts import Verdict
 
 # Columns that are sorted as words; all others are numbers.
-_WORDS = {"Scenario", "State", "Behind (points)", "Number", "At equal", "Claim", "Key", "Part", "Value"}
+_WORDS = {"Scenario", "State", "Number", "At equal", "Claim", "Key", "Part", "Value"}
 _WORDS |= {"Mark", "Runs", "Here", "Baseline", "Finding", "Evidence", "Evidence of the first", "Try"}
 _SIGNS: dict[str, str] = {"bad": "✗ bad", "warn": "! warn", "ok": "✓ ok"}
-_NUMBERS = {
-    "exact_accuracy": "exact accuracy, points",
-    "anytime_accuracy": "anytime accuracy, points",
-    "first_cycle_exact_accuracy": "first cycle, points",
-    "steps_to_threshold": "steps to threshold",
-    "seconds_to_threshold": "seconds to threshold",
-}
 
 
 @dataclass(frozen=True)
@@ -48,12 +42,13 @@ class Sheet:
     def of(cls, caption: str, cells: Cells) -> Sheet | None:
         """Lay cells out; nothing where there are none."""
         headings, rows = cells
-        return cls(caption, [Column(name, name not in _WORDS) for name in headings], rows) if rows else None
+        columns = [Column(name, name not in _WORDS and not name.startswith((BEHIND, BELOW))) for name in headings]
+        return cls(caption, columns, rows) if rows else None
 
 
 def ranking_sheet(comparison: Comparison) -> Sheet | None:
     """Rank the scenarios whose runs are finished."""
-    return Sheet.of("Ranking by puzzles solved", ranking_cells(comparison))
+    return Sheet.of(ranking_title(comparison), ranking_cells(comparison))
 
 
 def unfinished_sheet(comparison: Comparison) -> Sheet | None:
@@ -72,11 +67,13 @@ def verdict_sheet(comparison: Comparison) -> Sheet | None:
 
 
 def _verdict_cells(verdict: Verdict) -> list[str]:
-    scale, digits = (100, 1) if "accuracy" in verdict.number else (1, 3) if verdict.number == "loss" else (1, 0)
-    sizes = (_signed(scale * value, digits) for value in (verdict.difference, verdict.low, verdict.high))
+    number = NUMBERS[verdict.number]
+    sizes = (
+        _signed(number.unit.scale * value, number.unit.digits)
+        for value in (verdict.difference, verdict.low, verdict.high)
+    )
     p = "–" if math.isnan(verdict.p) else f"{verdict.p:.3f}"
-    number = _NUMBERS.get(verdict.number, verdict.number)
-    return [verdict.scenario, number, verdict.at, *sizes, p, str(verdict.n), verdict.claim]
+    return [verdict.scenario, number.label, verdict.at, *sizes, p, str(verdict.n), verdict.claim]
 
 
 def _signed(value: float, digits: int) -> str:

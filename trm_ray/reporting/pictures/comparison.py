@@ -5,7 +5,8 @@ from __future__ import annotations
 import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,26 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from trm_ray.reporting.numbers.curves import curves_of
-from trm_ray.reporting.numbers.depth import exact_by_depth
+from trm_ray.reporting.numbers.depth import number_by_depth
 from trm_ray.reporting.numbers.groups import Band, Group, group_runs, spread_over_seeds
+from trm_ray.reporting.numbers.measure import (
+    NATS,
+    SHARE,
+    Measure,
+    Number,
+    Unit,
+    best_of,
+    goal_of,
+    measure_of,
+    yardsticks_of,
+)
 from trm_ray.reporting.numbers.statistics import censored_median
-from trm_ray.reporting.numbers.summary import DEFAULT_THRESHOLD, reach, summarise
+from trm_ray.reporting.numbers.summary import reach, summarise
+from trm_ray.reporting.numbers.unfinished import ReadGroup
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.pictures.style import FAINT, INK, MUTED, LineLook
-from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, Run, Series
+from trm_ray.reporting.run_log import Run, Series
 
-# What is drawn over steps and over time: title, tag, kind of numbers.
-LINES = (
-    ("Held-out loss", "eval/loss", "loss"),
-    ("Exact accuracy", "eval/exact_accuracy", "share"),
-    ("First H-cycle's accuracy", EVAL_FIRST_EXACT.replace("{i}", "0"), "share"),
-)
 MAX_COLOURED_GROUPS = 10  # more lines than this nobody tells apart: the best ones are drawn, the others left grey
 WIDTH_IN, HEIGHT_IN = 20.0, 10.0
 BAR_CHARACTERS, BOLD_BAR_CHARACTERS = 56, 44  # what fits over a bar
@@ -39,32 +46,72 @@ Styled = tuple[Group, LineLook]
 Read = Callable[[Run], Series]
 
 
-def draw_comparison(runs: Sequence[Run], threshold: float = DEFAULT_THRESHOLD) -> Figure:
+def draw_comparison(runs: Sequence[Run], threshold: float | None = None) -> Figure:
     """Draw several runs against each other by their held-out numbers.
 
-    Seeds of one config make one line, their mean, in a band from the lowest to the highest of them.
+    Seeds of one config make one line, their mean, in a band from the lowest to the highest of them. Depths and steps
+    to a threshold count a scenario's finished runs where it has any, as the ranking does.
 
     Args:
-        threshold: exact accuracy whose first crossing the last panel tells.
+        threshold: of the number that ranks, whose first crossing the last panel tells; as of `compare_runs`.
     """
     with style.styled():
+        scale = Scale.of(runs, threshold)
         groups = coloured(group_runs(runs), runs)
+        counted = [(counted_runs(group), look) for group, look in groups]
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(2, 4)
         for row, over in enumerate(("steps", "time")):
-            for axes, (title, tag, kind) in zip(panels[row], LINES, strict=False):
-                draw_lines(axes, f"{title} over {over}", groups, reader(tag), kind, over_time=over == "time")
-            draw_threshold(panels[row, 1], threshold)
-        draw_depths(panels[0, 3], groups)
-        draw_steps_to(panels[1, 3], groups, threshold)
+            for axes, number in zip(panels[row], scale.measure.panels, strict=False):
+                draw_lines(axes, f"{number.title} over {over}", groups, number, over_time=over == "time")
+            draw_levels(panels[row, 1], scale)
+        draw_depths(panels[0, 3], counted, scale)
+        draw_steps_to(panels[1, 3], counted, scale)
         _frame(figure, groups, runs)
         return figure
 
 
-def save_comparison(runs: Sequence[Run], path: Path, threshold: float = DEFAULT_THRESHOLD) -> Path:
+def save_comparison(runs: Sequence[Run], path: Path, threshold: float | None = None) -> Path:
     """Draw the comparison into a file; its ending (`.png`, `.svg`, `.pdf`) chooses the format."""
     return style.save(draw_comparison(runs, threshold), path)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What runs are ranked by, what their steps are counted to, and what is as good without a model, by name."""
+
+    measure: Measure
+    goal: float | None
+    yardsticks: Mapping[str, float]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], threshold: float | None) -> Scale:
+        """Choose them for some runs."""
+        measure = measure_of(runs)
+        return cls(measure, goal_of(measure, runs, threshold), yardsticks_of(measure, runs))
+
+    @property
+    def number(self) -> Number:
+        """The number that ranks."""
+        return self.measure.final
+
+    @property
+    def depth_title(self) -> str:
+        """Title of the panel of depths."""
+        return f"{self.number.title} over depth"
+
+    @property
+    def steps_title(self) -> str:
+        """Title of the panel of steps to a threshold."""
+        goal = "a yardstick in" if self.goal is None else self.measure.goal_words(self.goal)
+        return f"Steps to {goal} {self.measure.noun}"
+
+
+def counted_runs(group: Group) -> Group:
+    """Keep the runs that the ranking counts: the finished ones, or all where none is."""
+    done = tuple(curves.run for curves in ReadGroup.of(group, None).finished.curves)
+    return replace(group, runs=done or group.runs)
 
 
 # ---- which group looks how -------------------------------------------------------------------------------
@@ -95,11 +142,10 @@ def reader(tag: str) -> Read:
 # ---- panels ----------------------------------------------------------------------------------------------
 
 
-def draw_lines(
-    axes: Axes, title: str, groups: Sequence[Styled], read: Read, kind: str, over_time: bool = False
-) -> None:
+def draw_lines(axes: Axes, title: str, groups: Sequence[Styled], number: Number, over_time: bool = False) -> None:
     """Draw a number over steps, or over the seconds in them."""
     axes.set_title(title)
+    read = reader(number.tag)
     bands = [(group, look, spread_over_seeds([read(run) for run in group.runs])) for group, look in groups]
     if not any(band.num_seeds for _, _, band in bands):
         style.say(axes, _why_none([run for group, _ in groups for run in group.runs]))
@@ -109,13 +155,25 @@ def draw_lines(
         _draw_band(axes, band, band.wall_s / divisor if over_time else band.steps, look)
         _mark_early_stops(axes, group, read, look, divisor if over_time else None)
     style.step_axis(axes, f"training time ({unit})" if over_time else "step")
-    _finish_values(axes, kind)
+    _finish_values(axes, number.unit)
 
 
-def draw_threshold(axes: Axes, threshold: float) -> None:
-    """Draw a line where steps and seconds are counted to, if it lies in what is shown."""
-    if axes.lines and axes.get_ylim()[0] < threshold < axes.get_ylim()[1]:
-        axes.axhline(threshold, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+def draw_levels(axes: Axes, scale: Scale) -> None:
+    """Draw a line where steps and seconds are counted to, and one for each yardstick, as far as they are in sight."""
+    if not axes.lines:
+        return
+    for name, level in scale.yardsticks.items():
+        _draw_level(axes, level, f"{name} {level:.2f}")
+    if scale.goal is not None and scale.goal not in scale.yardsticks.values():
+        _draw_level(axes, scale.goal, "")
+
+
+def _draw_level(axes: Axes, level: float, name: str) -> None:
+    if axes.get_ylim()[0] < level < axes.get_ylim()[1]:
+        axes.axhline(level, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        if name:
+            place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate(name, (1, level), (-2, 2), ha="right", va="bottom", color=MUTED, fontsize=9, **place)
 
 
 def _draw_band(axes: Axes, band: Band, x: np.ndarray, look: LineLook) -> None:
@@ -143,21 +201,20 @@ def _mark_early_stops(axes: Axes, group: Group, read: Read, look: LineLook, divi
             axes.plot([x], [values[-1]], "x", color=look.colour, markersize=8, markeredgewidth=2.2, zorder=4)
 
 
-def _finish_values(axes: Axes, kind: str) -> None:
-    if kind == "share":
+def _finish_values(axes: Axes, unit: Unit) -> None:
+    if unit is SHARE:
         top = axes.dataLim.y1 if np.isfinite(axes.dataLim.y1) else 1.0
         axes.set_ylim(-0.02 * max(top, 0.01), 1.03 if top > 0.6 else max(0.01, 1.15 * top))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
-        axes.set_ylabel("puzzles solved")
-    elif kind == "loss":
+    elif unit is NATS:
         style.log_axis(axes)
-        axes.set_ylabel("cross-entropy, last H-cycle")
+    axes.set_ylabel(unit.axis)
 
 
-def draw_depths(axes: Axes, groups: Sequence[Styled]) -> None:
-    """Draw what is solved after so many H-cycles at the last evaluation: the accuracy at equal cost of inference."""
-    axes.set_title("Exact accuracy over depth")
-    bands = [(exact_by_depth(group.runs), look) for group, look in groups]
+def draw_depths(axes: Axes, groups: Sequence[Styled], scale: Scale) -> None:
+    """Draw how good the answer is after so many H-cycles at the last evaluation: at equal cost of inference."""
+    axes.set_title(scale.depth_title)
+    bands = [(number_by_depth(group.runs, scale.number.name), look) for group, look in groups]
     drawn = [(band, look) for band, look in bands if band.num_seeds]
     if not drawn:
         style.say(axes, _why_none([run for group, _ in groups for run in group.runs]))
@@ -169,18 +226,25 @@ def draw_depths(axes: Axes, groups: Sequence[Styled]) -> None:
         if band.num_seeds > 1 and look.marker:
             axes.fill_between(band.depths, band.low, band.high, color=look.colour, alpha=0.16, linewidth=0)
     style.depth_axis(axes, max(len(band.depths) for band, _ in drawn))
-    _finish_values(axes, "share")
+    _finish_values(axes, scale.number.unit)
+    draw_levels(axes, replace(scale, goal=None))
 
 
-def draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> None:
+def draw_steps_to(axes: Axes, groups: Sequence[Styled], scale: Scale) -> None:
     """Draw a bar a group, its seeds as dots, and words for who never got there."""
-    axes.set_title(f"Steps to {100 * threshold:g} % exact accuracy")
+    axes.set_title(scale.steps_title)
     shown = [(group, look) for group, look in groups if look.marker]
-    if not any(len(run.series("eval/exact_accuracy").steps) for group, _ in shown for run in group.runs):
+    if not any(len(run.series(scale.number.tag).steps) for group, _ in shown for run in group.runs):
         style.say(axes, _why_none([run for group, _ in shown for run in group.runs]))
         return
+    if scale.goal is None:
+        style.say(
+            axes,
+            "No run is as good as a model of\nsingle tokens yet." if scale.yardsticks else "No yardstick is known.",
+        )
+        return
     for row, (group, look) in enumerate(shown):
-        _draw_bar(axes, row, group, look, threshold)
+        _draw_bar(axes, row, group, look, _Goal(scale.number, scale.goal))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_ylim(len(shown) - 0.35, -0.55)
@@ -188,17 +252,31 @@ def draw_steps_to(axes: Axes, groups: Sequence[Styled], threshold: float) -> Non
     axes.set_xlim(0, 1.02 * max(run.last_step for group, _ in shown for run in group.runs))
 
 
-def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: float) -> None:
+@dataclass(frozen=True)
+class _Goal:
+    number: Number
+    value: float
+
+    def crossing(self, series: Series) -> tuple[float, float] | None:
+        """Find step and seconds where a series first was as good."""
+        return reach(series, self.number, self.value)
+
+    def is_missed(self, series: Series) -> bool:
+        """Tell whether a series was followed in vain."""
+        return bool(len(series.steps)) and self.crossing(series) is None
+
+
+def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, goal: _Goal) -> None:
     """Draw a group's name and words over its bar: there no word meets a bar or leaves the panel."""
-    series = [reader("eval/exact_accuracy")(run) for run in group.runs]
-    reached = [found for one in series if (found := reach(one, threshold)) is not None]
+    series = [reader(goal.number.tag)(run) for run in group.runs]
+    reached = [found for one in series if (found := goal.crossing(one)) is not None]
     steps = [step for step, _ in reached]
     if steps:
-        length, is_known = _middle(steps, [float(one.steps[-1]) for one in series if not _reaches(one, threshold)])
+        length, is_known = _middle(steps, [float(one.steps[-1]) for one in series if goal.is_missed(one)])
         axes.barh(row + 0.2, length, height=0.34, color=look.colour, alpha=0.9 if is_known else 0.35)
         if len(group.runs) > 1:
             axes.plot(steps, [row + 0.2] * len(steps), "o", color="white", markeredgecolor=INK, markersize=5, zorder=4)
-    words = _bar_words(series, threshold, max(run.last_step for run in group.runs))
+    words = _bar_words(series, goal, max(run.last_step for run in group.runs))
     name = shortened(group.label, BAR_CHARACTERS - len(words))
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "bottom"}
     weight = "bold" if len(name) + len(words) <= BOLD_BAR_CHARACTERS else "normal"
@@ -207,26 +285,21 @@ def _draw_bar(axes: Axes, row: int, group: Group, look: LineLook, threshold: flo
     axes.annotate(words, (1, row), (0, 1), ha="right", **place)
 
 
-def _reaches(series: Series, threshold: float) -> bool:
-    return not len(series.steps) or reach(series, threshold) is not None
-
-
 def _middle(reached: Sequence[float], censored: Sequence[float]) -> tuple[float, bool]:
     """Give the median of the seeds and True; where too few got there, how far the others were followed and False."""
     median = censored_median(reached, censored)
     return (median, True) if np.isfinite(median) else (max(censored), False)
 
 
-def _bar_words(series: Sequence[Series], threshold: float, last_step: int) -> str:
+def _bar_words(series: Sequence[Series], goal: _Goal, last_step: int) -> str:
     evaluated = [one for one in series if len(one.values)]
-    reached = [found for one in series if (found := reach(one, threshold)) is not None]
+    reached = [found for one in series if (found := goal.crossing(one)) is not None]
     if not evaluated:
         return "not evaluated"
     if not reached:
-        best = max(float(np.nanmax(one.values, initial=0.0)) for one in evaluated)
-        return f"not in {last_step:,} steps (best {100 * best:.1f} %)"
+        return f"not in {last_step:,} steps (best {_best_words(goal.number, evaluated)})"
     some = f" ({len(reached)}/{len(series)} seeds)" if len(reached) < len(series) else ""
-    lacking = [one for one in evaluated if not _reaches(one, threshold)]
+    lacking = [one for one in evaluated if goal.is_missed(one)]
     steps, is_known = _middle([step for step, _ in reached], [float(one.steps[-1]) for one in lacking])
     if not is_known:
         return f"> {steps:,.0f} steps{some}"
@@ -235,6 +308,13 @@ def _bar_words(series: Sequence[Series], threshold: float, last_step: int) -> st
         return f"{steps:,.0f} steps{some}"
     seconds, _ = _middle(passed, waited)
     return f"{steps:,.0f} steps · {_duration(seconds)}{some}"
+
+
+def _best_words(number: Number, evaluated: Sequence[Series]) -> str:
+    best = best_of(number, np.concatenate([one.values for one in evaluated]))
+    if number.unit is SHARE:
+        return f"{100 * (best if np.isfinite(best) else 0.0):.1f} %"
+    return f"{best:.2f}" if np.isfinite(best) else "–"
 
 
 # ---- around the panels -----------------------------------------------------------------------------------
@@ -271,11 +351,13 @@ def _heading(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
 
 
 def _caption(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
-    notes = ["Held-out puzzles only."]
+    measure = measure_of(runs)
+    notes = [f"Held-out {measure.items} only."]
     if any(len(group.runs) > 1 for group, _ in groups):
         notes.append("Line: mean over seeds (time: theirs at that step); band: lowest to highest seed; dots: seeds.")
     else:
-        notes.append("One seed each: differences under 3 to 5 points of exact accuracy are noise.")
+        small = f"differences {measure.noise_words} of {measure.noun} are noise"
+        notes.append(f"One seed each: {small if measure.noise_words else 'no difference can be told from noise'}.")
     if any(run.stopped_early for run in runs):
         notes.append("×: run ended before its planned steps; thin line: mean of the seeds left.")
     silent = [run.name for run in runs if not len(run.series("eval/loss").steps)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trm_ray.reporting.pictures.matplotlib_at_hand  # noqa: F401  # isort: skip  # before anything of matplotlib
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,17 @@ from trm_ray.reporting.numbers.diagnosis import findings
 from trm_ray.reporting.numbers.groups import scenario_name
 from trm_ray.reporting.pictures import style
 from trm_ray.reporting.pictures.style import INK, MUTED
-from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, TRAIN_CYCLE_LOSS, TRAIN_FIRST_LOSS, Run, Series
+from trm_ray.reporting.run_log import (
+    EVAL_FIRST_BITS,
+    EVAL_FIRST_EXACT,
+    EVAL_FIRST_LOSS,
+    TRAIN_CYCLE_LOSS,
+    TRAIN_FIRST_LOSS,
+    YARDSTICKS,
+    DepthRow,
+    Run,
+    Series,
+)
 
 GRADIENT_NORM = "train/gradients/step_{i}_grad_norm_"
 MAX_DEPTH_LINES = 5  # evaluations whose curves are drawn
@@ -29,6 +39,8 @@ SUMMARY_CHARACTERS, SUMMARY_HEIGHT = 51, 225  # of a line of the summary panel, 
 MAX_NUMBERS, MAX_FLAT_NUMBERS = 16, 6  # bars that get a number, and that have room for one lying flat
 
 PERCENT = PercentFormatter(1.0, decimals=0, symbol=" %")
+BITS = "bits per byte"
+YARDSTICK_LOOKS = {"unigram": (0, (1, 1.5)), "xz": (0, (5, 2))}
 
 
 def draw_dashboard(run: Run) -> Figure:
@@ -36,7 +48,7 @@ def draw_dashboard(run: Run) -> Figure:
     with style.styled(), style.room_for_notes():
         figure = Figure(figsize=(18, 12), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, (heading, draw) in zip(figure.subplots(3, 4).flat, PANELS.items(), strict=True):
+        for axes, (heading, draw) in zip(figure.subplots(3, 4).flat, panels_of(run).items(), strict=True):
             axes.set_title(heading)
             draw(axes, run)
         title = f"{scenario_name(run)} · {run.config.get('task', '')} · seed {run.seed}"
@@ -100,8 +112,33 @@ def draw_refinement(axes: Axes, run: Run) -> None:
         return
     for i, (series, colour) in enumerate(zip(cycles, style.cycle_colours(len(cycles)), strict=True)):
         axes.plot(series.steps, series.values, "o-", color=colour, markersize=4, label=_cycle_name(i, len(cycles)))
-    _finish_shares(axes)
+    _finish_shares(axes, run)
     style.step_axis(axes)
+
+
+def draw_bits_by_cycle(axes: Axes, run: Run) -> None:
+    """Draw the bits per byte of held-out text after each H-cycle of the first segment."""
+    cycles = run.cycle_series(EVAL_FIRST_BITS)
+    if not cycles:
+        style.say(axes, _why_no_depths(run))
+        return
+    for i, (series, colour) in enumerate(zip(cycles, style.cycle_colours(len(cycles)), strict=True)):
+        axes.plot(series.steps, series.values, "o-", color=colour, markersize=4, label=_cycle_name(i, len(cycles)))
+    _finish_lines(axes, BITS)
+
+
+def draw_bits(axes: Axes, run: Run) -> None:
+    """Draw the bits per byte of held-out text beside those that know nothing of it: token frequencies, and xz."""
+    bits = run.series("eval/bits_per_byte")
+    if not np.isfinite(bits.values).any():
+        style.say(axes, _why_no_depths(run))
+        return
+    axes.plot(bits.steps, bits.values, "o-", color=_colour(run), markersize=4, label="held out")
+    for name, tag in YARDSTICKS.items():
+        if len(values := run.series(tag).values):
+            label = f"{name} {values[-1]:.2f}"
+            axes.axhline(values[-1], color=MUTED, linewidth=1.2, linestyle=YARDSTICK_LOOKS[name], label=label)
+    _finish_lines(axes, BITS)
 
 
 def draw_curriculum(axes: Axes, run: Run) -> None:
@@ -176,34 +213,55 @@ def draw_act_steps(axes: Axes, run: Run) -> None:
 
 
 def draw_depth_map(axes: Axes, run: Run) -> None:
-    """Draw the held-out puzzles solved as a map: a column an evaluation, a row a depth."""
-    if not run.depths:
+    """Draw the held-out puzzles solved, or the bits per byte, as a map: a column an evaluation, a row a depth."""
+    if not (rows := _measured(run)):
         style.say(axes, _why_no_depths(run))
         return
-    shares = np.array([row.exact_accuracy for row in run.depths]).T
-    style.note(axes, f"depth: H-cycles since the puzzle was taken up, {run.arch.get('H_cycles', '?')} a segment")
+    values = np.array([_by_depth(run, row) for row in rows]).T
+    # Of bits the early steps have so many that the later ones would all look alike.
+    look: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1}
+    if run.is_plain_text:
+        look = {"cmap": "cividis_r", "vmin": np.nanmin(values), "vmax": np.nanpercentile(values, 90)}
+    since = "row" if run.is_text else "puzzle"
+    style.note(axes, f"depth: H-cycles since the {since} was taken up, {run.arch.get('H_cycles', '?')} a segment")
     # Drawn inside the panel: a colour bar beside it would narrow every panel of the column.
     axes.set_axis_off()
     panel, bar = axes.inset_axes((0, 0, 0.84, 1)), axes.inset_axes((0.87, 0, 0.035, 1))
-    image = panel.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest", origin="lower")
-    _name_map_axes(panel, [row.step for row in run.depths], len(shares))
-    axes.figure.colorbar(image, cax=bar).outline.set_visible(False)
-    bar.yaxis.set_major_formatter(PERCENT)
+    image = panel.imshow(values, aspect="auto", interpolation="nearest", origin="lower", **look)
+    _name_map_axes(panel, [row.step for row in rows], len(values))
+    axes.figure.colorbar(image, cax=bar, extend="max" if run.is_plain_text else "neither").outline.set_visible(False)
+    if not run.is_plain_text:
+        bar.yaxis.set_major_formatter(PERCENT)
 
 
 def draw_depth_curves(axes: Axes, run: Run) -> None:
-    """Draw the held-out puzzles solved over depth, at a few evaluations from the first to the last."""
-    if not run.depths:
+    """Draw the held-out puzzles solved, or the bits per byte, over depth: from the first evaluation to the last."""
+    if not (rows := _measured(run)):
         style.say(axes, _why_no_depths(run))
         return
-    chosen = np.unique(np.linspace(0, len(run.depths) - 1, min(MAX_DEPTH_LINES, len(run.depths))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(MAX_DEPTH_LINES, len(rows))).round().astype(int))
     for index, colour in zip(chosen, style.cycle_colours(len(chosen)), strict=True):
-        row = run.depths[index]
-        depths = np.arange(1, len(row.exact_accuracy) + 1)
+        row, values = rows[index], _by_depth(run, rows[index])
         label = f"{row.step:,}" if index else f"step {row.step:,}"
-        axes.plot(depths, row.exact_accuracy, color=colour, marker="o", markersize=3, label=label)
-    _finish_shares(axes)
-    style.depth_axis(axes, len(run.depths[-1].exact_accuracy))
+        axes.plot(np.arange(1, len(values) + 1), values, color=colour, marker="o", markersize=3, label=label)
+    if run.is_plain_text:
+        axes.set_ylabel(BITS)
+        style.legend_above(axes)
+    else:
+        _finish_shares(axes, run)
+    style.depth_axis(axes, len(_by_depth(run, rows[-1])))
+    if run.is_text:
+        axes.set_xlabel("depth: H-cycles since the row was taken up")
+
+
+def _measured(run: Run) -> list[DepthRow]:
+    """Take the evaluations that have what measures a run."""
+    return [row for row in run.depths if len(_by_depth(run, row))]
+
+
+def _by_depth(run: Run, row: DepthRow) -> np.ndarray:
+    """Take what measures a run, at every depth."""
+    return row.bits_per_byte if run.is_plain_text else row.exact_accuracy
 
 
 def draw_latest(axes: Axes, run: Run) -> None:
@@ -258,6 +316,20 @@ PANELS = {
     "Latest loss of each H-cycle": draw_latest,
     "Summary": draw_summary,
 }
+# What stands in the place of panels that say nothing of a text: it has no halting, and plain text no right answers.
+TEXT_PANELS = {"Mean ACT steps": ("Bits per byte", draw_bits)}
+PLAIN_TEXT_PANELS = {
+    **TEXT_PANELS,
+    "Refinement: solved by each H-cycle": ("Refinement: bits per byte by each H-cycle", draw_bits_by_cycle),
+    "Solved by depth and step": ("Bits per byte by depth and step", draw_depth_map),
+    "Solved by depth": ("Bits per byte by depth", draw_depth_curves),
+}
+
+
+def panels_of(run: Run) -> dict[str, Callable[[Axes, Run], None]]:
+    """Choose a run's panels, by their headings."""
+    others = PLAIN_TEXT_PANELS if run.is_plain_text else TEXT_PANELS if run.is_text else {}
+    return dict(others.get(heading, (heading, draw)) for heading, draw in PANELS.items())
 
 
 # ---- lines -----------------------------------------------------------------------------------------------
@@ -315,10 +387,10 @@ def _finish_lines(axes: Axes, label: str, log: bool = False) -> None:
     style.legend_above(axes)
 
 
-def _finish_shares(axes: Axes) -> None:
+def _finish_shares(axes: Axes, run: Run) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PERCENT)
-    axes.set_ylabel("held-out puzzles solved")
+    axes.set_ylabel(f"held-out {run.material} solved")
     style.legend_above(axes)
 
 
@@ -419,12 +491,25 @@ def _tail(text: str, most: int) -> str:
 
 def _result_words(run: Run) -> list[str]:
     loss, exact = run.series("eval/loss"), run.series("eval/exact_accuracy")
+    if run.is_plain_text and len(run.series("eval/bits_per_byte").steps):
+        return _bits_words(run)
     if not len(loss.steps) or not len(exact.steps):
         return [f"no evaluation yet: the first is due at step {run.config.get('eval_interval', '?')}"]
     best = int(np.nanargmax(exact.values)) if np.isfinite(exact.values).any() else 0
     return [
         f"held-out loss {loss.values[-1]:.4f}, exact accuracy {100 * exact.values[-1]:.1f} %",
         f"best exact accuracy {100 * exact.values[best]:.1f} % at step {exact.steps[best]:,}",
+    ]
+
+
+def _bits_words(run: Run) -> list[str]:
+    bits = run.series("eval/bits_per_byte")
+    best = int(np.nanargmin(bits.values)) if np.isfinite(bits.values).any() else 0
+    known = {name: run.series(tag).values for name, tag in YARDSTICKS.items()}
+    beside = ", ".join(f"{name} {values[-1]:.2f}" for name, values in known.items() if len(values))
+    return [
+        f"held-out bits per byte {bits.values[-1]:.3f}" + (f" ({beside})" if beside else ""),
+        f"best {bits.values[best]:.3f} at step {bits.steps[best]:,}",
     ]
 
 

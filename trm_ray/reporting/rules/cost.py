@@ -27,7 +27,8 @@ def data_starved(run: Run) -> Seen | None:
     if waits is None or waits < MAX_DATA_WAIT:
         return None
     told = f"{percent(waits)} of a step is waiting for data"
-    remedy = "give each worker a CPU more, and hold the puzzles in memory if they are read as it goes"
+    what = "text in memory if it is" if run.is_plain_text else f"{run.material} in memory if they are"
+    remedy = f"give each worker a CPU more, and hold the {what} read as it goes"
     changes = (*_plus_one(run, "ray.cpus_per_worker"), *times(run, "data_memory_gib", 4))
     return Seen("warn", told, run.last_step, remedy, changes)
 
@@ -67,8 +68,9 @@ def evaluation_heavy(run: Run) -> Seen | None:
     told += f", {percent(evaluation / whole)}"
     rarer = math.ceil(4 * evaluation / max(whole - evaluation, 1e-9))  # leaves a fifth
     changes = times(run, "eval_interval", min(rarer, 100))
+    fewer = "less text" if run.is_plain_text else f"fewer {run.material}"
     return Seen(
-        "warn", told, int(rows[-1]["step"]), "evaluate less often, or on fewer puzzles (eval_quick_puzzles)", changes
+        "warn", told, int(rows[-1]["step"]), f"evaluate less often, or on {fewer} (eval_quick_puzzles)", changes
     )
 
 

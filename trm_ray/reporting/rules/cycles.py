@@ -11,32 +11,43 @@ from trm_ray.reporting.rules.held_out import past_its_best
 from trm_ray.reporting.rules.learning import converging
 from trm_ray.reporting.rules.seen import (
     ACCURACY_SLACK,
+    BITS_SLACK,
     MIN_LOGS,
     SMALL_START,
     SOLVES_ALL,
     SOLVES_SOME,
     Seen,
     has_ended,
+    knows_more,
     lasting,
     smaller_blocks,
     times,
     training_loss,
     word,
 )
-from trm_ray.reporting.run_log import EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, Run
+from trm_ray.reporting.run_log import EVAL_FIRST_BITS, EVAL_FIRST_EXACT, EVAL_FIRST_LOSS, Run
 
 EQUAL_LOSS, REVERSED_LOSS, U_LOSS = 0.98, 1.1, 1.05  # last cycle's loss over the first's; the ends' over the middle's
+EQUAL_BITS = 0.995  # the same of a text's bits per byte
 STARVED, EXPLODING = 1e-6, 100.0  # a cycle's gradient norm over the last cycle's
 LARGE_GRADIENT = 10.0  # where norms differ that are smaller, the puzzles of some cycles are solved
 CYCLE_GRADIENT = "train/gradients/step_{i}_grad_norm_mean"
 
 
 class _Cycles(NamedTuple):
-    """Held-out loss and exact accuracy after each H-cycle of the first segment, (H,), at the last evaluation."""
+    """Held-out loss and exact accuracy after each H-cycle of the first segment, (H,), at the last evaluation.
+
+    Of plain text the loss is in bits per byte, and no row of it is right as a whole: exact is NaN.
+    """
 
     step: int
     loss: np.ndarray
     exact: np.ndarray
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is plain text."""
+        return bool(np.isnan(self.exact).all())
 
 
 class _Gradients(NamedTuple):
@@ -60,10 +71,10 @@ def no_refinement(run: Run) -> Seen | None:
         found is None
         or past_its_best(run)
         or found.exact[0] >= SOLVES_ALL
-        or (found.exact.max() >= SOLVES_SOME and _is_reversed(found))
+        or ((found.is_text or found.exact.max() >= SOLVES_SOME) and _is_reversed(found))
     ):
         return None
-    if found.loss[-1] < EQUAL_LOSS * found.loss[0] or found.exact[-1] > found.exact[0] + ACCURACY_SLACK:
+    if _is_better(found) or found.exact[-1] > found.exact[0] + ACCURACY_SLACK:
         return None
     small = smaller_blocks(run)
     remedy = "let blocks begin small" if small else "give each answer more latent updates"
@@ -87,7 +98,7 @@ def u_shape(run: Run) -> Seen | None:
         return None
     best = 1 + int(np.argmin(found.loss[1:-1]))
     ends = [0, -1]
-    if (found.loss[ends] < U_LOSS * found.loss[best]).any():
+    if (found.loss[ends] < (1 + BITS_SLACK if found.is_text else U_LOSS) * found.loss[best]).any():
         return None
     if (found.exact[ends] > found.exact[best] - ACCURACY_SLACK).any():
         return None
@@ -97,7 +108,7 @@ def u_shape(run: Run) -> Seen | None:
 def refining(run: Run) -> Seen | None:
     """Look whether the last H-cycle of the first segment is better than the first."""
     found = _cycles(run)
-    if found is None or found.loss[-1] >= EQUAL_LOSS * found.loss[0] or u_shape(run):
+    if found is None or not _is_better(found) or u_shape(run):
         return None
     return Seen("ok", _cycles_told(found), found.step)
 
@@ -131,6 +142,8 @@ def _cycles(run: Run, *, unsolved_too: bool = False) -> _Cycles | None:
     Args:
         unsolved_too: those of a run, too, that has ended without, though its loss fell over a good many logs.
     """
+    if run.is_plain_text:
+        return _text_cycles(run)
     losses, exact = run.cycle_series(EVAL_FIRST_LOSS), run.cycle_series(EVAL_FIRST_EXACT)
     if len(losses) < 2 or len(exact) != len(losses):
         return None
@@ -142,7 +155,24 @@ def _cycles(run: Run, *, unsolved_too: bool = False) -> _Cycles | None:
     return found if judged and np.isfinite(found.loss).all() else None
 
 
+def _text_cycles(run: Run) -> _Cycles | None:
+    """Read the cycles of plain text, once it is better known than by what takes no model."""
+    bits = run.cycle_series(EVAL_FIRST_BITS)
+    if len(bits) < 2 or converging(run) is None:
+        return None
+    found = np.array([one.values[-1] for one in bits])
+    if not np.isfinite(found).all() or not knows_more(run, float(found.min())):
+        return None
+    return _Cycles(int(bits[0].steps[-1]), found, np.full(len(found), np.nan))
+
+
+def _is_better(found: _Cycles) -> bool:
+    return bool(found.loss[-1] < (EQUAL_BITS if found.is_text else EQUAL_LOSS) * found.loss[0])
+
+
 def _is_reversed(found: _Cycles) -> bool:
+    if found.is_text:
+        return bool(found.loss[-1] > (1 + BITS_SLACK) * found.loss[0])
     worse = found.exact[-1] < found.exact[0] - ACCURACY_SLACK
     no_better = found.exact[-1] <= found.exact[0] + ACCURACY_SLACK and found.exact[0] < SOLVES_ALL
     return bool(worse or (no_better and found.loss[-1] > REVERSED_LOSS * found.loss[0]))
@@ -150,6 +180,8 @@ def _is_reversed(found: _Cycles) -> bool:
 
 def _cycles_told(found: _Cycles) -> str:
     losses = " → ".join(f"{loss:.3g}" for loss in found.loss)
+    if found.is_text:
+        return f"held-out bits per byte by H-cycle of the first segment {losses}, step {found.step:,}"
     solved = " → ".join(f"{100 * share:.0f}" for share in found.exact)
     return f"held-out loss by H-cycle of the first segment {losses}, {solved} % solved, step {found.step:,}"
 

@@ -7,16 +7,18 @@ from typing import NamedTuple
 
 from trm_ray.reporting.rules.seen import (
     ACCURACY_SLACK,
+    BITS_SLACK,
     SOLVES_HALF,
     SOLVES_SOME,
     Seen,
     has_ended,
+    knows_more,
     lasting,
     percent,
     times,
     word,
 )
-from trm_ray.reporting.run_log import Run
+from trm_ray.reporting.run_log import EVAL_FIRST_BITS, Run
 
 ONE_SEGMENT, ALL_SEGMENTS = 1.1, 0.95  # mean segments where halting collapsed; share of all where it never halts
 CLAIMED_SOLVED = 0.8  # of puzzles that a halt head lets go at once so many should be right
@@ -76,6 +78,8 @@ def halting_never(run: Run) -> Seen | None:
 @lasting
 def segments_hurt(run: Run) -> Seen | None:
     """Look whether more segments solve fewer puzzles than the first alone: the run was trained with too few."""
+    if run.is_plain_text:
+        return _segments_hurt_text(run)
     first, last = run.series("eval/exact_accuracy_first"), run.series("eval/exact_accuracy")
     if not len(first.values) or not len(last.values) or first.values[-1] < SOLVES_SOME:
         return None
@@ -86,6 +90,19 @@ def segments_hurt(run: Run) -> Seen | None:
     most = run.arch.get("halt_max_steps", "all")
     told = f"{percent(first.values[-1])} solved after one segment, {percent(last.values[-1])} after {most}"
     return Seen("warn", told, int(last.steps[-1]), "let more puzzles go on for longer", _explore(run))
+
+
+def _segments_hurt_text(run: Run) -> Seen | None:
+    """Compare the bits per byte of the first segment's last H-cycle with those at the end."""
+    cycles, last = run.cycle_series(EVAL_FIRST_BITS), run.series("eval/bits_per_byte")
+    if not cycles or not len(last.values):
+        return None
+    first = float(cycles[-1].values[-1])
+    if last.values[-1] <= (1 + BITS_SLACK) * first or not knows_more(run, first):
+        return None
+    most = run.arch.get("halt_max_steps", "all")
+    told = f"{first:.3g} bits per byte after one segment, {last.values[-1]:.3g} after {most}"
+    return Seen("warn", told, int(last.steps[-1]), "train with fewer", (word("arch.halt_max_steps", 1),))
 
 
 def halting_saves(run: Run) -> Seen | None:

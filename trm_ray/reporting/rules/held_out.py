@@ -18,12 +18,16 @@ from trm_ray.reporting.rules.seen import (
     percent,
     times,
     training_loss,
+    yardstick,
 )
-from trm_ray.reporting.run_log import EVAL_FIRST_LOSS, TRAIN_FIRST_LOSS, Run
+from trm_ray.reporting.run_log import EVAL_FIRST_LOSS, TRAIN_FIRST_LOSS, Run, Series
 
 BEST_SLACK = 0.05  # the best of many evaluations is by chance so much above the others
+BEST_BITS = 1.02  # last bits per byte over the best ones
 OVERFIT_WARN, OVERFIT_BAD = 1.1, 1.5  # last held-out loss over the best one
 OVERFIT_RISE, OVERFIT_GAP = 0.05, 1.5  # and how much higher it must be than the best, and than in training
+# Bits per byte that no model of plain text gets: below a quarter of what xz takes, and half a bit; where xz is unknown.
+LEAK_SHARE, LEAK_MOST, LEAK_UNKNOWN = 0.25, 0.5, 0.3
 
 
 @lasting
@@ -37,8 +41,9 @@ def overfitting(run: Run) -> Seen | None:
     if ratio <= OVERFIT_WARN or rise <= OVERFIT_RISE or gap <= OVERFIT_GAP:
         return None
     told = f"held-out loss {from_to(loss, best)}; in the first segment it is {gap:.1f} times the training loss"
-    changes = (*times(run, "generator.train", 8), *(["augment=true"] if run.config.get("augment") is False else []))
-    remedy = "train on more puzzles, or take the checkpoint of the lowest loss"
+    has_symmetries = run.config.get("augment") is False and not run.is_text
+    changes = (*times(run, "generator.train", 8), *(["augment=true"] if has_symmetries else []))
+    remedy = f"train on more {run.material}, or take the checkpoint of the lowest loss"
     return Seen(
         "bad" if ratio > OVERFIT_BAD else "warn", told, int(loss.steps[-1]), remedy, (*changes, *keep_best(run))
     )
@@ -59,13 +64,15 @@ def nothing_solved(run: Run) -> Seen | None:
     exact = finite(run.series("eval/exact_accuracy"))
     if not has_ended(run) or not len(exact.values) or (exact.values > 0).any() or diverging(run):
         return None
-    told = f"no held-out puzzle solved at any of {counted(len(exact.values), 'evaluation')}"
+    told = f"no held-out {run.material.removesuffix('s')} solved at any of {counted(len(exact.values), 'evaluation')}"
     return Seen("warn", told, int(exact.steps[-1]), "train longer", times(run, "max_steps", 4))
 
 
 def past_its_best(run: Run) -> Seen | None:
     """Look whether a run that has ended had solved more puzzles before."""
     exact = finite(run.series("eval/exact_accuracy"))
+    if run.is_plain_text and has_ended(run):
+        return _bits_past_their_best(run)
     if not has_ended(run) or not len(exact.values):
         return None
     best, last = int(np.argmax(exact.values)), exact.values[-1]
@@ -73,10 +80,24 @@ def past_its_best(run: Run) -> Seen | None:
     noise = 2 * math.sqrt(top * (1 - top) / quick) if quick else 0.0  # fewer puzzles were looked at then
     if last >= top - max(BEST_SLACK, noise):
         return None
-    told = f"held-out puzzles solved {percent(top)} at step {exact.steps[best]:,} and {percent(last)} at the end"
+    told = f"held-out {run.material} solved {percent(top)} at step {exact.steps[best]:,} and {percent(last)} at the end"
+    return Seen("warn", told, int(exact.steps[-1]), *_keep_the_best(run))
+
+
+def _bits_past_their_best(run: Run) -> Seen | None:
+    looked = run.series("eval/bits_per_byte")
+    if run.config.get("eval_quick_puzzles"):  # of other text at the end: a part of it may well be ten percent easier
+        looked = Series(*(values[:-1] for values in looked))
+    bits = finite(looked)
+    if not len(bits.values) or bits.values[-1] <= BEST_BITS * min(bits.values):
+        return None
+    told = f"held-out bits per byte {from_to(bits, int(np.argmin(bits.values)))}"
+    return Seen("warn", told, int(bits.steps[-1]), *_keep_the_best(run))
+
+
+def _keep_the_best(run: Run) -> tuple[str, tuple[str, ...]]:
     remedy = "take the checkpoint of the lowest held-out loss, or let the learning rate fall further"
-    changes = (*keep_best(run), *(["lr_min_ratio=0.1"] if run.config.get("lr_min_ratio", 0) > 0.1 else []))
-    return Seen("warn", told, int(exact.steps[-1]), remedy, changes)
+    return remedy, (*keep_best(run), *(["lr_min_ratio=0.1"] if run.config.get("lr_min_ratio", 0) > 0.1 else []))
 
 
 def solving(run: Run) -> Seen | None:
@@ -84,7 +105,33 @@ def solving(run: Run) -> Seen | None:
     exact = finite(run.series("eval/exact_accuracy"))
     if not len(exact.values) or exact.values[-1] == 0:
         return None
-    return Seen("ok", f"held-out puzzles solved: {percent(exact.values[-1])}", int(exact.steps[-1]))
+    return Seen("ok", f"held-out {run.material} solved: {percent(exact.values[-1])}", int(exact.steps[-1]))
+
+
+@lasting
+def worse_than_unigram(run: Run) -> Seen | None:
+    """Look whether a text is known no better than by how often each of its tokens comes, once the rate is warmed up."""
+    bits, known = finite(run.series("eval/bits_per_byte")), yardstick(run, "unigram")
+    if known is None or not len(bits.values) or bits.steps[-1] < (run.config.get("lr_warmup_steps") or 0):
+        return None
+    if bits.values[-1] < known:
+        return None
+    told = f"held-out bits per byte {bits.values[-1]:.3g}, of token frequencies alone {known:.3g}"
+    return Seen("warn", told, int(bits.steps[-1]), "train longer", times(run, "max_steps", 4))
+
+
+def leak(run: Run) -> Seen | None:
+    """Look whether plain text is guessed better than it can be; an answer to a prompt may well be known for sure."""
+    bits, xz = finite(run.series("eval/bits_per_byte")), yardstick(run, "xz")
+    if not run.is_plain_text or not len(bits.values):
+        return None
+    least = LEAK_UNKNOWN if xz is None else min(LEAK_MOST, LEAK_SHARE * xz)
+    if bits.values[-1] >= least:
+        return None
+    beside = "" if xz is None else f", of xz {xz:.3g}"
+    told = f"held-out bits per byte {bits.values[-1]:.2g}{beside}: less than a model of text can come to"
+    remedy = "look for held-out text that was trained on too, and for a model that sees what it is to guess"
+    return Seen("bad", told, int(bits.steps[-1]), remedy)
 
 
 def _gap(run: Run) -> float | None:

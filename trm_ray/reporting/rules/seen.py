@@ -11,13 +11,14 @@ import numpy as np
 
 from trm_ray.config import typed
 from trm_ray.config.keys import flatten
-from trm_ray.reporting.run_log import Run, Series
+from trm_ray.reporting.run_log import YARDSTICKS, Run, Series
 
 Mark = Literal["ok", "warn", "bad"]
 
 MIN_LOGS = 4  # fewer tell no trend; while a run goes on, twice as many
 LASTING = 3  # evaluations, at least, in a quarter of a run
 ACCURACY_SLACK = 0.02  # a smaller difference of exact accuracies is noise
+BITS_SLACK = 0.01  # a smaller relative difference of bits per byte is noise, on the same text too
 SOLVES_SOME, SOLVES_HALF, SOLVES_ALL = 0.1, 0.5, 0.95
 SMALL_START = 0.1  # of what each block adds
 
@@ -103,6 +104,17 @@ def steady(run: Run, tag: str) -> float | None:
     """Average a share over the logs but the first, of which there must be a few."""
     values = finite(run.series(tag)).values[1:]
     return float(np.mean(values)) if len(values) >= MIN_LOGS - 1 else None
+
+
+def yardstick(run: Run, name: str) -> float | None:
+    """Read the bits per byte of what takes no model, `unigram` or `xz`; None where they are not known."""
+    values = finite(run.series(YARDSTICKS[name])).values
+    return float(values[-1]) if len(values) else None
+
+
+def knows_more(run: Run, bits: float) -> bool:
+    """Tell whether so many bits per byte are fewer than what takes no model needs; those of less differ by chance."""
+    return all(bits < known for name in YARDSTICKS if (known := yardstick(run, name)) is not None)
 
 
 def percent(share: float) -> str:

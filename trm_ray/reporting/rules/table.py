@@ -12,11 +12,19 @@ from trm_ray.reporting.run_log import Run
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: its name, which stays what it is, what it means when it fires, and how it looks at a run."""
+    """A rule: its name, which stays what it is, what it means when it fires, and how it looks at a run.
+
+    of_text: what it means of a text, where that has other words.
+    """
 
     id: str
     meaning: str
     see: Callable[[Run], Seen | None]
+    of_text: str = ""
+
+    def meaning_of(self, run: Run) -> str:
+        """Say what it means of a run."""
+        return (run.is_text and self.of_text) or self.meaning
 
 
 RULES = (
@@ -39,11 +47,28 @@ RULES = (
     Rule("refining", "Each segment improves the answer from its first H-cycle to its last.", cycles.refining),
     Rule("starved-cycles", "An early H-cycle is supervised, but its loss moves no weight.", cycles.starved_cycles),
     Rule("exploding-cycles", "One H-cycle's loss drowns those of the others.", cycles.exploding_cycles),
-    Rule("overfitting", "The network learns its training puzzles by heart.", held_out.overfitting),
-    Rule("generalising", "What is learned holds for puzzles that were never seen.", held_out.generalising),
-    Rule("nothing-solved", "Cells may be right, but no puzzle is.", held_out.nothing_solved),
+    Rule(
+        "overfitting",
+        "The network learns its training puzzles by heart.",
+        held_out.overfitting,
+        "The network learns its training text by heart.",
+    ),
+    Rule(
+        "generalising",
+        "What is learned holds for puzzles that were never seen.",
+        held_out.generalising,
+        "What is learned holds for text that was never seen.",
+    ),
+    Rule(
+        "nothing-solved",
+        "Cells may be right, but no puzzle is.",
+        held_out.nothing_solved,
+        "Tokens may be right, but no whole answer is.",
+    ),
     Rule("past-its-best", "The last checkpoint is not the best one.", held_out.past_its_best),
-    Rule("solving", "Whole puzzles come out right.", held_out.solving),
+    Rule("solving", "Whole puzzles come out right.", held_out.solving, "Whole answers come out right."),
+    Rule("worse-than-unigram", "Nothing is learned of what follows on what.", held_out.worse_than_unigram),
+    Rule("leak", "The model knows beforehand what it is asked for.", held_out.leak),
     Rule(
         "halting-collapsed",
         "The halt head calls wrong answers right, and refines none.",
@@ -55,9 +80,10 @@ RULES = (
         "segments-hurt",
         "Later segments spoil answers that are right.",
         halting.segments_hurt,
+        "Later segments make the guesses worse.",
     ),
     Rule("halting-saves", "The halt head stops where puzzles are solved.", halting.halting_saves),
-    Rule("data-starved", "The network waits for its puzzles.", cost.data_starved),
+    Rule("data-starved", "The network waits for its puzzles.", cost.data_starved, "The network waits for its text."),
     Rule("exchange-bound", "More workers spend their time on each other.", cost.exchange_bound),
     Rule("evaluation-heavy", "Much of what the run costs is looking at it.", cost.evaluation_heavy),
 )
