@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from trm_ray.reporting.numbers.json_text import json_text
-from trm_ray.reporting.numbers.measure import LOSS, Number
+from trm_ray.reporting.numbers.measure import LOSS, SHARE, Number
 from trm_ray.reporting.numbers.statistics import Spread
 from trm_ray.reporting.numbers.summary import Comparison, ScenarioSummary, Waited
 from trm_ray.reporting.numbers.unfinished import Unfinished
@@ -45,7 +45,8 @@ def _columns(comparison: Comparison) -> list[_Column]:
         _Column(measure.final.heading, lambda one: _number(one.final, measure.final)),
         _Column(
             measure.anytime.heading,
-            lambda one: _number(one.final_anytime, measure.anytime),
+            # Of bits per byte, which have more digits, a line has no room for a second deviation.
+            lambda one: _number(one.final_anytime, measure.anytime, with_sd=measure.unit is SHARE),
             lambda one: one.final_anytime.count > 0,
         ),
         _Column(
@@ -73,8 +74,7 @@ def _goal_columns(comparison: Comparison) -> list[_Column]:
     goal = comparison.threshold
     if goal is None:
         return []
-    named = {value: name for name, value in comparison.yardsticks.items()}
-    words = named.get(goal) or comparison.measure.goal_words(goal)
+    words = comparison.measure.goal_words(goal)
     return [
         _Column(f"Steps to|{words}", lambda one: _waited(one.steps_to_threshold)),
         _Column(f"s to|{words}", lambda one: _waited(one.seconds_to_threshold, with_count=False)),

@@ -233,6 +233,8 @@ def _about_yardsticks(comparison: Comparison) -> Iterator[str]:
     name, hardest = min(comparison.yardsticks.items(), key=lambda item: item[1])
     below = [one.label for one in comparison.ranking if one.final.mean < hardest]
     yield f"Without a model the same text takes, in bits per byte: {told}. Below {name}: {_listed(below) or 'none'}."
+    for name in (name for name, value in comparison.yardsticks.items() if value == comparison.threshold):
+        yield f"Steps and seconds count to what {name} takes{'' if name == 'xz' else ', as no run is below xz'}."
 
 
 def _about_threshold(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:

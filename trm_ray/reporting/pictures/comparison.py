@@ -169,15 +169,18 @@ def draw_levels(axes: Axes, scale: Scale) -> None:
     low, high = axes.get_ylim()
     for level in (level for level in levels if low < level < high):
         axes.axhline(level, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        _name_level(axes, levels[level], level, ("axes fraction", "data"))
-    if below := [f"{name} ↓" for level, name in named.items() if level <= low]:
-        _name_level(axes, ", ".join(below), 0, "axes fraction")
-
-
-def _name_level(axes: Axes, name: str, level: float, coordinates: Any) -> None:
-    if name:
-        place: dict[str, Any] = {"xycoords": coordinates, "textcoords": "offset points", "fontsize": 9}
-        axes.annotate(name, (1, level), (-2, 2), ha="right", va="bottom", color=MUTED, **place)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(levels[level], (1, level), (-2, 2), ha="right", va="bottom", color=MUTED, fontsize=9, **place)
+    if below := [f"↓ {name}" for level, name in named.items() if level <= low]:  # where curves that fall are not
+        axes.annotate(
+            ", ".join(below),
+            (0, 0),
+            (4, 3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=MUTED,
+            fontsize=9,
+        )
 
 
 def _draw_band(axes: Axes, band: Band, x: np.ndarray, look: LineLook) -> None:
