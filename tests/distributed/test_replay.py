@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay_helpers import ANYTIME, STEPS, rows_of, write_run, write_sweep
+from replay_helpers import ANYTIME, FIRST_CYCLE, SOLVED, STEPS, rows_of, write_run, write_sweep
 
 import trm_ray
 from trm_ray.config import AshaConfig
@@ -129,6 +129,33 @@ def test_a_loss_that_misleads_early_costs_regret_and_the_advice_takes_another_nu
     told = {(omen.tag, omen.step): omen.trials for omen in found.omens}
     assert told["eval/loss", 100] < 0 < told["eval/loss", 300] == pytest.approx(1)
     assert told[ANYTIME, 100] == pytest.approx(1)
+
+
+def test_text_is_replayed_as_the_puzzles_that_it_mirrors(tmp_path: Path):
+    """Runs that log 5 − x bits per byte instead of a share x: the same is saved, kept and lost."""
+    places = [write_sweep(tmp_path / name, QUALITIES) for name in ("puzzles", "text")]
+    mirrored = {
+        SOLVED: "bits_per_byte",
+        ANYTIME: "anytime_bits_per_byte",
+        FIRST_CYCLE: "first_segment/step_0_bits_per_byte",
+    }
+    for file in places[1].glob("*/metrics.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        turned = [{f"eval/{mirrored[tag]}" if tag in mirrored else tag: 5 - value if tag in mirrored else value
+                   for tag, value in row.items()} for row in rows]  # fmt: skip
+        file.write_text("".join(json.dumps(row) + "\n" for row in turned))
+    exact, bits = (
+        replay([place], grace=[100], reduction=[2.0], metrics=[tag], units=["trial"], orders=3)
+        for place, tag in zip(places, (ANYTIME, "eval/anytime_bits_per_byte"), strict=True)
+    )
+    assert (bits.finals.winner, bits.finals.equals) == (exact.finals.winner, exact.finals.equals)
+    for name in ("saved_steps", "winner", "equal", "regret"):
+        assert getattr(bits.settings[0].mean, name) == pytest.approx(getattr(exact.settings[0].mean, name))
+    assert bits.settings[0].asha.mode == "min"
+    told = {(omen.tag, omen.step): omen.trials for omen in exact.omens}
+    for omen in (omen for omen in bits.omens if omen.tag == "eval/bits_per_byte"):
+        assert omen.trials == pytest.approx(told[SOLVED, omen.step])
+    assert "bits per byte at the end" in " ".join(replay_lines(bits))
 
 
 def test_where_only_chance_is_left_no_setting_is_advised(tmp_path: Path):

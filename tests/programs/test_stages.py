@@ -70,6 +70,18 @@ def test_a_sweep_without_a_final_has_one_stage(data: Path, tmp_path: Path):
     assert not (tmp_path / FINAL_FILE).exists()
 
 
+def test_of_text_those_with_the_fewest_bits_per_byte_go_on(data: Path, tmp_path: Path):
+    """They are written as 5 less the share that puzzles would solve: `linear` is best by its finished seed again."""
+    write_first_stage(tmp_path)
+    for file in tmp_path.glob("*/metrics.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            row["eval/bits_per_byte"] = 5 - row.pop("eval/exact_accuracy")
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, told = staged(planned(data, tmp_path))
+    assert told == [f"Final stage: {BASELINE}, {LINEAR}, 3 trials to train"]
+
+
 def test_the_second_stage_trains_what_is_missing_of_the_best_and_of_what_is_kept(data: Path, tmp_path: Path):
     """`linear` is best by its finished seed; its other one goes on, and each gets a third one."""
     write_first_stage(tmp_path)

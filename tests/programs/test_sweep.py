@@ -1,6 +1,7 @@
 """A sweep's plan, its folder's rules, and the best trial as a command: all that needs no cluster."""
 
 import io
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,19 @@ from helpers import metric_rows
 from rich.console import Console
 from run_helpers import ROOT, TINY_RUN, run_config, some_puzzles
 
-from trm_ray.config import Config, ConfigError, SweepConfig, config_names, flat, load_config, load_sweep, to_yaml
+from trm_ray.config import (
+    AshaConfig,
+    Config,
+    ConfigError,
+    SweepConfig,
+    config_names,
+    flat,
+    load_config,
+    load_sweep,
+    to_yaml,
+)
 from trm_ray.data.format import DatasetInfo, SplitInfo
+from trm_ray.kinds.text.prepare import prepare_text
 from trm_ray.programs.commands import best_command
 from trm_ray.programs.sweep import SweepPlan, compare_trials, owned_sweep, plan_sweep, start_sweep
 from trm_ray.runs.data import complete
@@ -65,6 +77,38 @@ def test_data_that_is_not_there_is_told_before_anything_starts(tmp_path: Path):
     with pytest.raises(ValueError, match="nowhere does not exist"):
         plan_sweep(sweep_config(tmp_path / "nowhere", tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "instead"),
+    [
+        ("eval/exact_accuracy", "eval/bits_per_byte"),
+        ("eval/anytime_accuracy", "eval/anytime_bits_per_byte"),
+        ("eval/first_segment/step_0_exact_accuracy", "eval/first_segment/step_0_bits_per_byte"),
+    ],
+)
+def test_a_metric_that_text_never_logs_is_refused_with_the_one_that_it_does(metric: str, instead: str, tmp_path: Path):
+    plays = (json.dumps({"text": f"{number} To be, or not to be: that is the question."}) for number in range(40))
+    (tmp_path / "plays.jsonl").write_text("\n".join(plays))
+    prepare_text(tmp_path / "data", inputs=[tmp_path / "plays.jsonl"], seq_len=16, test_share=0.5)
+    text = {"arch.causal": True, "arch.mixer": "attention", "arch.pos_encodings": "rope", "arch.halt_max_steps": 1}
+    sweep = sweep_config(tmp_path / "data", tmp_path / "runs")
+    overrides = {**sweep.overrides, **text}
+    refused = sweep.model_copy(update={"overrides": overrides, "asha": AshaConfig(metric=metric, mode="max")})
+    with pytest.raises(
+        ConfigError, match=rf"asha.metric={metric} is not logged .*; use asha.metric={instead} asha.mode=min"
+    ):
+        plan_sweep(refused)
+    for fitting in (AshaConfig(metric=instead, mode="min"), AshaConfig()):
+        assert plan_sweep(refused.model_copy(update={"asha": fitting})).runs
+
+
+def test_bits_per_byte_are_refused_where_there_are_puzzles(data: Path, tmp_path: Path):
+    asha = AshaConfig(metric="eval/bits_per_byte", mode="min")
+    with pytest.raises(
+        ConfigError, match=r"not logged by runs on puzzles; use asha.metric=eval/exact_accuracy asha.mode=max"
+    ):
+        plan_sweep(sweep_config(data, tmp_path / "runs").model_copy(update={"asha": asha}))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

@@ -165,6 +165,12 @@ def text_run(make_run: MakeRun) -> Run:
     return make_run(text_rows(), **TEXT)
 
 
+@pytest.fixture
+def make_text_run(make_run: MakeRun) -> MakeRun:
+    """Write the folder of a run of plain text and read it: `make_text_run(1.5, name=…)`, with 1.5 times the loss."""
+    return lambda scale, name, **options: make_run(text_rows(scale=scale), name, **TEXT, **options)
+
+
 # ---- a report: 25 runs of five scenarios, one of which does its best to break the page
 
 EVIL = """deep_supervision_<script>alert('it "ran"')</script>&amp;"""

@@ -1,6 +1,7 @@
 """TensorBoard's event file of a run, read back as TensorBoard does."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
-from trm_ray.reporting.board import Identity, identity_of
+from trm_ray.reporting.board import Identity, Material, identity_of
 from trm_ray.reporting.event_files import read_event_rows
 from trm_ray.reporting.pictures.depth_curve import SIZE, depth_curve
 from trm_ray.reporting.run_log import RunLog
@@ -84,6 +85,33 @@ def test_the_cycles_are_laid_out_together(tmp_path: Path):
     assert [part.title for part in layout.category] == ["Held-out puzzles", "H-cycles"]
     assert charts["training loss of each cycle"] == [r"train/deep_supervision/step_\d+_loss$"]
     assert charts["solved after each cycle of the first segment"] == [r"eval/first_segment/step_\d+_exact_accuracy$"]
+
+
+@pytest.mark.parametrize(
+    ("material", "metrics", "charts"),
+    [
+        ("text", ["eval/bits_per_byte", "eval/anytime_bits_per_byte"], 0),
+        (
+            "prompts",
+            ["eval/exact_accuracy", "eval/anytime_accuracy", "eval/bits_per_byte", "eval/anytime_bits_per_byte"],
+            3,
+        ),
+    ],
+)
+def test_text_has_the_columns_and_charts_of_what_it_logs(
+    tmp_path: Path, material: Material, metrics: list[str], charts: int
+):
+    found = board(tmp_path, identity_of(tmp_path / "run", CONFIG, material))
+    table = plugin_data(found, metadata.EXPERIMENT_TAG).experiment
+    assert [info.name.tag for info in table.metric_infos] == [*metrics, "eval/loss"]
+    (event,) = found.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(make_ndarray(event.tensor_proto).item())
+    patterns = [tag for part in layout.category for chart in part.chart for tag in chart.multiline.tag]
+    assert layout.category[0].title == f"Held-out {material}"
+    assert sum("exact" in tag or "anytime_acc" in tag for tag in patterns) == charts
+    shown = [tag for tag in patterns if re.match(tag, "eval/xz_bits_per_byte")]
+    assert [tag for tag in patterns if re.match(tag, "eval/bits_per_byte")] == shown
+    assert len(shown) == 1
 
 
 def test_an_evaluation_has_a_picture_of_its_depths(tmp_path: Path):

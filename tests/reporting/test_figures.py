@@ -254,6 +254,32 @@ def test_the_comparison_has_its_eight_panels_and_no_text_overlaps(five: list[Run
     check_text(figure)
 
 
+def test_text_is_drawn_by_its_bits_with_unigrams_and_xz_beside_them(make_text_run: MakeRun) -> None:
+    """The worst run ends above xz's 2.71, of which only the line is in sight."""
+    runs = [
+        make_text_run(scale, f"{name}{seed}", seed=seed, config_name=f"deep_supervision_{name}")
+        for name, scale in (("linear", 0.9), ("baseline", 1.8))
+        for seed in (0, 1)
+    ]
+    figure = draw_comparison(runs)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Anytime bits per byte over steps",
+        "Bits per byte over steps",
+        "First H-cycle's bits per byte over steps",
+        "Bits per byte over depth",
+        "Anytime bits per byte over time",
+        "Bits per byte over time",
+        "First H-cycle's bits per byte over time",
+        "Steps to 2.71 bits per byte (xz)",
+    ]
+    curves = panel(figure, "Bits per byte over steps")
+    assert "xz 2.71" in words(curves)
+    assert "Held-out text only." in " ".join(text.get_text() for text in figure.texts)
+    told = words(panel(figure, "Steps to"))
+    assert "baseline not in 400 steps (best " in told
+    check_text(figure)
+
+
 def test_a_scenario_has_one_colour_in_all_panels_and_in_the_legend(five: list[Run]) -> None:
     figure = draw_comparison(five, 0.5)
     expected = {colour.lower() for colour in SCENARIO_COLOURS.values()}

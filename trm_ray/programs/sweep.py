@@ -13,6 +13,7 @@ from rich.console import Console
 
 from trm_ray.config import Config, ConfigError, SweepConfig, run_dir, to_yaml
 from trm_ray.config.surroundings import LOCAL, cluster_address
+from trm_ray.config.sweep import best_mode
 from trm_ray.config.trials import TrialNames
 from trm_ray.ownership import Ownership, refuse_if_held
 from trm_ray.programs.commands import best_command
@@ -63,9 +64,10 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
     """Check every trial's config and data; nothing is written.
 
     Raises:
-        ValueError: a trial's data is missing or bad.
+        ValueError: a trial's data is missing or bad, or it will not log what trials are judged by.
     """
     runs = _plans(complete_trials(sweep))
+    _check_metric(sweep, runs)
     final = final_config(sweep) if sweep.final.top_k is not None else None
     return SweepPlan(
         sweep,
@@ -73,6 +75,24 @@ def plan_sweep(sweep: SweepConfig) -> SweepPlan:
         runs,
         None if final is None else Stage(final, _plans(complete_trials(final))),
     )
+
+
+def _check_metric(sweep: SweepConfig, runs: Iterable[RunPlan]) -> None:
+    """Refuse a metric that a trial will not log: Tune would end the sweep at the first evaluation."""
+    from trm_ray.reporting.numbers.measure import PUZZLES, TEXT
+
+    metric, exact = sweep.asha.metric, PUZZLES.numbers[: len(TEXT.numbers)]
+    for text in (run.info.text for run in runs):
+        if text is None:
+            material, missing, instead = "puzzles", TEXT.numbers, exact
+        elif text.packing == "running":
+            material, missing, instead = "text, no row of which is right as a whole", exact, TEXT.numbers
+        else:
+            continue
+        for number, other in zip(missing, instead, strict=True):
+            if metric == number.tag:
+                way_out = f"use asha.metric={other.tag} asha.mode={best_mode(other.tag)}"
+                raise ConfigError(f"asha.metric={metric} is not logged by runs on {material}; {way_out}")
 
 
 def _plans(configs: Iterable[Config]) -> list[RunPlan]:

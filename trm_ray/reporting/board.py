@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trm_ray.config import load_yaml
 from trm_ray.config.errors import show
@@ -28,39 +28,72 @@ _ESSENTIAL: tuple[str, ...] = tuple(f"deep_supervision_{name}" for name in ("ena
 _ESSENTIAL += ("recurrent_grad_depth", "detach_cycles", "depth_curriculum", "segments_per_update", "max_steps")
 _ESSENTIAL += ("curriculum_enabled", "lr", "weight_decay", "optimizer", "loss_type", "ema", "global_batch_size")
 _ESSENTIAL += tuple(f"arch.{name}" for name in ("H_cycles", "L_cycles", "hidden_size", "mixer", "halt_max_steps"))
-_METRICS = ("eval/exact_accuracy", "eval/anytime_accuracy", "eval/loss")
-# The custom scalars: by category, its charts, each with a pattern of the tags in it.
-_CHARTS = {
-    "Held-out puzzles": {
-        "solved: at the end, after the first segment, where it halts": r"eval/exact_accuracy(_first|_halting)?$",
-        "solved, averaged over depths": r"eval/anytime_accuracy$",
-        "loss": r"eval/loss$",
-    },
-    "H-cycles": {
-        "solved after each cycle of the first segment": r"eval/first_segment/step_\d+_exact_accuracy$",
-        "held-out loss after each cycle of the first segment": r"eval/first_segment/step_\d+_loss$",
-        "held-out loss after each cycle of the last segment": r"eval/step_\d+_loss$",
-        "training loss of each cycle": r"train/deep_supervision/step_\d+_loss$",
-        "gradient norm of each cycle's loss": r"train/gradients/step_\d+_grad_norm_mean$",
-    },
+Material = Literal["puzzles", "text", "prompts"]  # what a run is of; of text no row is right as a whole
+_SOLVED, _BITS = ("eval/exact_accuracy", "eval/anytime_accuracy"), ("eval/bits_per_byte", "eval/anytime_bits_per_byte")
+# The custom scalars: charts, each with a pattern of the tags in it.
+_SOLVED_CHARTS = {
+    "solved: at the end, after the first segment, where it halts": r"eval/exact_accuracy(_first|_halting)?$",
+    "solved, averaged over depths": r"eval/anytime_accuracy$",
+}
+_BITS_CHARTS = {
+    "bits per byte, unigrams' and xz's": r"eval/(unigram_|xz_)?bits_per_byte$",
+    "bits per byte, averaged over depths": r"eval/anytime_bits_per_byte$",
+    "tokens foretold": r"eval/accuracy$",
+}
+_SOLVED_BY_CYCLE = {
+    "solved after each cycle of the first segment": r"eval/first_segment/step_\d+_exact_accuracy$",
+}
+_BITS_BY_CYCLE = {
+    "bits per byte after each cycle of the first segment": r"eval/first_segment/step_\d+_bits_per_byte$",
+}
+_BY_CYCLE = {
+    "held-out loss after each cycle of the first segment": r"eval/first_segment/step_\d+_loss$",
+    "held-out loss after each cycle of the last segment": r"eval/step_\d+_loss$",
+    "training loss of each cycle": r"train/deep_supervision/step_\d+_loss$",
+    "gradient norm of each cycle's loss": r"train/gradients/step_\d+_grad_norm_mean$",
 }
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells a run from others: its name, values of its config by dotted key, and those that vary."""
+    """What tells a run from others: its name, values of its config by dotted key, those that vary; what it is of."""
 
     name: str = ""
     values: Mapping[str, bool | float | str] = field(default_factory=dict)
     varied: tuple[str, ...] = ()
+    material: Material = "puzzles"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Tags that the table of runs shows."""
+        return (*(_SOLVED * self._has_solved), *(_BITS * self._has_bits), "eval/loss")
+
+    @property
+    def _has_solved(self) -> bool:
+        return self.material != "text"
+
+    @property
+    def _has_bits(self) -> bool:
+        return self.material != "puzzles"
+
+    @property
+    def charts(self) -> dict[str, dict[str, str]]:
+        """Charts that lie together, by the name of their category."""
+        held_out, by_cycle = {"loss": r"eval/loss$"}, _BY_CYCLE
+        if self._has_bits:
+            held_out, by_cycle = _BITS_CHARTS | held_out, _BITS_BY_CYCLE | by_cycle
+        if self._has_solved:
+            held_out, by_cycle = _SOLVED_CHARTS | held_out, _SOLVED_BY_CYCLE | by_cycle
+        return {f"Held-out {self.material}": held_out, "H-cycles": by_cycle}
 
 
-def identity_of(folder: Path, values: Mapping[str, Any]) -> Identity:
+def identity_of(folder: Path, values: Mapping[str, Any], material: Material = "puzzles") -> Identity:
     """Choose what tells a run from others.
 
     Args:
         folder: the run's; a sweep's trial lies in the sweep's folder.
         values: the config by dotted key.
+        material: what it is of.
     """
     searched: Sequence[str] = ()
     if is_ours(folder.parent, SWEEP):
@@ -70,7 +103,7 @@ def identity_of(folder: Path, values: Mapping[str, Any]) -> Identity:
     plain = {k: value if isinstance(value, bool | int | float | str) else show(value) for k, value in chosen.items()}
     if "config_name" in plain:
         plain["config_name"] = _short(str(plain["config_name"]))
-    return Identity(f"{_short(folder.name)} ({folder.parent.name})", plain, varied)
+    return Identity(f"{_short(folder.name)} ({folder.parent.name})", plain, varied, material)
 
 
 def _short(name: str) -> str:
@@ -102,7 +135,7 @@ class Board:
         self._add(file_version="brain.Event:2")
         if purge_step is not None:
             self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        for summary in (*_hparams_summaries(identity), _layout_summary()):
+        for summary in (*_hparams_summaries(identity), _layout_summary(identity)):
             self._add(summary=summary)
         self._file.flush()
 
@@ -148,14 +181,14 @@ def _hparams_summaries(identity: Identity) -> list[Any]:
         return []
     table = api_pb2.Experiment(
         hparam_infos=[api_pb2.HParamInfo(name=key, differs=key in identity.varied) for key in identity.values],
-        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in _METRICS],
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in identity.metrics],
     )
     described = metadata.create_summary_metadata(HParamsPluginData(experiment=table))
     columns = Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=described, tensor=metadata.NULL_TENSOR)
     return [Summary(value=[columns]), hparams_pb(dict(identity.values), trial_id=identity.name)]
 
 
-def _layout_summary() -> Any:
+def _layout_summary(identity: Identity) -> Any:
     """Lay out the custom scalars; the plugin's own function for that needs TensorFlow."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.custom_scalar import metadata
@@ -167,7 +200,7 @@ def _layout_summary() -> Any:
             title=title,
             chart=[Chart(title=name, multiline=MultilineChartContent(tag=[tags])) for name, tags in charts.items()],
         )
-        for title, charts in _CHARTS.items()
+        for title, charts in identity.charts.items()
     ]
     layout = make_tensor_proto(Layout(category=categories).SerializeToString())
     described = metadata.create_summary_metadata()

@@ -18,7 +18,7 @@ from trm_ray.data.stream import RowStream, test_batches
 from trm_ray.interop.checkpoints import InitialWeights, initial_weights
 from trm_ray.interop.pretrained import token_embedding
 from trm_ray.kinds.registry import symmetry_from
-from trm_ray.reporting.board import identity_of
+from trm_ray.reporting.board import Material, identity_of
 from trm_ray.reporting.mirrored_log import open_log
 from trm_ray.runs.plan import RunPlan
 from trm_ray.storage import as_path
@@ -139,7 +139,9 @@ def _open_log(plan: RunPlan, rank: int, latest: Path | None) -> Iterator[tuple[L
     if rank != 0:
         yield lambda *row: None, lambda: None
         return
-    identity = identity_of(plan.folder, flat(plan.config))
+    text = plan.info.text
+    material: Material = "puzzles" if text is None else "text" if text.packing == "running" else "prompts"
+    identity = identity_of(plan.folder, flat(plan.config), material)
     with open_log(plan.folder, None if latest is None else checkpoint_step(latest), identity) as log:
         yield log.write, log.sync
 

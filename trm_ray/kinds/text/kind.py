@@ -50,7 +50,7 @@ class Text(Tokens):
     @classmethod
     def text_made(cls, arguments: Mapping[str, Any]) -> TextInfo:
         """Name the separator; how much there is, only the text itself tells."""
-        packing = "running" if arguments["source"] == "stdlib" else "prompt"
+        packing: Literal["running", "prompt"] = "running" if arguments["source"] == "stdlib" else "prompt"
         return TextInfo(_BYTES.separator, _BYTES.name, _BYTES.sha256, packing, {}, {}, {}, {}, [])
 
     def layout(self, tokens: np.ndarray) -> np.ndarray:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from trm_ray.reporting.run_log import Run
+from trm_ray.reporting.run_log import YARDSTICKS, Run
 
 T = TypeVar("T", float, np.ndarray)
 
@@ -19,7 +18,8 @@ T = TypeVar("T", float, np.ndarray)
 class Unit:
     """How some numbers are written, and in what words two of them differ.
 
-    scale, digits: of a number in a table; `rough_digits` and `of` it in a sentence, with what is behind it there.
+    scale, digits: of a number in a table; `rough_digits`: in a sentence, where `of` is behind the first one and
+        `of_more` behind later ones.
     difference: unit of a difference; `axis`: of a picture.
     outcome: what a scenario does, with its own number as {ours} and the difference as {size} and one of two `ways`.
     """
@@ -33,14 +33,16 @@ class Unit:
     digits: int = 3
     rough_digits: int = 2
     of: str = ""
+    of_more: str = ""
 
     def better(self, value: T) -> T:
         """Turn a number, or an array of them, so that more of it is better."""
         return value if self.higher_is_better else -value
 
-    def rough(self, *values: float) -> str:
-        """Write some numbers with their unit behind the last."""
-        return " / ".join(f"{self.scale * value:.{self.rough_digits}f}" for value in values) + self.of
+    def rough(self, *values: float, more: bool = False) -> str:
+        """Write some numbers with their unit behind the last; `more` where a sentence has had it."""
+        numbers = " / ".join(f"{self.scale * value:.{self.rough_digits}f}" for value in values)
+        return numbers + (self.of_more if more else self.of)
 
 
 SHARE = Unit(
@@ -53,6 +55,7 @@ SHARE = Unit(
     digits=1,
     rough_digits=0,
     of=" %",
+    of_more=" %",
 )
 BITS = Unit(
     axis="bits per byte",
@@ -173,7 +176,7 @@ class Measure:
 
     def goal_words(self, goal: float) -> str:
         """Write what steps and seconds count to."""
-        return f"{self.unit.scale * goal:g} %" if self.unit is SHARE else f"{goal:.3g}"
+        return f"{self.unit.scale * goal:g} %" if self.unit is SHARE else f"{goal:.2f}"
 
     def is_logged_by(self, run: Run) -> bool:
         """Tell whether a run has the number that ranks."""
@@ -187,7 +190,7 @@ PUZZLES = Measure(
     others=(LOSS,),
     panels=(LOSS, EXACT, FIRST_CYCLE),
     items="puzzles",
-    item="a puzzle",
+    item="puzzle",
     cells="cells",
     by="puzzles solved",
     short="the accuracy",
@@ -207,18 +210,18 @@ TEXT = Measure(
     others=(),
     panels=(ANYTIME_BITS, BITS_PER_BYTE, FIRST_CYCLE_BITS),
     items="text",
-    item="a row",
+    item="row",
     cells="tokens",
     by="bits per byte",
     short="bits per byte",
     does="reaches",
     does_better="reach less",
     loses="bits per byte",
-    noise=0.05,
+    noise=0.1,  # runs of two minutes spread by 0.08
     noise_words="",
     worst=8.0,  # who knows nothing of a byte
     threshold=None,
-    yardsticks={"unigram": "eval/unigram_bits_per_byte", "xz": "eval/xz_bits_per_byte"},
+    yardsticks=YARDSTICKS,
 )
 MEASURES = (PUZZLES, TEXT)
 LOGGED = tuple(number for measure in MEASURES for number in measure.numbers)
@@ -228,7 +231,8 @@ NUMBERS = {number.name: number for number in (*LOGGED, STEPS_TO, SECONDS_TO)}
 def measure_of(runs: Iterable[Run]) -> Measure:
     """Choose what runs are ranked by: puzzles solved where any of them logs that, else bits per byte where any does."""
     runs = list(runs)
-    return next((measure for measure in MEASURES if any(map(measure.is_logged_by, runs))), PUZZLES)
+    unknown = TEXT if runs and all(run.is_text for run in runs) else PUZZLES
+    return next((measure for measure in MEASURES if any(map(measure.is_logged_by, runs))), unknown)
 
 
 def yardsticks_of(measure: Measure, runs: Sequence[Run]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from trm_ray.reporting.numbers.json_text import json_text
-from trm_ray.reporting.numbers.measure import LOSS, Measure, Number
+from trm_ray.reporting.numbers.measure import LOSS, SHARE, Number
 from trm_ray.reporting.numbers.statistics import Spread
 from trm_ray.reporting.numbers.summary import Comparison, ScenarioSummary, Waited
 from trm_ray.reporting.numbers.unfinished import Unfinished
@@ -45,7 +45,8 @@ def _columns(comparison: Comparison) -> list[_Column]:
         _Column(measure.final.heading, lambda one: _number(one.final, measure.final)),
         _Column(
             measure.anytime.heading,
-            lambda one: _number(one.final_anytime, measure.anytime),
+            # Of bits per byte, which have more digits, a line has no room for a second deviation.
+            lambda one: _number(one.final_anytime, measure.anytime, with_sd=measure.unit is SHARE),
             lambda one: one.final_anytime.count > 0,
         ),
         _Column(
@@ -55,25 +56,25 @@ def _columns(comparison: Comparison) -> list[_Column]:
         ),
         _Column(LOSS.heading, lambda one: _number(one.final_loss, LOSS, False), lambda one: LOSS in measure.numbers),
         *_yardstick_columns(comparison.yardsticks),
-        *_goal_columns(measure, comparison.threshold),
+        *_goal_columns(comparison),
         _Column("s per|step", lambda one: _written(one.seconds_per_step, "{:.3f}", with_sd=False)),
     ]
     return [column for column in columns if any(map(column.is_there, ranked))]
 
 
 def _yardstick_columns(yardsticks: Mapping[str, float]) -> list[_Column]:
-    """Say of each yardstick whether a scenario is better."""
+    """Say who is better than the hardest yardstick."""
+    if not yardsticks:
+        return []
+    name, value = min(yardsticks.items(), key=lambda item: item[1])
+    return [_Column(f"{BELOW}|{name}|{value:.2f}", lambda one: "yes" if one.final.mean < value else "no")]
 
-    def column(name: str, value: float) -> _Column:
-        return _Column(f"{BELOW}|{name}|{value:.2f}", lambda one: "yes" if one.final.mean < value else "no")
 
-    return [column(name, value) for name, value in yardsticks.items()]
-
-
-def _goal_columns(measure: Measure, goal: float | None) -> list[_Column]:
+def _goal_columns(comparison: Comparison) -> list[_Column]:
+    goal = comparison.threshold
     if goal is None:
         return []
-    words = measure.goal_words(goal)
+    words = comparison.measure.goal_words(goal)
     return [
         _Column(f"Steps to|{words}", lambda one: _waited(one.steps_to_threshold)),
         _Column(f"s to|{words}", lambda one: _waited(one.seconds_to_threshold, with_count=False)),

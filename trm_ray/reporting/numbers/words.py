@@ -123,8 +123,13 @@ def _first_cycle(told: Told, measure: Measure) -> str:
     already = "already " if first.claim == "better" else ""
     theirs = f"{first.baseline}'s" if " " not in first.baseline else f"that of {first.baseline}"
     does, rough = measure.does, measure.unit.rough
-    words = f"Its first cycle {already}{does} {rough(first.ours)} where {theirs} {does} {rough(first.theirs)}"
-    others = [f"{_AXIS_WORDS[one.at]} {rough(one.ours)} and {rough(one.theirs)}{_doubt(one)}" for one in rest]
+    words = (
+        f"Its first cycle {already}{does} {rough(first.ours)} where {theirs} {does} {rough(first.theirs, more=True)}"
+    )
+    others = [
+        f"{_AXIS_WORDS[one.at]} {rough(one.ours, more=True)} and {rough(one.theirs, more=True)}{_doubt(one)}"
+        for one in rest
+    ]
     return "; ".join([words + _doubt(first), *others]) + "."
 
 
@@ -147,9 +152,13 @@ def _by_depth(summary: ScenarioSummary, told: Told, comparison: Comparison) -> s
         return ""
     sides = [one.depths.value[-1] for one in (summary, theirs) if one.depths is not None]
     deepest = min(map(len, sides))
+    if not deepest:  # of other material than the others
+        return ""
     depths = [depth for depth in _DEPTHS if depth < deepest] + [deepest]
     measure = comparison.measure
-    ours, others = (measure.unit.rough(*(side[depth - 1] for depth in depths)) for side in sides)
+    ours, others = (
+        measure.unit.rough(*(side[depth - 1] for depth in depths), more=side is not sides[0]) for side in sides
+    )
     return f"After {' / '.join(map(str, depths))} H-cycles it {measure.does} {ours}, {baseline} {others}."
 
 
@@ -224,6 +233,8 @@ def _about_yardsticks(comparison: Comparison) -> Iterator[str]:
     name, hardest = min(comparison.yardsticks.items(), key=lambda item: item[1])
     below = [one.label for one in comparison.ranking if one.final.mean < hardest]
     yield f"Without a model the same text takes, in bits per byte: {told}. Below {name}: {_listed(below) or 'none'}."
+    for name in (name for name, value in comparison.yardsticks.items() if value == comparison.threshold):
+        yield f"Steps and seconds count to what {name} takes{'' if name == 'xz' else ', as no run is below xz'}."
 
 
 def _about_threshold(ranked: Sequence[ScenarioSummary]) -> Iterator[str]:

@@ -104,8 +104,10 @@ class Scale:
     @property
     def steps_title(self) -> str:
         """Title of the panel of steps to a threshold."""
-        goal = "a yardstick in" if self.goal is None else self.measure.goal_words(self.goal)
-        return f"Steps to {goal} {self.measure.noun}"
+        if self.goal is None:
+            return "Steps to a yardstick"
+        named = [f" ({name})" for name, value in self.yardsticks.items() if value == self.goal]
+        return f"Steps to {self.measure.goal_words(self.goal)} {self.measure.noun}{''.join(named)}"
 
 
 def counted_runs(group: Group) -> Group:
@@ -162,18 +164,23 @@ def draw_levels(axes: Axes, scale: Scale) -> None:
     """Draw a line where steps and seconds are counted to, and one for each yardstick, as far as they are in sight."""
     if not axes.lines:
         return
-    for name, level in scale.yardsticks.items():
-        _draw_level(axes, level, f"{name} {level:.2f}")
-    if scale.goal is not None and scale.goal not in scale.yardsticks.values():
-        _draw_level(axes, scale.goal, "")
-
-
-def _draw_level(axes: Axes, level: float, name: str) -> None:
-    if axes.get_ylim()[0] < level < axes.get_ylim()[1]:
+    named = {level: f"{name} {level:.2f}" for name, level in scale.yardsticks.items()}
+    levels = {**({} if scale.goal is None else {scale.goal: ""}), **named}
+    low, high = axes.get_ylim()
+    for level in (level for level in levels if low < level < high):
         axes.axhline(level, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        if name:
-            place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axes.annotate(name, (1, level), (-2, 2), ha="right", va="bottom", color=MUTED, fontsize=9, **place)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(levels[level], (1, level), (-2, 2), ha="right", va="bottom", color=MUTED, fontsize=9, **place)
+    if below := [f"↓ {name}" for level, name in named.items() if level <= low]:  # where curves that fall are not
+        axes.annotate(
+            ", ".join(below),
+            (0, 0),
+            (4, 3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=MUTED,
+            fontsize=9,
+        )
 
 
 def _draw_band(axes: Axes, band: Band, x: np.ndarray, look: LineLook) -> None:
@@ -226,6 +233,7 @@ def draw_depths(axes: Axes, groups: Sequence[Styled], scale: Scale) -> None:
         if band.num_seeds > 1 and look.marker:
             axes.fill_between(band.depths, band.low, band.high, color=look.colour, alpha=0.16, linewidth=0)
     style.depth_axis(axes, max(len(band.depths) for band, _ in drawn))
+    axes.set_xlabel(f"depth: H-cycles since the {scale.measure.item} was taken up")
     _finish_values(axes, scale.number.unit)
     draw_levels(axes, replace(scale, goal=None))
 
@@ -344,7 +352,7 @@ def _frame(figure: Figure, groups: Sequence[Styled], runs: Sequence[Run]) -> Non
 
 
 def _heading(groups: Sequence[Styled], runs: Sequence[Run]) -> str:
-    tasks = sorted({str(run.config.get("task", "")) for run in runs} - {""})
+    tasks = sorted({str(run.config.get("task") or "") for run in runs} - {""})
     noun = "scenario" if len({group.scenario for group, _ in groups}) == len(groups) else "variant"
     counts = [(len(groups), noun), (len(runs), "run")]
     return " · ".join([", ".join(tasks) or "Comparison", *(f"{n} {word}{'s' * (n != 1)}" for n, word in counts)])
