@@ -96,20 +96,17 @@ def test_a_file_that_is_not_there_or_is_something_else_is_named(tmp_path):
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["learned", "frozen"])
 def test_a_run_begins_with_it_goes_on_bitwise_and_leaves_it_alone_if_it_is_frozen(tmp_path, frozen):
-    """Under its real name in the config, from a folder that the run does not go on in; with a projection."""
-    generate_text(tmp_path / "sums", source="addition", train=40, test=4, seq_len=13)
+    """Through a projection, on rows that are streamed, each for two segments."""
+    generate_text(tmp_path / "sums", source="addition", train=400, test=4, seq_len=13)
     file = embedding_file(tmp_path, wte=table(257, 6))
     words = {f"arch.{key}": value for key, value in {**TEXT_ARCH, "embedding_size": 6}.items()}
-    words |= {
-        "arch.pretrained_embeddings": f"{file}:wte",
-        "arch.freeze_embeddings": frozen,
-        "ema": True,
-        "lr_min_ratio": 1,
-    }
+    words |= {"arch.pretrained_embeddings": f"{file}:wte", "arch.freeze_embeddings": frozen, "arch.halt_max_steps": 2}
+    words |= {"ema": True, "lr_min_ratio": 1, "data_memory_gib": 1e-5}  # 11 kB, for rows of 21 kB
 
     def go_on(name: str, steps: int) -> dict[str, Any]:
         given = laid_over([], [f"{key}={str(value).lower()}" for key, value in {**words, "max_steps": steps}.items()])
         plan = plan_run(run_config(tmp_path / "sums", tmp_path / name, *given))
+        assert not plan.holds_train
         train_in_process(plan, claim_folder(plan, resume=steps > 3 and name == "parts"))
         return load_checkpoint(tmp_path / name / "final_model")
 
