@@ -89,7 +89,7 @@ def _told(values: list[float]) -> str:
 def draw(arms: dict[str, list[Run]], path: Path) -> None:
     """Draw bits per byte over the operations of training, and over depth."""
     with style.styled():
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        figure = Figure(figsize=(11, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for (arm, runs), look in zip(arms.items(), style.group_looks([*arms]), strict=True):
             costs = np.array([row[_COST] for row in runs[0].rows])
@@ -99,7 +99,7 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
         left.set(title="Held out, while training", xlabel="GFLOP of training", ylabel="bits per byte")
         right.set(title="At the end, by depth", xlabel="H-cycles (trained with 2, the plain ones with 1)")
         right.set_xticks([1, 2, 3, 4])
-        left.legend(loc="upper right", fontsize=8)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
         figure.savefig(path, dpi=110)
 
 
