@@ -67,7 +67,19 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 
 def test_the_promised_commands_exist():
-    promised = {"prepare", "train", "sweep", "evaluate", "predict", "dashboard", "compare", "bench", "selftest", "plan"}
+    promised = {
+        "prepare",
+        "train",
+        "sweep",
+        "evaluate",
+        "predict",
+        "generate",
+        "dashboard",
+        "compare",
+        "bench",
+        "selftest",
+        "plan",
+    }
     promised |= {"import-checkpoint", "export-checkpoint", "submit", "jobs", "grafana", "replay", "schedule"}
     promised |= {"diagnose", "report"}
     assert {words[0] for words in commands()} == promised
