@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def prepare_text(output: Path, *, inputs: Sequence[Path], workers: int | None = 
     workers = _paying_off(inputs) if workers is None else workers
     if workers < 0:
         raise ValueError(f"--workers {workers} must be at least 0, which is this process alone")
-    return prepare(output, inputs=inputs, run_all=_run_all(workers, is_remote(output)), **options)
+    with _task_runner(workers, is_remote(output)) as run_all:
+        return prepare(output, inputs=inputs, run_all=run_all, **options)
 
 
 def _paying_off(inputs: Sequence[Path]) -> int:
@@ -39,9 +41,9 @@ def _paying_off(inputs: Sequence[Path]) -> int:
     return wanted if wanted > 1 else 0
 
 
-def _run_all(workers: int, here: bool) -> RunAll[Any]:
+def _task_runner(workers: int, here: bool) -> AbstractContextManager[RunAll[Any]]:
     if workers == 0:
-        return map
-    from trm_ray.distributed.tasks import run_all
+        return nullcontext(map)
+    from trm_ray.distributed.tasks import task_runner
 
-    return run_all(workers, here=here)
+    return task_runner(workers, here=here)
