@@ -92,9 +92,9 @@ def shape_of(info: DatasetInfo) -> TokenShape:
 def _check_embeddings(config: Config, info: DatasetInfo) -> None:
     """Refuse what the model could not be built of."""
     from trm_ray.interop.pretrained import token_embedding
-    from trm_ray.training.state import check_separator
+    from trm_ray.training.state import check_text
 
-    check_separator(config.arch, shape_of(info))
+    check_text(config.arch, shape_of(info))
     if config.arch.pretrained_embeddings is not None:
         token_embedding(config.arch, shape_of(info))
 

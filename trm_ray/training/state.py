@@ -85,9 +85,10 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
     """Build the network of a config with weights drawn from its seed.
 
     Raises:
-        ValueError: attention is to stay within documents, and the data do not tell where these begin.
+        ValueError: the data are a text and the model is not causal; or attention is to stay within documents, and the
+            data do not tell where these begin.
     """
-    check_separator(config.arch, shape)
+    check_text(config.arch, shape)
     arch, generator = config.arch, torch.Generator().manual_seed(config.seed)
     scale = arch.residual_init_scale
     common: dict[str, Any] = {"eps": arch.rms_norm_eps, "generator": generator, "residual_init_scale": scale}
@@ -115,8 +116,12 @@ def build_model(config: Config, shape: TokenShape) -> TinyRecursiveModel:
     )
 
 
-def check_separator(arch: ArchConfig, shape: TokenShape) -> None:
-    """Refuse documents that nobody can tell apart."""
+def check_text(arch: ArchConfig, shape: TokenShape) -> None:
+    """Refuse a model that sees what it is to predict, and documents that nobody can tell apart."""
+    if shape.separator is not None and not arch.causal:
+        rule = "must be true for text: each label is the next token, which a model that is not causal sees"
+        way_out = "use arch.causal=true arch.mixer=attention arch.pos_encodings=rope"
+        raise ValueError(f"arch.causal=false {rule}; {way_out}")
     if arch.causal and arch.document_mask and shape.separator is None:
         rule = "needs a dataset whose dataset.json names the separator of its documents"
         raise ValueError(f"arch.document_mask=true {rule}; train on one, or use arch.document_mask=false")

@@ -1,10 +1,11 @@
-"""What is trained on one tokenizer's text means nothing on another's, even if both have as many tokens."""
+"""A model of text sees no label of its own, and means nothing on the tokens of another tokenizer."""
 
 from pathlib import Path
 
 import pytest
 from run_helpers import run_config
 
+from trm_ray.kinds.text.generate import generate_text
 from trm_ray.kinds.text.prepare import prepare_text
 from trm_ray.programs.evaluate import evaluate_run
 from trm_ray.programs.train import train
@@ -51,3 +52,11 @@ def test_tokens_of_another_tokenizer_are_refused_wherever_data_and_weights_meet(
     two.rename(one)
     with pytest.raises(ValueError, match=r"has another tokenizer than .* was trained with; prepare the dataset"):
         train(run_config(one, run, *CAUSAL, "max_steps=2"), resume=True)
+
+
+def test_text_is_refused_to_a_model_that_would_see_its_labels(tmp_path: Path):
+    data = tmp_path / "data"
+    generate_text(data, source="reverse", train=8, test=4, seq_len=12, size=3, seed=0)
+    with pytest.raises(ValueError, match=r"arch\.causal=false must be true for text: .* sees; use arch\.causal=true"):
+        train(run_config(data, tmp_path / "run", "ray.num_workers=0", "max_steps=1"))
+    assert not (tmp_path / "run").exists()
