@@ -621,7 +621,7 @@ USAGE = [
     Bad("predict run puzzle.txt --segments 0", "'--segments'", usage=True),
     Bad("replay", "(?i)Missing argument '{?sweep", usage=True),
     Bad("replay run --orders -1", "'--orders'", usage=True),
-    Bad("compare run --threshold 2", "'--threshold'", usage=True),
+    Bad("compare run --threshold 2", r"^error: --threshold 2 must be from 0 to 1.*; use e\.g\. --threshold 0\.5"),
     Bad("compare run --threshold nan", "'--threshold'", usage=True),
     Bad("export-checkpoint run --output x --format onnx", "'--format'.*'onnx'", usage=True),
     Bad("import-checkpoint step_1 --output x --puzzle-embedding burn", "'--puzzle-embedding'.*'burn'", usage=True),

@@ -24,7 +24,7 @@ from trm_ray.config import (
     load_sweep,
     to_yaml,
 )
-from trm_ray.data.format import DatasetInfo, SplitInfo
+from trm_ray.data.format import DatasetInfo, SplitInfo, TextInfo
 from trm_ray.kinds.text.prepare import prepare_text
 from trm_ray.programs.commands import best_command
 from trm_ray.programs.sweep import SweepPlan, compare_trials, owned_sweep, plan_sweep, start_sweep
@@ -117,9 +117,13 @@ def test_every_shipped_file_plans(path: Path, monkeypatch: pytest.MonkeyPatch):
     from trm_ray.runs import plan as planning
 
     def described(config: Config) -> DatasetInfo:
-        made = config.generator
-        size, train, test = (made.size, made.train, made.test) if made else (9, 1000, 1000)
+        made, text = config.generator, config.arch.causal
+        train, test = (made.train, made.test) if made else (10**6 if text else 1000, 1000)
         splits = {name: SplitInfo(rows, rows, 1.0, {}) for name, rows in (("train", train), ("test", test))}
+        if text:
+            info = TextInfo(256, "bytes", "", "running", {}, {}, {}, {}, [])
+            return DatasetInfo(3, 128, 257, 0, -100, 1, splits, "text", {}, None, None, {}, "text", info)
+        size = made.size if made else 9
         return DatasetInfo(2, size**2, size + 2, 0, -100, 1, splits, "sudoku", {}, 0, None, {})
 
     monkeypatch.setattr(planning, "open_data", described)

@@ -72,7 +72,7 @@ class Encoded:
 
     def documents(self) -> np.ndarray:
         """Read what is known of each document: (D,) of `DOCUMENT`."""
-        return np.load(self.folder / "documents.npy", mmap_mode="r")
+        return np.lib.format.open_memmap(self.folder / "documents.npy", mode="r")
 
     def told(self) -> dict[str, object]:
         """Read what dataset.json says of the file."""

@@ -159,7 +159,7 @@ class Packing:
 
     @cached_property
     def _documents(self) -> np.ndarray:
-        return np.load(self.plan, mmap_mode="r")
+        return np.lib.format.open_memmap(self.plan, mode="r")
 
     @cached_property
     def _shards(self) -> _Shards:

@@ -268,7 +268,7 @@ def _measured(text: TextInfo, parts: Sequence[Part], xz: Xz, tokenizer: Tokenize
     """Add what models of running text are measured against."""
     counts = {name: np.zeros(tokenizer.vocab_size, np.int64) for name in text.tokens}
     for part in parts:
-        counts[part.path.parent.name] += np.load(part.counts)
+        counts[part.path.parent.name] += np.lib.format.open_memmap(part.counts, mode="r")
     unigram = unigram_bits_per_byte(counts["train"], counts["test"], tokenizer.token_bytes)
     return replace(text, unigram_bits_per_byte=unigram, xz_bits_per_byte=xz.read())
 
