@@ -2,8 +2,8 @@
 
     python docs/text_comparison.py runs/text_comparison runs/text_comparison_plain runs/text_comparison_short > table.md
 
-Prints a table for docs/text.md, of all held-out rows, and writes docs/text_comparison.png, of those that evaluations
-before the last take. On these every model is measured at twice its depth too, unless that was done before.
+Prints a table for docs/text.md and writes docs/text_comparison.png, both of all held-out rows. Every model is measured
+at twice its depth too, unless that was done before.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ _BITS, _COST, _SECONDS = "eval/bits_per_byte", "train/flops", "core_seconds/step
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the rows of its log that have an evaluation, and bits per byte at each depth (D,), twice the trained.
-
-    All are of few rows but those of the last evaluation.
-    """
+    """One run: the rows of its log that have an evaluation, and bits per byte at each depth (D,), twice the trained."""
 
     arm: str
     rows: list[dict[str, float]]
@@ -39,8 +36,8 @@ class Run:
 
     @property
     def curve(self) -> np.ndarray:
-        """Bits per byte of every evaluation, of few rows (n,)."""
-        return np.array([*(row[_BITS] for row in self.rows[:-1]), self.by_depth[len(self.by_depth) // 2 - 1]])
+        """Bits per byte of every evaluation (n,)."""
+        return np.array([row[_BITS] for row in self.rows])
 
 
 def read(folder: Path) -> Run:
@@ -53,16 +50,16 @@ def read(folder: Path) -> Run:
         arm += f", {config.max_steps} steps"
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows: list[dict[str, float]] = [row for row in map(json.loads, lines) if _BITS in row]
-    depths = _evaluated(folder, config.eval_quick_puzzles)["by_depth"]
+    depths = _evaluated(folder)["by_depth"]
     return Run(arm, rows, np.array([depth["bits_per_byte"]["value"] for depth in depths]))
 
 
-def _evaluated(folder: Path, num_rows: int | None) -> dict[str, Any]:
+def _evaluated(folder: Path) -> dict[str, Any]:
     known = folder / "report" / "evaluation_test.json"
     if known.is_file():
         evaluation: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
         return evaluation
-    return trm_ray.evaluate(folder, segments=[2], max_puzzles=num_rows)
+    return trm_ray.evaluate(folder, segments=[2])
 
 
 def table(arms: dict[str, list[Run]]) -> str:
@@ -96,6 +93,11 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
             _line(left, costs / 1e9, np.array([run.curve for run in runs]), look, arm)
             by_depth = np.array([run.by_depth for run in runs])
             _line(right, np.arange(by_depth.shape[1]) + 1, by_depth, look, arm)
+        packed = next(iter(arms.values()))[0].rows[-1]["eval/xz_bits_per_byte"]
+        for axes in (left, right):
+            axes.axhline(packed, color=style.MUTED, linewidth=1, linestyle=":")
+        place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "color": style.MUTED}
+        left.annotate(f"xz {packed:.2f}", (0, packed), **place)
         left.set(title="Held out, while training", xlabel="GFLOP of training", ylabel="bits per byte")
         right.set(title="At the end, by depth", xlabel="H-cycles (trained with 2, the plain ones with 1)")
         right.set_xticks([1, 2, 3, 4])

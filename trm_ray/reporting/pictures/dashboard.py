@@ -51,7 +51,7 @@ def draw_dashboard(run: Run) -> Figure:
         for axes, (heading, draw) in zip(figure.subplots(3, 4).flat, panels_of(run).items(), strict=True):
             axes.set_title(heading)
             draw(axes, run)
-        title = f"{scenario_name(run)} · {run.config.get('task', '')} · seed {run.seed}"
+        title = " · ".join(filter(None, (scenario_name(run), run.config.get("task"), f"seed {run.seed}")))
         figure.text(0.010, 0.988, title, va="top", fontsize=15, fontweight="bold")
         figure.text(0.990, 0.985, _tail(str(run.folder), 90), va="top", ha="right", color=MUTED)
         style.lay_out(figure, (0.004, 0.004, 0.992, 0.95), wspace=0.03, hspace=0.05)
