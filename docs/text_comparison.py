@@ -28,10 +28,14 @@ _BITS, _COST, _SECONDS = "eval/bits_per_byte", "train/flops", "core_seconds/step
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the rows of its log that have an evaluation, and bits per byte at each depth (D,), twice the trained."""
+    """One run: the rows of its log that have an evaluation, and what the steps before each had cost.
+
+    by_depth: bits per byte at each depth (D,), twice the trained.
+    """
 
     arm: str
     rows: list[dict[str, float]]
+    costs: np.ndarray
     by_depth: np.ndarray
 
     @property
@@ -45,13 +49,16 @@ def read(folder: Path) -> Run:
     config = config_from_run(folder)
     arm = config.config_name.removeprefix("deep_supervision_")
     if config.arch.L_cycles == 0:
-        arm = f"plain, {config.arch.L_layers} layers"
+        arm = f"plain, {config.arch.L_layers} layers" + (", lr=3e-3" if config.lr == 3e-3 else "")
     if config.max_flops is None:
         arm += f", {config.max_steps} steps"
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows: list[dict[str, float]] = [row for row in map(json.loads, lines) if _BITS in row]
+    logged: list[dict[str, float]] = [*map(json.loads, lines)]
+    rows = [row for row in logged if _BITS in row]
+    steps, costs = zip(*((row["step"], row[_COST]) for row in logged if _COST in row), strict=True)
+    at_rows = np.interp([row["step"] for row in rows], (0, *steps), (0, *costs))
     depths = _evaluated(folder)["by_depth"]
-    return Run(arm, rows, np.array([depth["bits_per_byte"]["value"] for depth in depths]))
+    return Run(arm, rows, at_rows, np.array([depth["bits_per_byte"]["value"] for depth in depths]))
 
 
 def _evaluated(folder: Path) -> dict[str, Any]:
@@ -89,8 +96,7 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
         figure = Figure(figsize=(11, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for (arm, runs), look in zip(arms.items(), style.group_looks([*arms]), strict=True):
-            costs = np.array([row[_COST] for row in runs[0].rows])
-            _line(left, costs / 1e9, np.array([run.curve for run in runs]), look, arm)
+            _line(left, runs[0].costs / 1e9, np.array([run.curve for run in runs]), look, arm)
             by_depth = np.array([run.by_depth for run in runs])
             _line(right, np.arange(by_depth.shape[1]) + 1, by_depth, look, arm)
         packed = next(iter(arms.values()))[0].rows[-1]["eval/xz_bits_per_byte"]
