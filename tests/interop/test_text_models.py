@@ -20,7 +20,7 @@ from trm_ray.interop.pretrained import token_embedding
 from trm_ray.kinds.text.generate import generate_text
 from trm_ray.runs.execute import train_in_process
 from trm_ray.runs.folder import claim_folder
-from trm_ray.runs.plan import plan_run
+from trm_ray.runs.plan import RunPlan, plan_run
 from trm_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from trm_ray.training.inference import solve
 from trm_ray.training.state import TokenShape, build_model
@@ -103,9 +103,12 @@ def test_a_run_begins_with_it_goes_on_bitwise_and_leaves_it_alone_if_it_is_froze
     words |= {"arch.pretrained_embeddings": f"{file}:wte", "arch.freeze_embeddings": frozen, "arch.halt_max_steps": 2}
     words |= {"ema": True, "lr_min_ratio": 1, "data_memory_gib": 1e-5}  # 11 kB, for rows of 21 kB
 
+    def planned(name: str, **changes: Any) -> RunPlan:
+        given = laid_over([], [f"{key}={str(value).lower()}" for key, value in {**words, **changes}.items()])
+        return plan_run(run_config(tmp_path / "sums", tmp_path / name, *given))
+
     def go_on(name: str, steps: int) -> dict[str, Any]:
-        given = laid_over([], [f"{key}={str(value).lower()}" for key, value in {**words, "max_steps": steps}.items()])
-        plan = plan_run(run_config(tmp_path / "sums", tmp_path / name, *given))
+        plan = planned(name, max_steps=steps)
         assert not plan.holds_train
         train_in_process(plan, claim_folder(plan, resume=steps > 3 and name == "parts"))
         return load_checkpoint(tmp_path / name / "final_model")
@@ -119,7 +122,7 @@ def test_a_run_begins_with_it_goes_on_bitwise_and_leaves_it_alone_if_it_is_froze
     assert torch.equal(straight["model"]["embed_tokens"], begun) == frozen
     assert torch.equal(straight["ema"]["embed_tokens"], begun) == frozen
     with pytest.raises(ValueError, match=r"none\.safetensors does not exist"):
-        plan_run(run_config(tmp_path / "sums", tmp_path / "x", "arch.pretrained_embeddings=none.safetensors"))
+        planned("x", **{"arch.pretrained_embeddings": "none.safetensors"})
 
 
 # ---- reloads ---------------------------------------------------------------------------------------------
@@ -199,6 +202,7 @@ def test_what_the_original_has_no_weights_for_is_not_exported_to_it(tmp_path, ar
 )
 def test_a_text_is_not_begun_with_weights_of_the_original(tmp_path, arch, told):
     config = tiny_config(arch={**TEXT_ARCH, "causal": False})
-    torch.save(to_original(build_model(config, SHAPE).state_dict(), torch.float32), tmp_path / "step_3")
+    original = build_model(config, TokenShape(SHAPE.seq_len, SHAPE.vocab_size))
+    torch.save(to_original(original.state_dict(), torch.float32), tmp_path / "step_3")
     with pytest.raises(ValueError, match=told):
         initial_weights(tmp_path / "step_3", config_of(**arch), SHAPE, None)
