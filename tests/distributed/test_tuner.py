@@ -180,6 +180,7 @@ def test_a_trial_trains_bitwise_as_a_run_without_ray(done: Swept, puzzles: Path,
     assert_same(final_weights(done.folder(GOOD)), final_weights(plan.folder))
 
 
+@pytest.mark.slow
 def test_a_trial_on_all_cpus_trains_on_a_split_that_does_not_fit_as_a_run_without_ray(puzzles: Path, tmp_path: Path):
     memory, cpus = {"data_memory_gib": 1e-5}, ray.cluster_resources()["CPU"]
     result = swept(sweep_config(puzzles, tmp_path / "sweep", [GOOD], **memory, **{"ray.cpus_per_worker": cpus}))

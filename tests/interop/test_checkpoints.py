@@ -489,6 +489,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.slow
 def test_conversions_take_no_more_memory_than_the_file_once(tmp_path):
     state = write_original(tmp_path / "step_77")
     state[THEIR_TABLE] = torch.ones(1_500_000, 24)
@@ -518,6 +519,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.slow
 def test_using_a_model_takes_the_rows_of_its_table_that_are_used(tmp_path):
     checkpoint_of(tmp_path / "small", None)
     state, table = load_checkpoint(tmp_path / "small"), torch.ones(600_000, 24)
