@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TINY_ARCH, text_model, texts
+from helpers import TINY_ARCH, text_model, texts, tiny_model
 from torch import Tensor
 
 from trm_ray.model.gradient_path import GradientPath
@@ -173,6 +173,15 @@ def test_an_embedding_of_another_width_is_projected():
         (recursion,) = network._recursion
         question = recursion._embed(torch.arange(257)[:, None].expand(-1, LENGTH), None)
         assert question.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.25)  # whatever the widths are
+
+
+def test_learned_positions_are_added_to_the_projected_embedding():
+    model = tiny_model(pos_encodings="learned", mixer="attention", embedding_size=6)
+    (recursion,) = model._recursion
+    question = recursion._embed(torch.ones(2, model.seq_len, dtype=torch.int64), None)
+    assert model.embed_positions is not None
+    assert model.embed_positions.shape == question.shape[1:] == (model.seq_len, TINY_ARCH["hidden_size"])
+    assert question.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.25)
 
 
 # -- without a latent --------------------------------------------------------------------------------------------------

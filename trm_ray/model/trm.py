@@ -148,14 +148,14 @@ class TinyRecursiveModel(nn.Module):
         width = embedding_size or hidden_size
         self.embed_scale = math.sqrt(width)
 
-        def embedding(rows: int) -> nn.Parameter:
-            return nn.Parameter(truncated_normal_(torch.empty(rows, width), 1 / self.embed_scale, generator))
+        def embedding(rows: int, size: int) -> nn.Parameter:
+            return nn.Parameter(truncated_normal_(torch.empty(rows, size), 1 / self.embed_scale, generator))
 
-        self.embed_tokens = embedding(vocab_size).requires_grad_(not freeze_embeddings)
+        self.embed_tokens = embedding(vocab_size, width).requires_grad_(not freeze_embeddings)
         self.embed_proj = None if width == hidden_size else Linear(width, hidden_size, generator=generator)
         self.puzzle_embedding = puzzle_embedding
         self.prefix_len = 0 if puzzle_embedding is None else puzzle_embedding.prefix_len
-        self.embed_positions = embedding(self.prefix_len + seq_len) if learned_positions else None
+        self.embed_positions = embedding(self.prefix_len + seq_len, hidden_size) if learned_positions else None
         self.blocks = Stack(eps if pre_norm else None)
         for mixer in mixers:
             mlp = SwiGLU(hidden_size, inner_size, generator=generator, residual_init_scale=residual_init_scale)
